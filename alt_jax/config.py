@@ -1,0 +1,304 @@
+"""The configuration: frozen dataclasses, checked when they are made, plain JSON when they are stored.
+
+A config file is a Python module with `get_config() -> Config`. Any value can be overridden on the command line under
+its dotted name, e.g. `--loss.mlm 0`. A name that does not exist is refused and the nearest one is named.
+"""
+
+import dataclasses
+import difflib
+import json
+import runpy
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field as Constrained
+from pydantic.dataclasses import dataclass
+
+from alt_jax.errors import InputError
+
+_STRICT = ConfigDict(extra="forbid")
+Rate = Annotated[float, Constrained(ge=0, lt=1)]
+Weight = Annotated[float, Constrained(ge=0)]
+Strategy = Literal["ctr", "plm", "joint"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class FieldConfig:
+    """One column of an own table: its name in the file and its name in the prompt (the column's name if empty)."""
+
+    column: str
+    name: str = ""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataConfig:
+    """Where rows come from and how they are labelled and split.
+
+    Attributes:
+      source: `movielens_100k`, `movielens_1m` or `table` (any CSV or Parquet file).
+      raw: Original zip, its unpacked folder, or the table file.
+      dir: The prepared dataset.
+      protocol: A named preset of `alt_jax.data.protocols`: how rows are filtered, labelled, ordered and split.
+      fields: Columns to use, in prompt order. Needed for `table`; empty means a known source's own fields.
+      label: Column of the label or rating (`table`).
+      positive_above: Labels above this are positive; replaces the protocol's threshold when given.
+      timestamp: Column that time-ordered protocols sort by (`table`).
+      user, item: Columns for GAUC and for items unseen in training (`table`).
+      linked: Groups of columns that determine one another (`table`).
+      min_count: A value seen fewer times in training shares the field's out-of-vocabulary id.
+    """
+
+    source: str = "table"
+    raw: str = ""
+    dir: str = ""
+    protocol: str = "random"
+    fields: tyro.conf.Suppress[tuple[FieldConfig, ...]] = ()
+    label: str = "label"
+    positive_above: float | None = None
+    timestamp: str | None = None
+    user: str | None = None
+    item: str | None = None
+    linked: tyro.conf.Suppress[tuple[tuple[str, ...], ...]] = ()
+    min_count: PositiveInt = 1
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TextConfig:
+    """The text tower.
+
+    Attributes:
+      model: A Hugging Face folder or hub name (config, tokenizer, safetensors weights). Empty: a BERT of the sizes
+        below that starts from random weights, with a WordPiece vocabulary trained on the training part's prompts.
+      vocab_size, hidden, layers, heads, intermediate, dropout: Sizes of that BERT; unused when `model` is given.
+      max_length: Upper bound on prompt tokens; long values are cut, field by field, to keep every prompt within it.
+      dtype: Precision of the tower's arithmetic. Parameters, softmaxes and losses are always float32.
+    """
+
+    model: str = ""
+    vocab_size: PositiveInt = 4096
+    hidden: PositiveInt = 128
+    layers: PositiveInt = 2
+    heads: PositiveInt = 2
+    intermediate: PositiveInt = 512
+    dropout: Rate = 0.1
+    max_length: PositiveInt = 128
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class CTRConfig:
+    """The CTR tower: one embedding table shared by all fields, then the named interaction model.
+
+    Attributes:
+      tower: A name from `alt-jax list towers`.
+      dim: Embedding width.
+      init_std: Standard deviation of the embedding's normal initialiser.
+      hidden: Widths of the deep part.
+      cross_layers, experts, rank: Cross layers of DCN-Mix, experts per layer, rank of each expert.
+      dropout: Dropout of the deep part.
+    """
+
+    tower: str = "dcn_mix"
+    dim: PositiveInt = 32
+    init_std: PositiveFloat = 1e-4
+    hidden: tuple[PositiveInt, ...] = (300, 300, 128)
+    cross_layers: PositiveInt = 2
+    experts: PositiveInt = 4
+    rank: PositiveInt = 32
+    dropout: Rate = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LossConfig:
+    """Weights of the three pretraining losses. A weight of 0 removes that term's computation from the program."""
+
+    icl: Weight = 1.0
+    mlm: Weight = 1.0
+    mtm: Weight = 1.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ICLConfig:
+    """Instance-level contrast.
+
+    Attributes:
+      dim: Width of the space in which both views of a row meet.
+      temperature: Divides the similarities.
+      normalize: Whether vectors are scaled to unit length; 0.7 suits unnormalised vectors, about 0.07 unit ones.
+      duplicates: What an equal row elsewhere in the batch is: a further positive, left out, or a negative.
+      dropout: Dropout inside the projection heads.
+    """
+
+    dim: PositiveInt = 128
+    temperature: PositiveFloat = 0.7
+    normalize: bool = False
+    duplicates: Literal["positive", "ignore", "negative"] = "positive"
+    dropout: Rate = 0.2
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MTMConfig:
+    """Masked tabular modelling.
+
+    Attributes:
+      method: `softmax` over the masked field's own ids, or `nce` against noise from the unigram counts of all fields.
+      dim: Width of the output table.
+      noise: Noise samples per masked field (`nce`).
+    """
+
+    method: Literal["softmax", "nce"] = "softmax"
+    dim: PositiveInt = 32
+    noise: PositiveInt = 25
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MaskConfig:
+    """Masking.
+
+    Attributes:
+      rate: Share of the units that is masked, at least one.
+      unit: `field`: each field by itself; `group`: linked fields (an id and its title) go together.
+    """
+
+    rate: Annotated[float, Constrained(gt=0, lt=1)] = 0.15
+    unit: Literal["field", "group"] = "field"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PretrainConfig:
+    """Pretraining: AdamW with a cosine to 0.
+
+    Attributes:
+      batch_size: Global batch over all devices; the contrastive loss spans it.
+      epochs: Passes over the training part.
+      learning_rate: Of everything but the text tower.
+      text_learning_rate: Of the text tower.
+      weight_decay: Decoupled, on matrices only (not on biases, layer norms or embedding tables).
+      warmup: Share of the steps over which the learning rate rises.
+      mlm_dropout: Dropout inside the MLM head.
+      checkpoint_every: Steps between checkpoints besides the one at each epoch's end; 0 for none.
+    """
+
+    batch_size: PositiveInt = 1024
+    epochs: PositiveInt = 30
+    learning_rate: PositiveFloat = 1e-4
+    text_learning_rate: PositiveFloat = 1e-4
+    weight_decay: Weight = 1e-3
+    warmup: Rate = 0.0
+    mlm_dropout: Rate = 0.2
+    checkpoint_every: int = 0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class FinetuneConfig:
+    """One finetuning strategy.
+
+    Attributes:
+      batch_size: Global batch over all devices.
+      epochs: At most this many passes; stops early on validation AUC.
+      patience: Epochs without a better validation AUC before stopping.
+      learning_rate: Of everything but the text tower (Adam).
+      text_learning_rate: Of the text tower (AdamW).
+      weight_decay: Decoupled, on the text tower's matrices.
+      l2: Times the sum of squares of the embedding rows that the batch touches, divided by the batch.
+      alpha: Where the joint prediction's mixing weight of the CTR logit starts.
+    """
+
+    batch_size: PositiveInt = 1024
+    epochs: PositiveInt = 20
+    patience: PositiveInt = 3
+    learning_rate: PositiveFloat = 1e-3
+    text_learning_rate: PositiveFloat = 5e-5
+    weight_decay: Weight = 1e-3
+    l2: Weight = 0.0
+    alpha: float = 0.5
+
+
+@dataclass(frozen=True, config=_STRICT)
+class FinetuneConfigs:
+    """The three strategies, each with its own recipe."""
+
+    ctr: FinetuneConfig = FinetuneConfig(l2=1e-3)
+    plm: FinetuneConfig = FinetuneConfig(batch_size=128, epochs=25)
+    joint: FinetuneConfig = FinetuneConfig(batch_size=128, epochs=25, l2=1e-4)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Config:
+    """A whole experiment. `seed` moves initialisation, batch order, masks, noise and dropout, but never the split."""
+
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    ctr: CTRConfig = CTRConfig()
+    loss: LossConfig = LossConfig()
+    icl: ICLConfig = ICLConfig()
+    mtm: MTMConfig = MTMConfig()
+    mask: MaskConfig = MaskConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfigs = FinetuneConfigs()
+    seed: Annotated[int, Constrained(ge=0)] = 0
+
+    def to_json(self) -> str:
+        """The config as indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> "Config":
+        """Reads what `to_json` wrote.
+
+        Raises:
+          InputError: `text` is not JSON or has a missing, unknown or ill-typed value; names `source`.
+        """
+        try:
+            return TypeAdapter(Config).validate_json(text)
+        except ValidationError as error:
+            raise InputError(f"{source}: {_first_problem(error)}") from None
+
+    def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
+        """Dotted names whose values differ, with both values."""
+        mine, theirs = _flatten(dataclasses.asdict(self)), _flatten(dataclasses.asdict(other))
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+
+def load_config(path: Path) -> Config:
+    """Runs a config file's `get_config()`. A config file is code: run only what you trust.
+
+    Raises:
+      InputError: The file is missing, fails, lacks `get_config`, or sets a value that does not exist or does not fit.
+    """
+    if not path.is_file():
+        raise InputError(f"Config {path} does not exist; the shipped ones are in configs/.")
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        config = get_config() if callable(get_config) else None
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first_problem(error)}") from None
+    except (SyntaxError, TypeError, NameError, AttributeError, ImportError, ValueError) as error:
+        raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise InputError(f"{path} must define get_config() that returns an alt_jax.config.Config.")
+    return config
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One sentence for the first thing pydantic found wrong."""
+    problem = error.errors()[0]
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = list(_flatten(dataclasses.asdict(Config()))) + [
+            f.name for f in (*dataclasses.fields(Config), *dataclasses.fields(FieldConfig))
+        ]
+        leaves = sorted({part for dotted in known for part in dotted.split(".")})
+        near = difflib.get_close_matches(name.split(".")[-1], leaves, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; {error.title} has no such value."
+        return f"unknown value {name!r}{hint}"
+    return f"{name or error.title}: {problem['msg']} (got {problem['input']!r})"

@@ -1,0 +1,163 @@
+"""The schema: the one contract between prepared data and models.
+
+Feature ids are global in one embedding table: 0 is padding, 1 is the mask, then every field has a contiguous range that
+opens with its own out-of-vocabulary id. *Value ids* number the distinct strings of each field, those seen in training
+first; a value that training never saw keeps its text but maps to the out-of-vocabulary feature id.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from alt_jax.errors import InputError
+
+PAD_ID = 0
+MASK_ID = 1
+FIRST_FIELD_ID = 2
+FORMAT_VERSION = 1
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Field:
+    """One categorical field.
+
+    Attributes:
+      name: As written in the prompt, `"<name> is <value>."`.
+      column: Column of the raw table that holds it.
+      offset: First feature id of the field, which is its out-of-vocabulary id.
+      size: Number of feature ids, the out-of-vocabulary id included.
+      max_tokens: Longer values are cut to this many tokens, the closing full stop included, so that the longest
+        possible prompt fits `TextSchema.max_length` and no field is lost.
+    """
+
+    name: str
+    column: str
+    offset: int
+    size: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TextSchema:
+    """What the prompts were tokenised with.
+
+    Attributes:
+      tokenizer: Name or folder the tokenizer came from, or `"trained"`; for messages only.
+      fingerprint: SHA-256 over the serialised tokenizer; datasets and text towers must agree on it.
+      vocab_size: Number of tokens.
+      pad_id, cls_id, sep_id, mask_id: Special tokens.
+      length: Tokens of the longest prompt in the dataset, special tokens included.
+      max_length: Upper bound that the fields' `max_tokens` guarantee for any row.
+    """
+
+    tokenizer: str
+    fingerprint: str
+    vocab_size: int
+    pad_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    length: int
+    max_length: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Split:
+    """Size of one split: rows and how many of them are positive."""
+
+    rows: int
+    positives: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Schema:
+    """Everything a model needs to know about a prepared dataset.
+
+    Attributes:
+      source: Name of the data source, e.g. `movielens_1m`.
+      protocol: Name of the protocol preset that filtered, labelled and split the rows.
+      fields: In prompt order.
+      linked: Groups of field names that determine one another and may be masked together.
+      user, item: Field names used for GAUC and for "items unseen in training"; None when the table has none.
+      text: Tokenisation of the prompts.
+      splits: `train`, `valid` and `test`.
+      vocabulary_hash: SHA-256 over the ordered training vocabulary of every field.
+      data_hash: SHA-256 over the rows of all splits; two datasets with the same hash hold the same rows.
+      version: Format version of the prepared folder.
+    """
+
+    source: str
+    protocol: str
+    fields: tuple[Field, ...]
+    linked: tuple[tuple[str, ...], ...]
+    user: str | None
+    item: str | None
+    text: TextSchema
+    splits: dict[str, Split]
+    vocabulary_hash: str
+    data_hash: str
+    version: int = FORMAT_VERSION
+
+    @property
+    def num_ids(self) -> int:
+        """Rows of the shared embedding table."""
+        last = self.fields[-1]
+        return last.offset + last.size
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Field names in prompt order."""
+        return tuple(f.name for f in self.fields)
+
+    def index(self, name: str) -> int:
+        """Position of the field called `name`.
+
+        Raises:
+          InputError: There is no such field.
+        """
+        if name not in self.names:
+            raise InputError(f"No field {name!r} in the schema; its fields are {', '.join(self.names)}.")
+        return self.names.index(name)
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Maskable groups of field positions: the linked groups, and every other field on its own."""
+        linked = [tuple(self.index(name) for name in group) for group in self.linked]
+        taken = {i for group in linked for i in group}
+        alone = [(i,) for i in range(len(self.fields)) if i not in taken]
+        return tuple(sorted([*linked, *alone]))
+
+    @property
+    def fingerprint(self) -> str:
+        """What a checkpoint must share with a dataset: fields, vocabulary and tokenizer (not rows or lengths)."""
+        parts = [
+            [(f.name, f.offset, f.size) for f in self.fields],
+            self.vocabulary_hash,
+            self.text.fingerprint,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Writes the schema as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Schema":
+        """Reads `schema.json`.
+
+        Raises:
+          InputError: The file is missing, is not JSON, or was written in another format.
+        """
+        try:
+            return TypeAdapter(Schema).validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist; run `alt-jax prepare` first or correct --data.dir.") from None
+        except (ValidationError, UnicodeDecodeError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise InputError(f"{path} is not a schema of format {FORMAT_VERSION} ({reason}); prepare again.") from None
