@@ -40,6 +40,7 @@ _WHOLE_NUMBERS = {
     "pad_token_id": 0,
 }
 _REQUIRED = frozenset(_WHOLE_NUMBERS) - {"type_vocab_size", "pad_token_id"}
+_KINDS: dict[Any, str] = {str: "a name", int: "a whole number", float: "a number"}
 _FRACTIONS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps")
 
 
@@ -73,12 +74,12 @@ class EncoderConfig:
             raise InputError(f"hidden_act {self.hidden_act!r} is not supported; known are {', '.join(_ACTIVATIONS)}.")
         for name, least in _WHOLE_NUMBERS.items():
             value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise InputError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+            if value < least:
+                raise InputError(f"{name} is {value}; it must be at least {least}.")
         for name in _FRACTIONS:
             value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value < 1:
-                raise InputError(f"{name} is {value!r}; it must be a number of at least 0 and under 1.")
+            if not 0 <= value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 0 and under 1.")
         if self.layer_norm_eps == 0:
             raise InputError("layer_norm_eps is 0; it must be above 0, such as 1e-12.")
         if self.hidden_size % self.num_attention_heads:
@@ -108,7 +109,7 @@ class EncoderConfig:
             InputError: A key is missing or asks for something this encoder does not do.
         """
         model_type = values.get("model_type")
-        if model_type not in _ARCHITECTURES:
+        if model_type not in list(_ARCHITECTURES):  # a list, since JSON may hold what cannot be hashed
             raise InputError(
                 f"{source}: model_type {model_type!r} is not supported; use a checkpoint of type "
                 f"{' or '.join(_ARCHITECTURES)}."
@@ -124,9 +125,12 @@ class EncoderConfig:
         fields: dict[str, Any] = {"pad_token_id": _PAD_TOKEN_ID[model_type]}
         for name, field in cls.__dataclass_fields__.items():
             if name in values:
-                # JSON writes a rate of 0.0 as 0 at times.
-                whole = field.type is float and type(values[name]) is int
-                fields[name] = float(values[name]) if whole else values[name]
+                value = values[name]
+                # JSON writes a rate of 0.0 as 0 at times; and True is no number here, though Python has it as an int.
+                value = float(value) if field.type is float and type(value) is int else value
+                if type(value) is not field.type:
+                    raise InputError(f"{source}: {name} is {value!r}; it must be {_KINDS[field.type]}.")
+                fields[name] = value
             elif name in _REQUIRED:
                 raise InputError(f"{source}: the key {name!r} is missing; is this the config.json of a BERT model?")
         try:

@@ -65,12 +65,12 @@ def resolve(name_or_folder: str) -> Path:
         InputError: No such folder, and the hub does not give such a model.
     """
     folder = Path(name_or_folder).expanduser()
-    if folder.is_dir():
+    if name_or_folder and folder.is_dir():
         return folder
-    if folder.exists():
+    if name_or_folder and folder.exists():
         raise InputError(f"{name_or_folder} is a file; give the folder that holds the model's config.json.")
     if name_or_folder.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_folder):
-        raise InputError(f"There is no folder {name_or_folder}; give a model's folder or its name on the hub.")
+        raise InputError(f"There is no folder {name_or_folder!r}; give a model's folder or its name on the hub.")
     try:
         return Path(huggingface_hub.snapshot_download(name_or_folder, allow_patterns=list(_DOWNLOAD)))
     except Exception as error:  # whatever the client and the network below it raise, the remedy is the same

@@ -1,0 +1,131 @@
+"""The bridge between the stages: which parameters a run starts from, every leaf accounted for."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from alt_jax.checkpoint import load_params
+from alt_jax.config import Strategy, TextConfig
+from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from alt_jax.errors import InputError
+from alt_jax.models import huggingface
+from alt_jax.models.bert import EncoderConfig
+from alt_jax.run import Run
+from alt_jax.schema import Schema
+
+TRANSFERRED: dict[Strategy, tuple[str, ...]] = {"ctr": ("ctr",), "plm": ("text",), "joint": ("ctr", "text")}
+
+
+def encoder_config(config: TextConfig, schema: Schema) -> EncoderConfig:
+    """The text tower's architecture: the model folder's, or a BERT of the configured sizes.
+
+    Raises:
+      InputError: The dataset was prepared with another tokenizer, or its prompts are too long for the tower.
+    """
+    if config.model:
+        folder = huggingface.resolve(config.model)
+        encoder = huggingface.load_config(folder)
+        if tokenizer_fingerprint(load_tokenizer(str(folder))) != schema.text.fingerprint:
+            raise InputError(
+                f"The dataset was prepared with the tokenizer {schema.text.tokenizer!r}, not with that of "
+                f"{config.model}; prepare it again with --text.model {config.model}."
+            )
+    else:
+        encoder = EncoderConfig(
+            model_type="bert",
+            vocab_size=schema.text.vocab_size,
+            hidden_size=config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=config.intermediate,
+            max_position_embeddings=max(config.max_length, schema.text.max_length),
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            pad_token_id=schema.text.pad_id,
+        )
+        if schema.text.tokenizer != "trained":
+            raise InputError(
+                f"The dataset was prepared with the tokenizer {schema.text.tokenizer!r}, but text.model is empty; "
+                "prepare it again, or name that model."
+            )
+    if schema.text.max_length > encoder.max_length:
+        raise InputError(
+            f"Prompts have up to {schema.text.max_length} tokens, but the text tower reads {encoder.max_length}; "
+            f"prepare again with --text.max-length {encoder.max_length}."
+        )
+    return encoder
+
+
+def load_text(params: dict[str, Any], config: TextConfig, encoder: EncoderConfig) -> tuple[dict[str, Any], list[str]]:
+    """Puts a language model's weights into fresh parameters; returns them and a summary."""
+    if "text" not in params or not config.model:
+        return params, [f"{name}: fresh ({count(tree):,} parameters)" for name, tree in params.items()]
+    weights = huggingface.load_weights(huggingface.resolve(config.model), encoder)
+    summary = [
+        f"{name}: {f'from {config.model}' if name == 'text' else 'fresh'} ({count(tree):,} parameters)"
+        for name, tree in params.items()
+    ]
+    return {**params, "text": weights}, summary
+
+
+def transfer(
+    params: dict[str, Any], strategy: Strategy, pretrained: Path, schema: Schema, encoder: EncoderConfig
+) -> tuple[dict[str, Any], list[str]]:
+    """Replaces the sub-trees that a strategy takes over by those of a pretraining run.
+
+    Args:
+      params: Fresh parameters of the strategy.
+      strategy: Decides which sub-trees are taken: `TRANSFERRED`.
+      pretrained: Run folder of the pretraining.
+      schema: Of the dataset to finetune on.
+      encoder: The text tower to finetune.
+
+    Returns:
+      The parameters, and a summary line per sub-tree: loaded or fresh.
+
+    Raises:
+      InputError: The run has another schema, another width or lacks a leaf, or is not a pretraining run.
+    """
+    run = Run.load(pretrained)
+    if run.origin.stage != "pretrain":
+        raise InputError(f"{pretrained} is a finetuning run; --init-from takes the run folder of a pretraining.")
+    if run.schema.fingerprint != schema.fingerprint:
+        raise InputError(
+            f"{pretrained} was pretrained on another schema (fields, vocabulary or tokenizer differ); "
+            "finetune on the dataset it was pretrained on, or pretrain again."
+        )
+    if run.result() is None:
+        raise InputError(f"The pretraining in {pretrained} is not finished; run its command again until it is.")
+    found, step = load_params(pretrained)
+    summary = []
+    for name, fresh in params.items():
+        if name in TRANSFERRED[strategy]:
+            if name not in found:
+                raise InputError(f"{pretrained} has no parameters for {name!r}; it has {', '.join(found)}.")
+            _check_leaves(found[name], fresh, name, pretrained)
+            summary.append(f"{name}: from {pretrained}, step {step} ({count(fresh):,} parameters)")
+        else:
+            summary.append(f"{name}: fresh ({count(fresh):,} parameters)")
+    unused = [name for name in found if name not in TRANSFERRED[strategy]]
+    summary.append(f"left behind: {', '.join(unused) or 'nothing'}")
+    taken = {name: found[name] for name in TRANSFERRED[strategy]}
+    return {**params, **taken}, summary
+
+
+def count(tree: Any) -> int:
+    """Number of parameters."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def _check_leaves(found: Any, expected: Any, name: str, pretrained: Path) -> None:
+    """Same leaves, same shapes; anything else is named."""
+    theirs = {jax.tree_util.keystr(k): leaf.shape for k, leaf in jax.tree_util.tree_leaves_with_path(found)}
+    ours = {jax.tree_util.keystr(k): leaf.shape for k, leaf in jax.tree_util.tree_leaves_with_path(expected)}
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise InputError(
+                f"{pretrained} does not fit: {name}{key} is {theirs.get(key, 'absent')} there and "
+                f"{ours.get(key, 'absent')} here; use the tower sizes that it was pretrained with."
+            )

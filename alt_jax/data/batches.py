@@ -1,0 +1,55 @@
+"""Batches as a pure function of (seed, step): there is no iterator state to save, resuming is an integer."""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from alt_jax.data.dataset import Rows
+from alt_jax.errors import InputError
+
+
+class Batch(NamedTuple):
+    """What travels to the device. A weight of 0 marks a row that does not count."""
+
+    values: Int[Array | np.ndarray, "B F"]
+    label: Float[Array | np.ndarray, " B"]
+    weight: Float[Array | np.ndarray, " B"]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(rows: int, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
+    """The shuffled order of one epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Whole batches in an epoch; the few rows left over differ from epoch to epoch.
+
+    Raises:
+      InputError: There are fewer rows than one batch needs.
+    """
+    if rows < batch_size:
+        raise InputError(f"A batch of {batch_size} rows is larger than the {rows} training rows; lower the batch size.")
+    return rows // batch_size
+
+
+def batch_at(rows: Rows, *, seed: int, step: int, batch_size: int) -> Batch:
+    """The training batch of update `step` (from 0)."""
+    epoch, position = divmod(step, steps_per_epoch(len(rows.labels), batch_size))
+    chosen = _order(len(rows.labels), seed, epoch)[position * batch_size : (position + 1) * batch_size]
+    return Batch(rows.values[chosen], rows.labels[chosen].astype(np.float32), np.ones(batch_size, np.float32))
+
+
+def in_order(values: Int[np.ndarray, "N F"], batch_size: int) -> Iterator[tuple[Int[np.ndarray, "B F"], int]]:
+    """All rows in order, in batches of one size: the last is filled up with its own last row.
+
+    Yields:
+      Value ids, and how many of the rows are real.
+    """
+    for low in range(0, len(values), batch_size):
+        part = np.asarray(values[low : low + batch_size])
+        fill = np.repeat(part[-1:], batch_size - len(part), axis=0)
+        yield np.concatenate([part, fill]), len(part)

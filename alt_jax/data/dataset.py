@@ -1,0 +1,320 @@
+"""The prepared dataset: a folder of arrays that a schema describes.
+
+```
+schema.json           the contract: fields, feature ids, tokenizer, sizes, hashes
+vocabulary.parquet    field, value, feature_id, count (in training), in the order of value ids
+pieces.npz            tokens of every value, prefix and special token
+tokenizer/            as Hugging Face saves it
+{train,valid,test}/   values.npy int32[N, F] of value ids · labels.npy uint8[N] · rows.npy int64[N] in the raw table
+```
+
+Value ids number the distinct strings of field 0, then of field 1, and so on. Within a field come first the values with
+a feature id of their own, most frequent first, then those that share the field's out-of-vocabulary id.
+"""
+
+import hashlib
+import itertools
+import shutil
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int, UInt8
+from transformers import PreTrainedTokenizerFast
+
+from alt_jax.data.prompt import Pieces, tokenize_pieces
+from alt_jax.data.protocols import SPLITS
+from alt_jax.data.sources.raw import as_text, require_columns
+from alt_jax.data.tokenizer import load_tokenizer
+from alt_jax.errors import InputError
+from alt_jax.schema import Schema
+
+SCHEMA, VOCABULARY, PIECES, TOKENIZER = "schema.json", "vocabulary.parquet", "pieces.npz", "tokenizer"
+ENTRIES = (SCHEMA, VOCABULARY, PIECES, TOKENIZER, *SPLITS)
+
+
+class Rows(NamedTuple):
+    """Rows of one split, memory-mapped.
+
+    Attributes:
+      values: Value id of every field.
+      labels: 0 or 1.
+      rows: Row number in the raw table, from 0.
+    """
+
+    values: Int[np.ndarray, "N F"]
+    labels: UInt8[np.ndarray, " N"]
+    rows: Int[np.ndarray, " N"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Every distinct value of every field, in the order of value ids.
+
+    Attributes:
+      field: Position of the field.
+      value: The string, as in the raw table.
+      feature: Feature id.
+      count: Training rows that have it.
+    """
+
+    field: Int[np.ndarray, " V"]
+    value: list[str]
+    feature: Int[np.ndarray, " V"]
+    count: Int[np.ndarray, " V"]
+
+    def fields(self, number: int) -> list[list[str]]:
+        """Values by field."""
+        bounds = np.searchsorted(self.field, np.arange(number + 1))
+        return [self.value[low:high] for low, high in itertools.pairwise(bounds)]
+
+    def save(self, path: Path) -> None:
+        """Writes Parquet."""
+        columns = {
+            "field": pa.array(self.field, pa.int32()),
+            "value": pa.array(self.value, pa.string()),
+            "feature_id": pa.array(self.feature, pa.int32()),
+            "count": pa.array(self.count, pa.int64()),
+        }
+        pq.write_table(pa.table(columns), path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Vocabulary":
+        """Reads what `save` wrote.
+
+        Raises:
+          InputError: The file is missing or is not a vocabulary.
+        """
+        try:
+            table = pq.read_table(path)
+            numbers = {name: table[name].to_numpy() for name in ("field", "feature_id", "count")}
+            return cls(numbers["field"], table["value"].to_pylist(), numbers["feature_id"], numbers["count"])
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise _damaged(path, error) from None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset.
+
+    Attributes:
+      folder: Where it lies.
+      schema: The contract.
+      pieces: NumPy arrays to put prompts together from.
+      train, valid, test: The splits.
+    """
+
+    folder: Path
+    schema: Schema
+    pieces: Pieces
+    train: Rows
+    valid: Rows
+    test: Rows
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Dataset":
+        """Opens a prepared folder and checks that every file is there and has the shape that its schema states.
+
+        Raises:
+          InputError: The folder is not a prepared dataset, or one of its files is missing, cut short or foreign.
+        """
+        folder = Path(folder)
+        schema = Schema.load(folder / SCHEMA)
+        for entry in ENTRIES:
+            if not (folder / entry).exists():
+                raise InputError(f"{folder} lacks {entry}, so it is not a whole prepared dataset; prepare again.")
+        pieces = _load_pieces(folder / PIECES, schema)
+        splits = {name: _load_rows(folder / name, schema, name) for name in SPLITS}
+        return cls(folder, schema, pieces, splits["train"], splits["valid"], splits["test"])
+
+    def split(self, name: str) -> Rows:
+        """The split called `train`, `valid` or `test`.
+
+        Raises:
+          InputError: There is no such split.
+        """
+        if name not in SPLITS:
+            raise InputError(f"No split {name!r}; there are {', '.join(SPLITS)}.")
+        rows: Rows = getattr(self, name)
+        return rows
+
+    def vocabulary(self) -> Vocabulary:
+        """All values with their training counts."""
+        return Vocabulary.load(self.folder / VOCABULARY)
+
+    def feature_counts(self) -> Int[np.ndarray, " num_ids"]:
+        """How many training rows have each feature id; the padding and mask ids have 0."""
+        vocabulary = self.vocabulary()
+        counts = np.zeros(self.schema.num_ids, np.int64)
+        np.add.at(counts, vocabulary.feature, vocabulary.count)
+        return counts
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns raw rows into value ids. Needs the first four entries of a prepared folder, not its rows.
+
+    Attributes:
+      schema: The contract.
+      pieces: As in the dataset.
+      tokenizer: What made them.
+      values: Distinct strings of each field; value ids number them field after field.
+    """
+
+    schema: Schema
+    pieces: Pieces
+    tokenizer: PreTrainedTokenizerFast
+    values: list[list[str]]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Encoder":
+        """Opens a prepared folder, or a copy made by `copy_encoder`.
+
+        Raises:
+          InputError: A file is missing or damaged, or the vocabulary is not the one that the schema was made with.
+        """
+        folder = Path(folder)
+        schema = Schema.load(folder / SCHEMA)
+        vocabulary = Vocabulary.load(folder / VOCABULARY)
+        offsets = [f.offset for f in schema.fields]
+        if vocabulary_hash(schema.names, offsets, vocabulary) != schema.vocabulary_hash:
+            raise InputError(f"{folder / VOCABULARY} is not the vocabulary of {folder / SCHEMA}; prepare again.")
+        pieces = _load_pieces(folder / PIECES, schema)
+        if len(pieces.feature) != len(vocabulary.value):
+            raise InputError(f"{folder / PIECES} does not belong to {folder / VOCABULARY}; prepare again.")
+        tokenizer = load_tokenizer(str(folder / TOKENIZER))
+        return cls(schema, pieces, tokenizer, vocabulary.fields(len(schema.fields)))
+
+    def encode(self, table: pa.Table, origin: str = "The table") -> tuple[Int[np.ndarray, "N F"], Pieces]:
+        """Value ids of raw rows.
+
+        Strings that the dataset has not seen get new value ids behind all others: their text is kept, their feature id
+        is the field's out-of-vocabulary id.
+
+        Args:
+          table: Holds at least the schema's columns.
+          origin: Name of the table, for messages.
+
+        Returns:
+          Value ids, and pieces that hold the dataset's values and the new ones.
+
+        Raises:
+          InputError: A column is missing or cannot be spelled as text.
+        """
+        require_columns(table.column_names, [f.column for f in self.schema.fields], origin)
+        known = sum(len(strings) for strings in self.values)
+        ids = np.empty((table.num_rows, len(self.schema.fields)), np.int32)
+        new: list[list[str]] = []
+        base, fresh = 0, known
+        for f, (field, strings) in enumerate(zip(self.schema.fields, self.values, strict=True)):
+            text = as_text(table[field.column], field.column, origin)
+            codes = np.asarray(text.indices)
+            used = np.unique(codes)
+            lookup = {string: base + i for i, string in enumerate(strings)}
+            distinct = text.dictionary.to_pylist()
+            unseen = [distinct[code] for code in used if distinct[code] not in lookup]
+            lookup |= {string: fresh + i for i, string in enumerate(unseen)}
+            remap = np.zeros(len(distinct), np.int32)
+            remap[used] = [lookup[distinct[code]] for code in used]
+            ids[:, f] = remap[codes]
+            new.append(unseen)
+            base, fresh = base + len(strings), fresh + len(unseen)
+        return ids, self._extended(new)
+
+    def _extended(self, new: list[list[str]]) -> Pieces:
+        """The pieces with further values between the known ones and the template's."""
+        fields = self.schema.fields
+        features = np.repeat(np.array([f.offset for f in fields], np.int32), [len(strings) for strings in new])
+        caps = [f.max_tokens for f in fields]
+        text = self.schema.text
+        extra, _ = tokenize_pieces(self.tokenizer, self.schema.names, new, features, caps, text.max_length)
+        known = len(self.pieces.feature)
+        # The known values' pieces come first in `tokens` too, so the old template's tokens stay behind unused.
+        arrays: list[Any] = [
+            np.concatenate([self.pieces.tokens, extra.tokens]),
+            np.concatenate([self.pieces.start[:known], extra.start + np.int32(len(self.pieces.tokens))]),
+            np.concatenate([self.pieces.length[:known], extra.length]),
+            np.concatenate([self.pieces.maskable[:known], extra.maskable]),
+            np.concatenate([self.pieces.feature, features]),
+        ]
+        return Pieces(*arrays)
+
+
+def encode(dataset: Dataset, table: pa.Table, origin: str = "The table") -> tuple[Int[np.ndarray, "N F"], Pieces]:
+    """Value ids of raw rows, and pieces that also hold the strings new to the dataset; see `Encoder.encode`."""
+    return Encoder.load(dataset.folder).encode(table, origin)
+
+
+def copy_encoder(folder: Path, to: Path) -> None:
+    """Copies what `Encoder.load` needs, so that an export can score raw rows by itself."""
+    to.mkdir(parents=True, exist_ok=True)
+    for entry in (SCHEMA, VOCABULARY, PIECES):
+        shutil.copyfile(folder / entry, to / entry)
+    shutil.copytree(folder / TOKENIZER, to / TOKENIZER, dirs_exist_ok=True)
+
+
+def vocabulary_hash(names: Sequence[str], offsets: Sequence[int], vocabulary: Vocabulary) -> str:
+    """SHA-256 over the values of every field that have a feature id of their own, in the order of these ids."""
+    digest = hashlib.sha256()
+    for f, (name, offset) in enumerate(zip(names, offsets, strict=True)):
+        own = np.flatnonzero((vocabulary.field == f) & (vocabulary.feature > offset))
+        hash_strings(digest, [name, *(vocabulary.value[i] for i in own)])
+    return digest.hexdigest()
+
+
+def hash_strings(digest: "hashlib._Hash", strings: Sequence[str]) -> None:
+    """Feeds strings in such a way that no two lists of strings give the same bytes."""
+    encoded = [string.encode() for string in strings]
+    digest.update(np.array([len(encoded), *(len(part) for part in encoded)], "<i8").tobytes())
+    digest.update(b"".join(encoded))
+
+
+def _load_pieces(path: Path, schema: Schema) -> Pieces:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            pieces = Pieces(*(file[name] for name in Pieces._fields))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from None
+    count = len(pieces.feature) + 2 + len(schema.fields)
+    if not len(pieces.start) == len(pieces.length) == len(pieces.maskable) == count:
+        raise InputError(f"{path} does not belong to the fields of {SCHEMA} beside it; prepare again.")
+    if pieces.feature.max(initial=0) >= schema.num_ids or pieces.tokens.max(initial=0) >= schema.text.vocab_size:
+        raise InputError(f"{path} has ids beyond those of {SCHEMA} beside it; prepare again.")
+    return pieces
+
+
+def _load_rows(folder: Path, schema: Schema, name: str) -> Rows:
+    stated = schema.splits.get(name)
+    if stated is None:
+        raise InputError(f"{folder.parent / SCHEMA} has no split {name}; prepare again.")
+    expected = {
+        "values": ((stated.rows, len(schema.fields)), np.dtype(np.int32)),
+        "labels": ((stated.rows,), np.dtype(np.uint8)),
+        "rows": ((stated.rows,), np.dtype(np.int64)),
+    }
+    arrays = {}
+    for part, (shape, dtype) in expected.items():
+        path = folder / f"{part}.npy"
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise _damaged(path, error) from None
+        if array.shape != shape or array.dtype != dtype:
+            raise InputError(
+                f"{path} holds {array.dtype}{list(array.shape)} where {SCHEMA} states {dtype}{list(shape)}; "
+                "prepare again."
+            )
+        arrays[part] = array
+    if int(arrays["labels"].sum(dtype=np.int64)) != stated.positives:
+        raise InputError(f"{folder}/labels.npy has another number of positives than {SCHEMA} states; prepare again.")
+    return Rows(**arrays)
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = "it does not exist" if isinstance(error, FileNotFoundError) else str(error).strip().split("\n")[0]
+    return InputError(f"{path} cannot be read ({reason}); prepare the dataset again.")

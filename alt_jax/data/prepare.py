@@ -1,0 +1,292 @@
+"""`prepare`: raw rows to a prepared dataset (see `alt_jax.data.dataset` for what the folder holds)."""
+
+import hashlib
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+from jaxtyping import Int
+from transformers import PreTrainedTokenizerFast
+
+from alt_jax.config import Config, FieldConfig
+from alt_jax.data import protocols, sources
+from alt_jax.data.dataset import (
+    ENTRIES,
+    PIECES,
+    SCHEMA,
+    TOKENIZER,
+    VOCABULARY,
+    Dataset,
+    Vocabulary,
+    hash_strings,
+    vocabulary_hash,
+)
+from alt_jax.data.prompt import Pieces, prompt_lengths, sentence, tokenize_pieces
+from alt_jax.data.protocols import SPLITS
+from alt_jax.data.sources.raw import RawData, as_text
+from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
+from alt_jax.errors import InputError
+from alt_jax.schema import FIRST_FIELD_ID, Field, Schema, Split, TextSchema
+
+
+class _Values(NamedTuple):
+    """One field's distinct values: in-vocabulary ones first, `known` of them."""
+
+    strings: list[str]
+    counts: Int[np.ndarray, " V"]
+    known: int
+    remap: Int[np.ndarray, " D"]  # from codes of the raw column to positions in `strings`
+    codes: Int[np.ndarray, " N"]
+
+
+def prepare(config: Config) -> Dataset:
+    """Reads, filters, labels, splits and tokenises raw data, writes the prepared folder and reports on it.
+
+    The folder appears in one step when it is whole; it replaces an earlier prepared dataset, but nothing else.
+
+    Raises:
+      InputError: The config, the raw data or the target folder cannot be used.
+    """
+    began = time.perf_counter()
+    target = _target(config.data.dir)
+    protocol = protocols.get(config.data.protocol)
+    raw = sources.load(config.data)
+    split = protocols.apply(protocol, raw, config.data.positive_above)
+
+    fields = [_field_values(raw, field, split, config.data.min_count) for field in raw.fields]
+    offsets = np.cumsum([FIRST_FIELD_ID, *(1 + values.known for values in fields)]).tolist()
+    vocabulary = _vocabulary(fields, offsets)
+    names = tuple(f.name for f in raw.fields)
+    if config.text.model:
+        tokenizer = load_tokenizer(config.text.model)
+    else:
+        tokenizer = train_wordpiece(_training_texts(names, fields), config.text.vocab_size)
+    strings = [values.strings for values in fields]
+    pieces, caps = tokenize_pieces(tokenizer, names, strings, vocabulary.feature, None, config.text.max_length)
+
+    rows = {name: _value_ids(fields, numbers) for name, numbers in split.rows.items()}
+    labels = {name: split.positive[numbers].astype(np.uint8) for name, numbers in split.rows.items()}
+    lengths = np.concatenate([np.asarray(prompt_lengths(pieces, rows[name])) for name in SPLITS])
+    name_of = {f.column: f.name for f in raw.fields}
+    schema = Schema(
+        source=raw.source,
+        protocol=protocol.name,
+        fields=tuple(
+            Field(f.name, f.column, offset, 1 + values.known, cap)
+            for f, offset, values, cap in zip(raw.fields, offsets, fields, caps, strict=False)
+        ),
+        linked=tuple(tuple(name_of[column] for column in group) for group in raw.linked),
+        user=None if raw.user is None else name_of[raw.user],
+        item=None if raw.item is None else name_of[raw.item],
+        text=_text_schema(config, tokenizer, int(lengths.max())),
+        splits={name: Split(len(labels[name]), int(labels[name].sum(dtype=np.int64))) for name in SPLITS},
+        vocabulary_hash=vocabulary_hash(names, offsets[:-1], vocabulary),
+        data_hash=_data_hash(names, vocabulary, rows, labels),
+    )
+    arrays = {
+        name: {"values": rows[name], "labels": labels[name], "rows": split.rows[name].astype(np.int64)}
+        for name in SPLITS
+    }
+    _write(target, schema=schema, vocabulary=vocabulary, pieces=pieces, tokenizer=tokenizer, arrays=arrays)
+    _report(raw, split, schema=schema, vocabulary=vocabulary, fields=fields, rows=rows, lengths=lengths)
+    print(f"prepared {target} in {time.perf_counter() - began:.1f} s")
+    return Dataset.load(target)
+
+
+def _target(folder: str) -> Path:
+    """The folder to write, refused early if it holds anything but an earlier prepared dataset."""
+    if not folder:
+        raise InputError("data.dir is empty; set it, or pass --data.dir PATH, to say where the prepared dataset goes.")
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file; choose another data.dir.")
+    present = {entry.name for entry in target.iterdir()} if target.exists() else set()
+    if present and (SCHEMA not in present or not present <= set(ENTRIES)):
+        raise InputError(
+            f"{target} is not empty and not (only) a prepared dataset; choose another data.dir or empty it."
+        )
+    return target
+
+
+def _field_values(raw: RawData, field: FieldConfig, split: protocols.Split, min_count: int) -> _Values:
+    """Distinct values of one field among the kept rows; only training rows decide which are in the vocabulary."""
+    text = as_text(raw.table[field.column], field.column, raw.origin)
+    codes = np.asarray(text.indices)
+    size = len(text.dictionary)
+    counts = np.bincount(codes[split.rows["train"]], minlength=size)
+    kept = counts + sum(np.bincount(codes[split.rows[name]], minlength=size) for name in ("valid", "test"))
+    known = counts >= min_count
+    if not known.any():
+        raise InputError(
+            f"No value of column {field.column!r} of {raw.origin} occurs {min_count} times in training; "
+            "lower data.min_count or leave the column out."
+        )
+    rank = np.empty(size, np.int64)
+    rank[np.asarray(pc.sort_indices(text.dictionary))] = np.arange(size)  # by code point, as `sorted` does
+    order = np.lexsort((rank, -counts, ~known))
+    order = order[kept[order] > 0]
+    remap = np.full(size, -1, np.int32)
+    remap[order] = np.arange(len(order))
+    strings = text.dictionary.take(order).to_pylist()
+    return _Values(strings, counts[order], int(known.sum()), remap, codes)
+
+
+def _vocabulary(fields: list[_Values], offsets: list[int]) -> Vocabulary:
+    """All fields' values; those out of vocabulary have their field's first feature id."""
+    field, feature = [], []
+    for f, (values, offset) in enumerate(zip(fields, offsets, strict=False)):
+        position = np.arange(len(values.strings))
+        field.append(np.full(len(position), f, np.int32))
+        feature.append(np.where(position < values.known, offset + 1 + position, offset).astype(np.int32))
+    return Vocabulary(
+        field=np.concatenate(field),
+        value=[string for values in fields for string in values.strings],
+        feature=np.concatenate(feature),
+        count=np.concatenate([values.counts for values in fields]),
+    )
+
+
+def _training_texts(names: tuple[str, ...], fields: list[_Values]) -> Iterator[str]:
+    """Texts to train a WordPiece vocabulary on: every distinct training value, more often if it is frequent.
+
+    Writing out every training row would make frequent values dominate and cost minutes; each value once would treat a
+    genre like a typing error. A value that n rows have comes ⌈log2(1 + n)⌉ times.
+    """
+    for name, values in zip(names, fields, strict=True):
+        for string, count in zip(values.strings, values.counts.tolist(), strict=True):
+            text = sentence([name], [string])
+            for _ in range(math.ceil(math.log2(1 + count))):
+                yield text
+
+
+def _value_ids(fields: list[_Values], numbers: Int[np.ndarray, " N"]) -> Int[np.ndarray, "N F"]:
+    ids = np.empty((len(numbers), len(fields)), np.int32)
+    base = 0
+    for f, values in enumerate(fields):
+        ids[:, f] = values.remap[values.codes[numbers]] + base
+        base += len(values.strings)
+    return ids
+
+
+def _text_schema(config: Config, tokenizer: PreTrainedTokenizerFast, length: int) -> TextSchema:
+    return TextSchema(
+        tokenizer=config.text.model or "trained",
+        fingerprint=tokenizer_fingerprint(tokenizer),
+        vocab_size=len(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        cls_id=tokenizer.cls_token_id,
+        sep_id=tokenizer.sep_token_id,
+        mask_id=tokenizer.mask_token_id,
+        length=length,
+        max_length=config.text.max_length,
+    )
+
+
+def _data_hash(
+    names: tuple[str, ...],
+    vocabulary: Vocabulary,
+    rows: dict[str, Int[np.ndarray, "N F"]],
+    labels: dict[str, Int[np.ndarray, " N"]],
+) -> str:
+    """SHA-256 over names, values, and the value ids and labels of every split."""
+    digest = hashlib.sha256()
+    hash_strings(digest, names)
+    hash_strings(digest, vocabulary.value)
+    digest.update(vocabulary.field.astype("<i4").tobytes())
+    for name in SPLITS:
+        hash_strings(digest, [name, str(len(labels[name]))])
+        digest.update(rows[name].astype("<i4").tobytes())
+        digest.update(labels[name].tobytes())
+    return digest.hexdigest()
+
+
+def _write(
+    target: Path,
+    *,
+    schema: Schema,
+    vocabulary: Vocabulary,
+    pieces: Pieces,
+    tokenizer: PreTrainedTokenizerFast,
+    arrays: dict[str, dict[str, np.ndarray]],
+) -> None:
+    """Writes beside the target and renames, so that a killed run leaves nothing that passes for a dataset."""
+    target = target.resolve()
+    partial = target.with_name(f".{target.name}.preparing-{os.getpid()}")
+    replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        vocabulary.save(partial / VOCABULARY)
+        np.savez(partial / PIECES, **pieces._asdict())
+        tokenizer.save_pretrained(str(partial / TOKENIZER))
+        for name, parts in arrays.items():
+            (partial / name).mkdir()
+            for part, array in parts.items():
+                np.save(partial / name / f"{part}.npy", array)
+        schema.save(partial / SCHEMA)
+        for path in [partial, *partial.rglob("*")]:
+            _sync(path)
+        if target.exists():
+            target.rename(replaced)
+        partial.rename(target)
+        _sync(target.parent)
+    except PermissionError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror}); choose another data.dir.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _report(
+    raw: RawData,
+    split: protocols.Split,
+    *,
+    schema: Schema,
+    vocabulary: Vocabulary,
+    fields: list[_Values],
+    rows: dict[str, Int[np.ndarray, "N F"]],
+    lengths: Int[np.ndarray, " N"],
+) -> None:
+    """Prints what a user needs to judge the data by."""
+    for notice in raw.notices:
+        print(f"note: {notice}")
+    print(f"{schema.source} · {schema.protocol} · label > {split.threshold:g} is positive")
+    dropped = "".join(f" · {count:,} dropped: {reason}" for reason, count in split.dropped.items())
+    print(f"rows   {raw.table.num_rows:,} read{dropped}")
+    for name in SPLITS:
+        part = schema.splits[name]
+        print(f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive")
+    unseen = vocabulary.count == 0
+    for what, column in (("user", schema.user), ("item", schema.item)):
+        if column is not None:
+            share = unseen[rows["test"][:, schema.index(column)]].mean()
+            print(f"  test rows whose {what} is unseen in training: {share:.1%}")
+    print(f"vocabulary ({schema.num_ids:,} feature ids)")
+    for field, values in zip(schema.fields, fields, strict=True):
+        rare = (
+            f", {(values.counts > 0).sum() - values.known:,} rare" if (values.counts > 0).sum() > values.known else ""
+        )
+        print(
+            f"  {field.name:<20}{values.known:>9,} in training, {(values.counts == 0).sum():,} in valid/test only{rare}"
+        )
+    text = schema.text
+    print(
+        f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {lengths.mean():.1f} tokens on average, "
+        f"{text.length} at most, bounded by {text.max_length}"
+    )
+    print(f"linked {'; '.join(' + '.join(group) for group in schema.linked) or 'none'}")
+    print(f"hashes vocabulary {schema.vocabulary_hash[:12]} · data {schema.data_hash[:12]}")

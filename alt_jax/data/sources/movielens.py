@@ -1,0 +1,429 @@
+"""MovieLens 100K and 1M, from GroupLens' original zip (read in place) or its unpacked folder.
+
+The files have no quoting, so a title may begin with a quote: lines are split by hand, never by a CSV reader's default
+rules, which would merge lines there. Whether the files are the originals is only reported; whether their content is
+well-formed is what decides.
+"""
+
+import hashlib
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from alt_jax.config import DataConfig, FieldConfig
+from alt_jax.data.sources.raw import RawData, nearest
+from alt_jax.errors import InputError
+
+FIELDS = (
+    FieldConfig("user_id", "User ID"),
+    FieldConfig("gender", "Gender"),
+    FieldConfig("age", "Age"),
+    FieldConfig("occupation", "Occupation"),
+    FieldConfig("zipcode", "Zipcode"),
+    FieldConfig("movie_id", "Movie ID"),
+    FieldConfig("title", "Title"),
+    FieldConfig("genre", "Genre"),
+)
+LINKED = (("movie_id", "title"),)
+_QUALITY_FILE = "ts_quality.u8"
+_GENDERS = {"F": "female", "M": "male"}
+# README of ML-1M: what the codes of users.dat mean.
+_AGES = {
+    **{"1": "under 18", "18": "18-24", "25": "25-34", "35": "35-44", "45": "45-49", "50": "50-55"},
+    "56": "56+",
+}
+_OCCUPATIONS = (
+    *("other", "academic/educator", "artist", "clerical/admin", "college/grad student", "customer service"),
+    *("doctor/health care", "executive/managerial", "farmer", "homemaker", "K-12 student", "lawyer", "programmer"),
+    *("retired", "sales/marketing", "scientist", "self-employed", "technician/engineer", "tradesman/craftsman"),
+    *("unemployed", "writer"),
+)
+# README and u.genre of ML-100K: the meaning of the last 19 columns of u.item.
+_GENRES = (
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
+    *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
+
+Entries = dict[str, list[str]]
+_Parser = Callable[[list[str], "Lines"], Entries]
+
+
+@dataclass(frozen=True)
+class Release:
+    """One MovieLens release.
+
+    Attributes:
+      folder: Name of the folder in the zip.
+      url, zip_bytes, zip_sha256: Where the original is and how to know it.
+      ratings, users, movies: Names of its three tables.
+      sizes: Sizes of those files in the original, in bytes.
+      rows: Ratings in the original.
+      separator: Between the columns of the ratings.
+    """
+
+    folder: str
+    url: str
+    zip_bytes: int
+    zip_sha256: str
+    ratings: str
+    users: str
+    movies: str
+    sizes: tuple[int, int, int]
+    rows: int
+    separator: str
+
+
+RELEASES = {
+    "movielens_100k": Release(
+        folder="ml-100k",
+        url="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+        zip_bytes=4924029,
+        zip_sha256="50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+        ratings="u.data",
+        users="u.user",
+        movies="u.item",
+        sizes=(1979173, 22628, 236344),
+        rows=100_000,
+        separator="\t",
+    ),
+    "movielens_1m": Release(
+        folder="ml-1m",
+        url="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+        zip_bytes=5917549,
+        zip_sha256="a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+        ratings="ratings.dat",
+        users="users.dat",
+        movies="movies.dat",
+        sizes=(24594131, 134368, 171308),
+        rows=1_000_209,
+        separator="::",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Where lines come from, for messages."""
+
+    file: str
+
+    def wrong(self, line: int, problem: str) -> InputError:
+        """An error that names file and line."""
+        return InputError(f"{self.file}, line {line}: {problem}; get the original file again.")
+
+
+def load(config: DataConfig) -> RawData:
+    """Reads one MovieLens release, named by `config.source`.
+
+    Raises:
+      InputError: A file is missing or unreadable, or a line is malformed; names file and line.
+    """
+    release = RELEASES[config.source]
+    _refuse_table_options(config)
+    path = Path(config.raw) if config.raw else _download(config.source)
+    return read(config.source, release, path, _chosen_fields(config))
+
+
+def _download(source: str) -> Path:
+    # Imported here, since tensorflow_datasets takes a second to import and is needed without data.raw only.
+    from alt_jax.data.builders import fetch  # noqa: PLC0415
+
+    return fetch(source)
+
+
+def _refuse_table_options(config: DataConfig) -> None:
+    """A config value that nobody reads would be a silent mistake."""
+    default = DataConfig()
+    for option in ("label", "timestamp", "user", "item", "linked"):
+        if getattr(config, option) != getattr(default, option):
+            raise InputError(f"data.{option} is for own tables; {config.source} declares its own: leave it out.")
+
+
+def _chosen_fields(config: DataConfig) -> tuple[FieldConfig, ...]:
+    if not config.fields:
+        return FIELDS
+    own = {f.column: f.name for f in FIELDS}
+    for field in config.fields:
+        if field.column not in own:
+            raise InputError(f"{config.source} has no field {field.column!r}; {nearest(field.column, list(own))}")
+    columns = [f.column for f in config.fields]
+    names = [f.name or own[f.column] for f in config.fields]
+    for listed in (columns, names):
+        twice = [entry for entry in listed if listed.count(entry) > 1]
+        if twice:
+            raise InputError(f"data.fields uses {twice[0]!r} twice; leave one of them out.")
+    return tuple(FieldConfig(column, name) for column, name in zip(columns, names, strict=True))
+
+
+def read(source: str, release: Release, path: Path, fields: tuple[FieldConfig, ...] = FIELDS) -> RawData:
+    """Reads a release from its zip or folder.
+
+    Raises:
+      InputError: A file is missing or unreadable, or a line is malformed; names file and line.
+    """
+    files, notices = read_files(release, path)
+    where = {name: Lines(f"{path}/{name}") for name in files}
+    parse_users, parse_movies = (_users_100k, _movies_100k) if source == "movielens_100k" else (_users_1m, _movies_1m)
+    users = _parse(files[release.users], where[release.users], parse_users, notices)
+    movies = _parse(files[release.movies], where[release.movies], parse_movies, notices)
+    ratings = _ratings(files[release.ratings], release.separator, where[release.ratings])
+    user_row = _look_up(ratings[0], users["user_id"], "user", release.users, where[release.ratings])
+    movie_row = _look_up(ratings[1], movies["movie_id"], "movie", release.movies, where[release.ratings])
+    _refuse_duplicates(user_row, movie_row, where[release.ratings])
+    rows = len(user_row)
+    if rows != release.rows:
+        notices.append(f"{path} has {rows:,} ratings where the original has {release.rows:,}.")
+    if "u.info" in files:
+        _check_info(files["u.info"], (len(users["user_id"]), len(movies["movie_id"]), rows), where["u.info"])
+
+    columns: dict[str, pa.Array] = {name: _spread(values, user_row) for name, values in users.items()}
+    columns |= {name: _spread(values, movie_row) for name, values in movies.items()}
+    columns["rating"] = pa.array(ratings[2].astype(np.float64))
+    columns["timestamp"] = pa.array(ratings[3])
+    quality = files.get(_QUALITY_FILE)
+    if quality is not None:
+        columns["timestamp_quality"] = _quality(quality, rows, where[_QUALITY_FILE])
+    used = {f.column for f in fields}
+    return RawData(
+        source=source,
+        origin=str(path),
+        table=pa.table(columns),
+        fields=fields,
+        label="rating",
+        timestamp="timestamp",
+        timestamp_quality=None if quality is None else "timestamp_quality",
+        user="user_id" if "user_id" in used else None,
+        item="movie_id" if "movie_id" in used else None,
+        linked=tuple(group for group in LINKED if used.issuperset(group)),
+        notices=tuple(notices),
+    )
+
+
+def read_files(release: Release, path: Path) -> tuple[dict[str, bytes], list[str]]:
+    """Bytes of a release's files by name, and notices where they are not the originals.
+
+    Raises:
+      InputError: The path, the zip or one of the needed files is missing or damaged.
+    """
+    needed = (release.ratings, release.users, release.movies)
+    optional = ("u.info", _QUALITY_FILE)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; set --data.raw to {release.folder}.zip or its unpacked folder.")
+    if path.is_dir():
+        folder = path / release.folder if (path / release.folder).is_dir() else path
+        files = {name: (folder / name).read_bytes() for name in (*needed, *optional) if (folder / name).is_file()}
+    else:
+        files = _read_zip(path, (*needed, *optional))
+    for name in needed:
+        if name not in files:
+            raise InputError(f"{path} holds no {name}; get the original {release.folder}.zip from {release.url}.")
+    if path.is_dir():
+        notices = [
+            f"{path}/{name} has {len(files[name]):,} bytes where the original has {size:,}: accepted if well-formed."
+            for name, size in zip(needed, release.sizes, strict=True)
+            if len(files[name]) != size
+        ]
+    else:
+        original = hashlib.sha256(path.read_bytes()).hexdigest() == release.zip_sha256
+        notices = [] if original else [f"{path} is not the original by its SHA-256: accepted if well-formed."]
+    return files, notices
+
+
+def _read_zip(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                name = member.rsplit("/", 1)[-1]
+                if name in names and not member.startswith("__MACOSX"):
+                    if name in files:
+                        raise InputError(f"{path} holds {name} more than once; use the original zip.")
+                    files[name] = archive.read(member)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        raise InputError(f"{path} is not a whole zip file ({error}); get it again.") from None
+    return files
+
+
+def _parse(data: bytes, where: Lines, parser: _Parser, notices: list[str]) -> Entries:
+    """Lines to columns; the first column is the key and must be unique."""
+    try:
+        text = data.decode("ascii")
+    except UnicodeDecodeError:
+        # The originals are Latin-1. Accented Latin-1 text is practically never valid UTF-8, so what decodes as UTF-8
+        # was converted by someone, and reading it as Latin-1 would garble the titles.
+        try:
+            text = data.decode("utf-8")
+            notices.append(f"{where.file} is UTF-8 where the original is Latin-1: read as UTF-8.")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    entries = parser([line.removesuffix("\r") for line in lines], where)
+    keys = next(iter(entries.values()))
+    first: dict[str, int] = {}
+    for number, key in enumerate(keys, start=1):
+        if not (key.isascii() and key.isdigit() and key == str(int(key)) and len(key) < 10):
+            raise where.wrong(number, f"{key!r} is not an id")
+        if key in first:
+            raise where.wrong(number, f"id {key} is also on line {first[key]}")
+        first[key] = number
+    return entries
+
+
+def _split(lines: list[str], separator: str, width: int, where: Lines) -> list[list[str]]:
+    rows = [line.split(separator) for line in lines]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != width:
+            raise where.wrong(number, f"{len(row)} columns between {separator!r} where {width} are expected")
+    return rows
+
+
+def _decode(codes: list[str], meaning: Mapping[str, str], what: str, where: Lines) -> list[str]:
+    for number, code in enumerate(codes, start=1):
+        if code not in meaning:
+            raise where.wrong(number, f"unknown {what} {code!r}, expected one of {', '.join(meaning)}")
+    return [meaning[code] for code in codes]
+
+
+def _users_100k(lines: list[str], where: Lines) -> Entries:
+    rows = _split(lines, "|", 5, where)
+    for number, row in enumerate(rows, start=1):
+        if not row[1].isdecimal():
+            raise where.wrong(number, f"age {row[1]!r} is not a number")
+    return {
+        "user_id": [row[0] for row in rows],
+        "gender": _decode([row[2] for row in rows], _GENDERS, "gender", where),
+        "age": [row[1] for row in rows],
+        "occupation": [row[3] for row in rows],
+        "zipcode": [row[4] for row in rows],
+    }
+
+
+def _users_1m(lines: list[str], where: Lines) -> Entries:
+    rows = _split(lines, "::", 5, where)
+    occupations = {str(code): meaning for code, meaning in enumerate(_OCCUPATIONS)}
+    return {
+        "user_id": [row[0] for row in rows],
+        "gender": _decode([row[1] for row in rows], _GENDERS, "gender", where),
+        "age": _decode([row[2] for row in rows], _AGES, "age", where),
+        "occupation": _decode([row[3] for row in rows], occupations, "occupation", where),
+        "zipcode": [row[4] for row in rows],
+    }
+
+
+def _movies_100k(lines: list[str], where: Lines) -> Entries:
+    rows = _split(lines, "|", 5 + len(_GENRES), where)
+    genres = []
+    for number, row in enumerate(rows, start=1):
+        flags = row[5:]
+        if not set(flags) <= {"0", "1"}:
+            raise where.wrong(number, "a genre flag is neither 0 nor 1")
+        genres.append(", ".join(name for name, flag in zip(_GENRES, flags, strict=True) if flag == "1"))
+    return {"movie_id": [row[0] for row in rows], "title": [row[1] for row in rows], "genre": genres}
+
+
+def _movies_1m(lines: list[str], where: Lines) -> Entries:
+    rows = _split(lines, "::", 3, where)
+    return {
+        "movie_id": [row[0] for row in rows],
+        "title": [row[1] for row in rows],
+        "genre": [row[2].replace("|", ", ") for row in rows],
+    }
+
+
+def _ratings(data: bytes, separator: str, where: Lines) -> np.ndarray:
+    """Columns user, movie, rating and timestamp as int64[4, N], checked line by line only when the fast way fails."""
+    if not data.strip():
+        raise InputError(f"{where.file} is empty; get the original file again.")
+    rows = data.count(b"\n") + (not data.endswith(b"\n"))
+    plain = data if separator == "\t" else data.replace(separator.encode(), b"\t")
+    if data.count(separator.encode()) != 3 * rows or plain.count(b"\t") != 3 * rows:
+        raise _first_bad_rating(data, separator, where)
+    try:
+        table = pa.csv.read_csv(
+            pa.BufferReader(plain),
+            read_options=pa.csv.ReadOptions(column_names=["user", "movie", "rating", "timestamp"]),
+            parse_options=pa.csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(["user", "movie", "rating", "timestamp"], pa.int64()),
+                null_values=[],
+            ),
+        )
+    except pa.ArrowInvalid:
+        raise _first_bad_rating(data, separator, where) from None
+    columns = np.stack([column.to_numpy() for column in table.columns])
+    wrong = (columns[2] < 1) | (columns[2] > 5) | (columns[3] < 0)
+    if wrong.any() or columns.shape[1] != rows:
+        raise _first_bad_rating(data, separator, where)
+    return columns
+
+
+def _first_bad_rating(data: bytes, separator: str, where: Lines) -> InputError:
+    """Finds the line to blame; a loop, which runs only when something is wrong."""
+    good = re.compile(separator.join([r"\d{1,9}", r"\d{1,9}", r"[1-5]", r"\d{1,18}"]))
+    lines = data.decode("latin-1").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
+        row = line.removesuffix("\r").split(separator)
+        if len(row) != 4:
+            return where.wrong(number, f"{len(row)} columns between {separator!r} where 4 are expected")
+        if re.fullmatch(r"[1-5]", row[2]) is None:
+            return where.wrong(number, f"rating {row[2]!r} is not one of 1, 2, 3, 4, 5")
+        if good.fullmatch(separator.join(row)) is None:
+            return where.wrong(number, f"{separator.join(row)!r} is not user, movie, rating and time in whole numbers")
+    return InputError(f"{where.file} cannot be read as ratings; get the original file again.")
+
+
+def _look_up(ids: np.ndarray, known: list[str], what: str, file: str, where: Lines) -> np.ndarray:
+    """Row of each id in its table."""
+    numbers = np.array([int(key) for key in known], np.int64)
+    order = np.argsort(numbers)
+    position = np.minimum(np.searchsorted(numbers, ids, sorter=order), len(order) - 1)
+    rows = order[position]
+    missing = numbers[rows] != ids
+    if missing.any():
+        first = int(missing.argmax())
+        raise where.wrong(first + 1, f"{what} {ids[first]} is not in {file}")
+    return rows
+
+
+def _refuse_duplicates(user_row: np.ndarray, movie_row: np.ndarray, where: Lines) -> None:
+    """A pair rated twice could land in training and test."""
+    pair = user_row * (int(movie_row.max()) + 1) + movie_row
+    order = np.argsort(pair, kind="stable")
+    again = np.flatnonzero(np.diff(pair[order]) == 0)
+    if len(again):
+        first = int(again[0])
+        before, line = int(order[first]) + 1, int(order[first + 1]) + 1
+        raise where.wrong(line, f"the same user and movie as on line {before}")
+
+
+def _spread(values: list[str], rows: np.ndarray) -> pa.DictionaryArray:
+    """A column of the user or movie table, spread over the ratings without copying strings."""
+    encoded = pc.dictionary_encode(pa.array(values, pa.string()))
+    return pa.DictionaryArray.from_arrays(pa.array(np.asarray(encoded.indices)[rows]), encoded.dictionary)
+
+
+def _quality(data: bytes, rows: int, where: Lines) -> pa.Array:
+    grades = np.frombuffer(data, np.uint8)
+    if len(grades) != rows or grades.max(initial=0) > 2:
+        raise InputError(
+            f"{where.file} must hold one byte 0, 1 or 2 per rating ({rows:,}), but does not; get it again."
+        )
+    return pa.array(grades)
+
+
+def _check_info(data: bytes, counts: tuple[int, int, int], where: Lines) -> None:
+    """u.info of ML-100K states how many users, items and ratings there are."""
+    for name, count in zip(("users", "items", "ratings"), counts, strict=True):
+        stated = re.search(rf"(\d+) {name}", data.decode("latin-1"))
+        if stated and int(stated[1]) != count:
+            raise InputError(f"{where.file} states {stated[1]} {name}, but there are {count}; a file was cut short.")

@@ -1,0 +1,107 @@
+"""What every data source gives: one Arrow table of raw columns and a declaration of what they mean."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from alt_jax.config import FieldConfig
+from alt_jax.errors import InputError
+
+# What has one obvious spelling.
+_PLAIN = (
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer, pa.types.is_floating),
+    *(pa.types.is_boolean, pa.types.is_temporal, pa.types.is_decimal, pa.types.is_null),
+)
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Raw rows of a source, in the order of the file.
+
+    Attributes:
+      source: Name of the source.
+      origin: The file or folder they came from, for messages.
+      table: One column per field (any type that `as_text` can spell) and those named below.
+      fields: Columns to use and their names in the prompt, in prompt order.
+      label: Column of the rating or label; float64 without nulls or NaNs.
+      timestamp: Column to sort by, or None.
+      timestamp_quality: Column that grades timestamps: 0 exact, 1 estimated, 2 guessed; or None.
+      user, item: Columns of the user and the item, or None.
+      linked: Groups of columns that determine one another.
+      notices: Sentences for the user about what was accepted although it is unusual.
+    """
+
+    source: str
+    origin: str
+    table: pa.Table
+    fields: tuple[FieldConfig, ...]
+    label: str
+    timestamp: str | None
+    timestamp_quality: str | None
+    user: str | None
+    item: str | None
+    linked: tuple[tuple[str, ...], ...]
+    notices: tuple[str, ...] = ()
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A clause that helps to correct a misspelt name: the nearest known one, or all of them."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}."
+
+
+def require_columns(present: Sequence[str], wanted: Sequence[str], origin: str) -> None:
+    """Checks that every wanted column is there exactly once.
+
+    Raises:
+      InputError: One is missing (the nearest is named) or is there twice.
+    """
+    for column in wanted:
+        if column not in present:
+            raise InputError(f"{origin} has no column {column!r}; {nearest(column, present)}")
+        if list(present).count(column) > 1:
+            raise InputError(f"{origin} has more than one column {column!r}; rename all but one.")
+
+
+def as_text(column: pa.Array | pa.ChunkedArray, name: str, origin: str) -> pa.DictionaryArray:
+    """Spells a column as text: distinct strings and an index per row.
+
+    Strings stay as they are, integers lose nothing, floats that hold whole numbers are written without `.0` (an integer
+    column with gaps becomes a float column in many tools), booleans become `true` and `false`, nulls the empty string.
+
+    Raises:
+      InputError: The column holds something that has no plain spelling (lists, structs, bytes); names column and file.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not any(test(kind) for test in _PLAIN):
+        raise InputError(f"Column {name!r} of {origin} holds {kind}, which has no plain spelling; store it as text.")
+    if pa.types.is_null(kind) or pa.types.is_string_view(kind):  # which Arrow cannot encode
+        column = column.cast(pa.string())
+    # Encoding before combining keeps long columns within 32-bit string offsets.
+    if not pa.types.is_dictionary(column.type):
+        column = pc.dictionary_encode(column)
+    array = column.unify_dictionaries().combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    spelled = _spell(array.dictionary)
+    # Two values may be spelled alike (null and ""; 0.0 and -0.0): encode the spellings once more. One further entry
+    # stands for rows that are null.
+    again = pc.dictionary_encode(pa.concat_arrays([pc.fill_null(spelled, ""), pa.array([""], pa.string())]))
+    recode = np.asarray(again.indices, np.int32)
+    codes = np.asarray(pc.fill_null(array.indices.cast(pa.int32()), len(array.dictionary)), np.int32)
+    return pa.DictionaryArray.from_arrays(pa.array(recode[codes]), again.dictionary)
+
+
+def _spell(values: pa.Array) -> pa.Array:
+    if pa.types.is_floating(values.type):
+        return pa.array([_spell_float(value) for value in values.to_pylist()], pa.string())
+    return values.cast(pa.string())
+
+
+def _spell_float(value: float | None) -> str | None:
+    if value is None or math.isnan(value):
+        return None
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)

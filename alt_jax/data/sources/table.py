@@ -1,0 +1,184 @@
+"""Own tables: CSV, TSV or Parquet (a file, or a folder of Parquet parts as Spark and Beam write them)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from alt_jax.config import DataConfig, FieldConfig
+from alt_jax.data.sources.raw import RawData, require_columns
+from alt_jax.errors import InputError
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_PARQUET = (".parquet", ".pq")
+
+
+def load(config: DataConfig) -> RawData:
+    """Reads the declared columns of a table; CSV columns are read as strings exactly as written.
+
+    Raises:
+      InputError: The declaration is incomplete or contradicts itself, or the file does not fit it.
+    """
+    if not config.raw:
+        raise InputError("Source 'table' needs data.raw, a CSV or Parquet file; set it or pass --data.raw PATH.")
+    if not config.fields:
+        raise InputError("Source 'table' needs data.fields: the columns to use, in prompt order.")
+    fields = tuple(FieldConfig(f.column, f.name or f.column) for f in config.fields)
+    check_fields(config, fields)
+    path = Path(config.raw)
+    columns = [f.column for f in fields]
+    rows = read(path, list(dict.fromkeys([*columns, config.label, *([config.timestamp] if config.timestamp else [])])))
+    keep = {column: rows[column] for column in columns}
+    keep["__label__"] = _label(rows[config.label], config.label, path)
+    if config.timestamp:
+        keep["__timestamp__"] = _timestamp(rows[config.timestamp], config.timestamp, path)
+    return RawData(
+        source="table",
+        origin=str(path),
+        table=pa.table(keep),
+        fields=fields,
+        label="__label__",
+        timestamp="__timestamp__" if config.timestamp else None,
+        timestamp_quality=None,
+        user=config.user,
+        item=config.item,
+        linked=config.linked,
+    )
+
+
+def check_fields(config: DataConfig, fields: Sequence[FieldConfig]) -> None:
+    """Checks that columns and names are distinct and that user, item, linked and label agree with them.
+
+    Raises:
+      InputError: They do not; names the column.
+    """
+    columns, names = [f.column for f in fields], [f.name for f in fields]
+    for what, listed in (("column", columns), ("name", names)):
+        twice = [entry for entry in listed if listed.count(entry) > 1]
+        if twice:
+            raise InputError(f"data.fields uses the {what} {twice[0]!r} twice; leave one of them out.")
+    if config.label in columns:
+        raise InputError(f"data.fields contains the label column {config.label!r}; a model must not see its label.")
+    named = [("user", config.user), ("item", config.item)]
+    named += [("linked", column) for group in config.linked for column in group]
+    for what, column in named:
+        if column is not None and column not in columns:
+            raise InputError(f"data.{what} names column {column!r}, which is not among data.fields: {columns}.")
+    members = [column for group in config.linked for column in group]
+    if len(members) != len(set(members)) or any(len(group) < 2 for group in config.linked):
+        raise InputError("data.linked must list groups of two or more columns, each column in one group only.")
+
+
+def read(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Reads columns of a CSV, TSV or Parquet file, or of a folder of Parquet parts (in the order of their names).
+
+    Raises:
+      InputError: The file is missing, of another kind, malformed, not UTF-8, or lacks a column; names the nearest.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist; correct the path of the table.")
+    if path.is_dir():
+        parts = sorted(p for p in path.iterdir() if p.suffix.lower() in _PARQUET and p.name[0] not in "._")
+        if not parts:
+            raise InputError(f"{path} is a folder without .parquet files; name a table file.")
+        try:
+            return pa.concat_tables([_read_parquet(part, columns) for part in parts], promote_options="permissive")
+        except pa.ArrowTypeError as error:
+            raise InputError(f"The parts in {path} have columns of different types ({_line(error)}).") from None
+    suffix = path.suffix.lower()
+    if suffix in _PARQUET:
+        return _read_parquet(path, columns)
+    if suffix not in _DELIMITERS:
+        raise InputError(f"{path} is not named like a table; use {', '.join([*_DELIMITERS, *_PARQUET])}.")
+    return _read_csv(path, columns, _DELIMITERS[suffix])
+
+
+def _read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
+    try:
+        with pa.parquet.ParquetFile(path) as file:
+            require_columns(file.schema_arrow.names, columns, str(path))
+            return file.read(columns=list(columns))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} cannot be read as Parquet ({_line(error)}); write it again.") from None
+
+
+def _read_csv(path: Path, columns: Sequence[str], delimiter: str) -> pa.Table:
+    read_options = pa.csv.ReadOptions(use_threads=False)  # with threads, errors do not say the row
+    parse_options = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    try:
+        with pa.csv.open_csv(path, read_options=read_options, parse_options=parse_options) as reader:
+            present = reader.schema.names
+    except pa.ArrowInvalid as error:
+        raise _csv_error(path, error) from None
+    require_columns(present, columns, str(path))
+    convert = pa.csv.ConvertOptions(
+        include_columns=list(columns),
+        column_types={column: pa.string() for column in columns},
+        strings_can_be_null=False,
+    )
+    try:
+        return pa.csv.read_csv(path, read_options=read_options, parse_options=parse_options, convert_options=convert)
+    except pa.ArrowInvalid as error:
+        raise _csv_error(path, error) from None
+
+
+def _csv_error(path: Path, error: Exception) -> InputError:
+    if "UTF8" in str(error) or "UTF-8" in str(error):
+        return InputError(f"{path} is not UTF-8 text ({_line(error)}); convert it, e.g. with iconv -f latin1 -t utf-8.")
+    return InputError(f"{path} is malformed: {_line(error)}; correct that row, counted with the header as row 1.")
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's message, without its closing full stop."""
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def _label(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
+    """Labels as float64."""
+    array = column.combine_chunks()
+    if array.null_count:
+        row = int(np.flatnonzero(np.asarray(pc.is_null(array)))[0])
+        raise InputError(
+            f"Label column {name!r} of {path} is null in data row {row + 1}; fill it or leave the row out."
+        )
+    try:
+        numbers = pc.cast(array, pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise InputError(f"Label column {name!r} of {path} is not numeric{_first_bad(array)}.") from None
+    bad = ~np.isfinite(np.asarray(numbers))
+    if bad.any():
+        raise InputError(f"Label column {name!r} of {path} is not finite in data row {int(bad.argmax()) + 1}.")
+    return numbers
+
+
+def _first_bad(array: pa.Array) -> str:
+    """Names the first string that is not a number; searched only when the whole column could not be cast."""
+    if not pa.types.is_string(array.type):
+        return f" but {array.type}"
+    for row, text in enumerate(array.to_pylist(), start=1):
+        try:
+            float(text)
+        except ValueError:
+            return f": {text!r} in data row {row}"
+    return ""
+
+
+def _timestamp(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
+    """A sortable number per row: the number itself, or microseconds for dates and times (text in ISO 8601)."""
+    array = column.combine_chunks()
+    if array.null_count:
+        raise InputError(f"Timestamp column {name!r} of {path} has nulls; fill them or use a random protocol.")
+    kinds = [pa.int64(), pa.float64(), pa.timestamp("us")]
+    if pa.types.is_temporal(array.type):
+        kinds = [pa.timestamp("us")]
+    for kind in kinds:
+        try:
+            times = pc.cast(array, kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+        return times.cast(pa.int64()) if pa.types.is_timestamp(kind) else times
+    raise InputError(f"Timestamp column {name!r} of {path} holds neither numbers nor ISO 8601 times.")

@@ -1,0 +1,89 @@
+"""Tokenizers: loaded from Hugging Face files, or trained on the data; and what identifies one."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+
+from alt_jax.errors import InputError
+
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_ALPHABET = 1000
+
+
+def load_tokenizer(name_or_folder: str) -> PreTrainedTokenizerFast:
+    """Loads a Hugging Face tokenizer by hub name or from a folder; code that comes with one is never run.
+
+    Raises:
+      InputError: It cannot be had, is not backed by the `tokenizers` library, or lacks a special token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exceptions, the hub half a dozen kinds: all mean the same here
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(f"No tokenizer can be loaded from {name_or_folder!r}: {reason}.") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(
+            f"Tokenizer {name_or_folder!r} has no tokenizer.json form (a fast tokenizer); use one that has."
+        )
+    missing = [role for role in ("cls", "sep", "pad", "mask") if getattr(tokenizer, f"{role}_token_id") is None]
+    if missing:
+        raise InputError(
+            f"Tokenizer {name_or_folder!r} has no {' or '.join(missing)} token; use that of a BERT or RoBERTa model."
+        )
+    return tokenizer
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains a lower-casing BERT WordPiece; the same texts always give the same tokenizer, in whatever order.
+
+    The library's trainer alone gives another vocabulary in every process: it numbers continuation characters, and drops
+    rare characters of equal count, in the order of a randomly seeded hash map. So both lists are settled here first.
+    """
+    bert = BertTokenizer(vocab={token: i for i, token in enumerate(_SPECIAL)}, do_lower_case=True).backend_tokenizer
+    chunks: Counter[str] = Counter()
+    for text in texts:
+        chunks.update(bert.normalizer.normalize_str(text).split())
+    words: Counter[str] = Counter()
+    for chunk, count in chunks.items():
+        for word, _ in bert.pre_tokenizer.pre_tokenize_str(chunk):
+            words[word] += count
+    seen: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            seen[character] += count
+    # A third: every character may need a continuation form too, and the rest is for longer pieces.
+    common = sorted(seen, key=lambda character: (-seen[character], character))[: min(_ALPHABET, vocab_size // 3)]
+    alphabet = sorted({".", *common})
+    continuations = {f"##{character}" for word in words for character in word[1:]}
+    continuations &= {f"##{character}" for character in alphabet}
+
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*_SPECIAL, *sorted(continuations)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_repeat(words), trainer)
+    return BertTokenizer(vocab=backend.get_vocab(), do_lower_case=True)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 over the serialised tokenizer without its truncation and padding, which calls set as they please."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state.pop("truncation", None)
+    state.pop("padding", None)
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _repeat(words: Counter[str]) -> Iterator[str]:
+    """Texts in which every word occurs as often as counted, none of them long."""
+    for word, count in words.items():
+        for done in range(0, count, 1000):
+            yield " ".join([word] * min(1000, count - done))

@@ -1,0 +1,105 @@
+"""Both towers and what stands on them, as one module tree whose sub-trees the stages share.
+
+`ctr`, `plm` and `joint` are this module with a tower left out. Submodules that a method does not reach have no
+parameters, so pretraining holds `ctr text align_ctr align_text mlm mtm` and finetuning `ctr ctr_logit text text_logit
+fusion`, each only as far as it is used.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from alt_jax.config import Config, Strategy
+from alt_jax.models.bert import EncoderConfig, TextTower
+from alt_jax.models.ctr import CTRLogit, CTRTower
+from alt_jax.models.heads import Fusion, MLMHead, MTMHead, Projection, TextLogit
+from alt_jax.schema import Schema
+
+
+class ALT(nn.Module):
+    """The whole model.
+
+    Attributes:
+      config: Sizes and options.
+      schema: Feature ids.
+      encoder: The text tower's architecture.
+      alpha: Where the joint strategy's mixing weight starts.
+    """
+
+    config: Config
+    schema: Schema
+    encoder: EncoderConfig
+    alpha: float = 0.5
+
+    def setup(self) -> None:
+        """Names the submodules; Linen makes parameters only for those that a call reaches."""
+        config = self.config
+        self.ctr = CTRTower(config.ctr, self.schema.num_ids)
+        self.ctr_logit = CTRLogit(self.schema.num_ids)
+        self.text = TextTower(self.encoder, dtype=jnp.dtype(config.text.dtype))
+        self.text_logit = TextLogit()
+        self.fusion = Fusion(self.alpha)
+        self.align_ctr = Projection(config.icl.dim, config.icl.dropout, config.icl.normalize)
+        self.align_text = Projection(config.icl.dim, config.icl.dropout, config.icl.normalize)
+        self.mlm = MLMHead(self.encoder.vocab_size, config.pretrain.mlm_dropout)
+        self.mtm = MTMHead(self.schema, config.mtm.dim)
+
+    def represent(self, ids: Int[Array, "B F"], *, train: bool) -> Float[Array, "B C"]:
+        """h_c of a row of feature ids."""
+        return self.ctr(ids, train=train)
+
+    def read(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool) -> Float[Array, "B L D"]:
+        """Token states of a prompt."""
+        return self.text(tokens, mask, train=train)
+
+    def align(
+        self, representation: Float[Array, "B C"], states: Float[Array, "B L D"], *, train: bool
+    ) -> tuple[Float[Array, "B E"], Float[Array, "B E"]]:
+        """Both views of a row, the second from its [CLS] state, in the space where ICL compares them."""
+        return self.align_ctr(representation, train=train), self.align_text(states[:, 0], train=train)
+
+    def recover_tokens(
+        self, states: Float[Array, "K D"], representation: Float[Array, "K C"], *, train: bool
+    ) -> Float[Array, "K V"]:
+        """Vocabulary logits at masked positions (MLM)."""
+        return self.mlm(states, representation, train=train)
+
+    def recover_features(
+        self, representation: Float[Array, "B C"], states: Float[Array, "B L D"], mask: Bool[Array, "B L"]
+    ) -> tuple[Float[Array, "B F E"], Float[Array, "N E"], Float[Array, " N"]]:
+        """Field vectors, output table and bias (MTM)."""
+        return self.mtm(representation, states, mask)
+
+    def embed(self, ids: Int[Array, "B F"]) -> Float[Array, "B F D"]:
+        """The CTR tower's embedding rows of a batch."""
+        return self.ctr.embed(ids)
+
+    def click(
+        self,
+        strategy: Strategy,
+        ids: Int[Array, "B F"],
+        tokens: Int[Array, "B L"] | None,
+        mask: Bool[Array, "B L"] | None,
+        *,
+        train: bool,
+    ) -> dict[str, Float[Array, " B"]]:
+        """Click logits under a finetuning strategy.
+
+        Args:
+          strategy: `ctr` and `joint` read `ids`; `plm` and `joint` read `tokens` and `mask`.
+          ids: Feature ids.
+          tokens: Prompts, or None for `ctr`.
+          mask: Which tokens are real, or None for `ctr`.
+          train: Whether dropout is on.
+
+        Returns:
+          A logit under `strategy`, and for `joint` also those of its two parts.
+        """
+        logits = {}
+        if strategy != "plm":
+            logits["ctr"] = self.ctr_logit(ids, self.ctr(ids, train=train))
+        if strategy != "ctr":
+            logits["plm"] = self.text_logit(self.text(tokens, mask, train=train))
+        if strategy == "joint":
+            logits["joint"] = self.fusion(logits["ctr"], logits["plm"])
+        return logits

@@ -1,0 +1,176 @@
+"""The run folder: what a run was, how it went, and enough to go on with it.
+
+```
+run.json        stage, strategy, what it started from; written last, so a folder that has it is whole
+config.json     every value of the configuration
+schema.json     of the dataset it trains on
+encoder.json    the text tower's Hugging Face config
+checkpoints/    the newest and the best
+metrics.jsonl   one line a step and one an evaluation
+result.json     written when the run is finished
+```
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from alt_jax.config import Config, Strategy
+from alt_jax.errors import InputError
+from alt_jax.models.bert import EncoderConfig
+from alt_jax.schema import Schema
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Origin:
+    """What a run does: its stage, the finetuning strategy, and the pretraining run it starts from (or None)."""
+
+    stage: Literal["pretrain", "finetune"]
+    strategy: Strategy | None = None
+    init_from: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An open run folder."""
+
+    folder: Path
+    origin: Origin
+    config: Config
+    schema: Schema
+    encoder: EncoderConfig
+
+    @classmethod
+    def start(cls, folder: Path, origin: Origin, config: Config, schema: Schema, encoder: EncoderConfig) -> "Run":
+        """Makes a run folder, or opens the one that the same command made before.
+
+        Raises:
+          InputError: The folder belongs to another run or to something else.
+        """
+        run = cls(folder, origin, config, schema, encoder)
+        if (folder / "run.json").is_file():
+            run._check_same(cls.load(folder))
+            return run
+        ours = {"config.json", "schema.json", "encoder.json"}
+        if folder.is_dir() and {p.name for p in folder.iterdir()} - ours:
+            raise InputError(f"{folder} is not empty and not a run folder; give another --run-dir.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
+            (folder / "encoder.json").write_text(json.dumps(encoder.to_hf(), indent=2) + "\n", encoding="utf-8")
+            schema.save(folder / "schema.json")
+            write_json(folder / "run.json", dataclasses.asdict(origin))
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written ({error.strerror}); give another --run-dir.") from error
+        return run
+
+    @classmethod
+    def load(cls, folder: Path) -> "Run":
+        """Opens an existing run folder.
+
+        Raises:
+          InputError: It is not one, or one of its files is damaged.
+        """
+        if not (folder / "run.json").is_file():
+            raise InputError(f"{folder} is not a run folder (it has no run.json); give the --run-dir of a run.")
+        try:
+            origin = TypeAdapter(Origin).validate_json((folder / "run.json").read_bytes())
+            encoder = EncoderConfig.from_hf(_read_object(folder / "encoder.json"), str(folder / "encoder.json"))
+            config = Config.from_json((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json"))
+        except (ValidationError, OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{folder} is not a whole run folder: {str(error).splitlines()[0]}.") from None
+        return cls(folder, origin, config, Schema.load(folder / "schema.json"), encoder)
+
+    def _check_same(self, other: "Run") -> None:
+        """Refuses to go on with another run's folder; names what differs."""
+        if self.origin != other.origin:
+            raise InputError(
+                f"{self.folder} holds another run ({_sentence(other.origin)}, not {_sentence(self.origin)}); "
+                "give another --run-dir."
+            )
+        changed = self.config.differences(other.config)
+        if changed:
+            name, (new, old) = next(iter(changed.items()))
+            raise InputError(
+                f"{self.folder} was started with {name} = {old!r}, not {new!r}; give another --run-dir to change it."
+            )
+        if self.schema != other.schema:
+            raise InputError(
+                f"The dataset {self.config.data.dir} is not the one {self.folder} was started on; "
+                "prepare that one again or give another --run-dir."
+            )
+
+    def result(self) -> dict[str, Any] | None:
+        """What a finished run wrote, or None."""
+        path = self.folder / "result.json"
+        return _read_object(path) if path.is_file() else None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Marks the run finished."""
+        write_json(self.folder / "result.json", result)
+
+    def log(self, records: Iterable[dict[str, Any]]) -> None:
+        """Appends lines to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl that belong to steps after `step`, which will be done again."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # a line cut short when the run was killed
+                break
+            if record["step"] > step:
+                break
+            kept.append(line + "\n")
+        _replace(path, "".join(kept))
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes JSON so that the file is either whole or not there."""
+    _replace(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: an undefined number is null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}); the run folder is damaged.") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} does not hold a JSON object; the run folder is damaged.")
+    return value
+
+
+def _sentence(origin: Origin) -> str:
+    if origin.stage == "pretrain":
+        return "a pretraining"
+    return f"a {origin.strategy} finetuning from {origin.init_from or 'no pretraining'}"

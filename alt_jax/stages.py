@@ -1,0 +1,211 @@
+"""The stages of an experiment: pretrain, finetune, and the scoring of a finished run."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from alt_jax import bridge, masking
+from alt_jax.checkpoint import load_params
+from alt_jax.config import Config, FinetuneConfig, Strategy
+from alt_jax.data.dataset import Dataset
+from alt_jax.errors import InputError
+from alt_jax.evaluate import Scorer, report
+from alt_jax.models import interactions
+from alt_jax.models.alt import ALT
+from alt_jax.optim import finetune_optimizer, pretrain_optimizer
+from alt_jax.run import Origin, Run
+from alt_jax.sharding import make_mesh, replicate
+from alt_jax.tasks import Finetune, Params, Pretrain
+from alt_jax.train import Plan, train
+
+_CAPACITY_SAMPLE = 100_000
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished finetuning: the task, its best parameters and the step they are of."""
+
+    run: Run
+    task: Finetune
+    params: Params
+    step: int
+
+
+def pretrain(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Aligns the towers: ICL, MLM and MTM on the training part.
+
+    Args:
+      config: The experiment.
+      run_dir: Where the run is kept; a run that was stopped goes on there.
+
+    Returns:
+      What `result.json` holds.
+
+    Raises:
+      InputError: The dataset, the model or the folder does not fit.
+      alt_jax.train.Stopped: A signal came.
+    """
+    if not any((config.loss.icl, config.loss.mlm, config.loss.mtm)):
+        raise InputError("All three loss weights are 0, so there is nothing to pretrain; set one of --loss.*.")
+    interactions.get(config.ctr.tower)
+    dataset = Dataset.load(config.data.dir)
+    encoder = bridge.encoder_config(config.text, dataset.schema)
+    run = Run.start(run_dir, Origin("pretrain"), config, dataset.schema, encoder)
+    if (done := run.result()) is not None:
+        print(f"{run_dir} is already finished.")
+        return done
+
+    plan = Plan(config.pretrain.batch_size, config.pretrain.epochs, config.seed, config.pretrain.checkpoint_every)
+    units = masking.mask_units(dataset.schema, config.mask)
+    sample = np.asarray(dataset.train.values[:_CAPACITY_SAMPLE])
+    capacity = masking.token_capacity(dataset.pieces.maskable[sample], plan.batch_size, units, config.mask.rate)
+    task = Pretrain(ALT(config, dataset.schema, encoder), capacity, dataset.feature_counts())
+    params, summary = bridge.load_text(_init(task, config.seed), config.text, encoder)
+    _announce("pretrain", config, summary)
+    mesh = make_mesh()
+    steps = len(dataset.train.labels) // plan.batch_size * plan.epochs
+    optimizer = pretrain_optimizer(config.pretrain, steps)
+    train(task, run, mesh, dataset.train, replicate(mesh, dataset.pieces), params, optimizer, plan)
+    result = {"stage": "pretrain", "steps": steps, "seed": config.seed}
+    run.finish(result)
+    return result
+
+
+def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir: Path) -> dict[str, Any]:
+    """Trains click prediction, stops on validation AUC, and reads the test part once, at the end.
+
+    Args:
+      config: The experiment.
+      strategy: `ctr`, `plm` or `joint`.
+      init_from: Run folder of a pretraining, or None: the baseline without pretraining.
+      run_dir: Where the run is kept; a run that was stopped goes on there.
+
+    Returns:
+      What `result.json` holds: metrics under "valid" and "test".
+
+    Raises:
+      InputError: The dataset, the model, the pretraining run or the folder does not fit.
+      alt_jax.train.Stopped: A signal came.
+    """
+    interactions.get(config.ctr.tower)
+    dataset = Dataset.load(config.data.dir)
+    encoder = bridge.encoder_config(config.text, dataset.schema)
+    recipe: FinetuneConfig = getattr(config.finetune, strategy)
+    task = Finetune(ALT(config, dataset.schema, encoder, recipe.alpha), strategy, recipe.l2)
+    params = _init(task, config.seed)
+    if init_from is None:
+        params, summary = bridge.load_text(params, config.text, encoder)
+    else:
+        params, summary = bridge.transfer(params, strategy, init_from, dataset.schema, encoder)
+    origin = Origin("finetune", strategy, None if init_from is None else str(init_from))
+    run = Run.start(run_dir, origin, config, dataset.schema, encoder)
+    if (done := run.result()) is not None:
+        print(f"{run_dir} is already finished.")
+        return done
+
+    _announce(f"finetune {strategy}", config, summary)
+    mesh = make_mesh()
+    scorer = Scorer(task, mesh, dataset.pieces)
+
+    def validate(params: Params) -> dict[str, float]:
+        return report(dataset, "valid", scorer(params, dataset.valid.values))
+
+    plan = Plan(recipe.batch_size, recipe.epochs, config.seed, patience=recipe.patience)
+    pieces = replicate(mesh, dataset.pieces)
+    _, progress = train(task, run, mesh, dataset.train, pieces, params, finetune_optimizer(recipe), plan, validate)
+    best, _ = load_params(run_dir, progress.best_step)
+    best = replicate(mesh, best)
+    result = {
+        "stage": "finetune",
+        "strategy": strategy,
+        "init_from": origin.init_from,
+        "seed": config.seed,
+        "protocol": dataset.schema.protocol,
+        "best_step": progress.best_step,
+        "valid": validate(best),
+        "test": report(dataset, "test", scorer(best, dataset.test.values)),
+    }
+    run.finish(result)
+    return result
+
+
+def load_finetuned(folder: Path) -> Trained:
+    """Opens a finished finetuning run with its best parameters.
+
+    Raises:
+      InputError: The folder is not one, or is damaged.
+    """
+    run = Run.load(folder)
+    result = run.result()
+    if run.origin.strategy is None:
+        raise InputError(f"{folder} is a pretraining run, which predicts no clicks; finetune it first.")
+    if result is None:
+        raise InputError(f"The finetuning in {folder} is not finished; run its command again until it is.")
+    params, step = load_params(folder, int(result["best_step"]))
+    return Trained(run, finetune_task(run), params, step)
+
+
+def finetune_task(run: Run) -> Finetune:
+    """The task of a finetuning run."""
+    strategy = run.origin.strategy
+    assert strategy is not None
+    recipe: FinetuneConfig = getattr(run.config.finetune, strategy)
+    return Finetune(ALT(run.config, run.schema, run.encoder, recipe.alpha), strategy, recipe.l2)
+
+
+def open_dataset(run: Run) -> Dataset:
+    """The dataset of a run, if it is still the same.
+
+    Raises:
+      InputError: It is gone or was prepared again with another outcome.
+    """
+    dataset = Dataset.load(run.config.data.dir)
+    if dataset.schema != run.schema:
+        raise InputError(
+            f"The dataset {run.config.data.dir} is no longer the one that {run.folder} was trained on; "
+            "prepare that one again or train again."
+        )
+    return dataset
+
+
+def evaluate(folder: Path, split: str) -> dict[str, float]:
+    """Metrics of a finished finetuning run on one split.
+
+    Raises:
+      InputError: The run or its dataset is missing or damaged.
+    """
+    trained = load_finetuned(folder)
+    dataset = open_dataset(trained.run)
+    rows = dataset.split(split)
+    mesh = make_mesh()
+    scorer = Scorer(trained.task, mesh, dataset.pieces)
+    return report(dataset, split, scorer(replicate(mesh, trained.params), rows.values))
+
+
+def _init(task: Pretrain | Finetune, seed: int) -> Params:
+    params: Params = jax.jit(task.init)(jax.random.key(seed))
+    return params
+
+
+def _announce(stage: str, config: Config, summary: list[str]) -> None:
+    device = jax.devices()[0]
+    print(f"{stage} · seed {config.seed} · {len(jax.devices())} × {device.device_kind} · {config.data.dir}")
+    for line in summary:
+        print(f"  {line}")
+
+
+def format_report(found: dict[str, float]) -> str:
+    """Metrics as one line each."""
+    return "\n".join(
+        f"{name:<18} {value:.5f}" if isinstance(value, float) else f"{name:<18} {value:,}"
+        for name, value in found.items()
+    )
+
+
+def to_json(found: dict[str, float]) -> str:
+    """Metrics as one JSON object; an undefined one is null."""
+    return json.dumps({k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in found.items()})

@@ -1,0 +1,265 @@
+"""The training loop, linear: evaluate → save → next batch → step → log. Do not change the order of operations.
+
+Step N means N updates applied. A checkpoint of step N is written after the evaluation of step N and holds its outcome, so
+a run that goes on from it repeats nothing and loses nothing.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from alt_jax.checkpoint import Checkpoints
+from alt_jax.data.batches import Batch, batch_at, steps_per_epoch
+from alt_jax.data.dataset import Rows
+from alt_jax.data.prompt import Pieces
+from alt_jax.errors import InputError
+from alt_jax.objectives import Mean
+from alt_jax.run import Run
+from alt_jax.sharding import check_batch, replicate, replicated, split_rows
+from alt_jax.tasks import Params, Task
+
+_LOG_EVERY = 50  # steps whose metrics are fetched at once, so that the host never waits for a single one
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, saved, and can go on
+    """A signal stopped the run after it saved."""
+
+
+class State(NamedTuple):
+    """What an update changes."""
+
+    step: jax.Array
+    params: Params
+    optimizer: Any
+
+
+@dataclass
+class Progress:
+    """What the loop remembers between evaluations.
+
+    Attributes:
+      best_step: Step of the best validation score so far.
+      best_score: That score.
+      waited: Evaluations since then.
+    """
+
+    best_step: int = 0
+    best_score: float | None = None
+    waited: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how to train.
+
+    Attributes:
+      batch_size: Global batch.
+      epochs: Passes over the training part, at most.
+      seed: Of batch order, masks, noise and dropout.
+      checkpoint_every: Steps between checkpoints besides those at the ends of epochs; 0 for none.
+      patience: Evaluations without improvement after which to stop.
+    """
+
+    batch_size: int
+    epochs: int
+    seed: int
+    checkpoint_every: int = 0
+    patience: int = 0
+
+
+def make_step(
+    task: Task, optimizer: optax.GradientTransformation
+) -> Callable[[State, Pieces, Batch, jax.Array], tuple[State, dict[str, Mean]]]:
+    """The update, to be jitted: loss and gradients of the global batch, one optimiser step, metrics.
+
+    The key of an update is `fold_in(key, step)`, so what is drawn does not depend on where a run was resumed or on how
+    many devices there are.
+    """
+
+    def step(state: State, pieces: Pieces, batch: Batch, key: jax.Array) -> tuple[State, dict[str, Mean]]:
+        key = jax.random.fold_in(key, state.step)
+        (_, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(state.params, pieces, batch, key)
+        updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
+        return State(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def train(
+    task: Task,
+    run: Run,
+    mesh: Mesh,
+    rows: Rows,
+    pieces: Pieces,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    plan: Plan,
+    evaluate: Callable[[Params], dict[str, float]] | None = None,
+) -> tuple[Params, Progress]:
+    """Trains, or goes on with, a run.
+
+    Args:
+      task: Loss.
+      run: Its folder.
+      mesh: Devices.
+      rows: Training rows.
+      pieces: Prompt pieces, replicated on the mesh.
+      params: Where a run that has no checkpoint yet starts.
+      optimizer: Gradient transformation.
+      plan: Length, batch, seed.
+      evaluate: Called at the end of every epoch with the parameters; its "auc" decides the best step and stopping.
+
+    Returns:
+      The last parameters, and the progress with the best step.
+
+    Raises:
+      InputError: The batch does not fit the data or the devices.
+      Stopped: A signal came; everything is saved.
+    """
+    check_batch(mesh, plan.batch_size)
+    per_epoch = steps_per_epoch(len(rows.labels), plan.batch_size)
+    last = per_epoch * plan.epochs
+    key = jax.random.key(plan.seed)
+    update = jax.jit(make_step(task, optimizer), donate_argnums=0)
+    checkpoints = Checkpoints(run.folder)
+    state = _initial_state(mesh, params, optimizer)
+    progress, step = Progress(), 0
+    resumed = checkpoints.latest()
+    if resumed is not None:
+        params, opt_state, loop = checkpoints.restore(resumed, state.params, state.optimizer)
+        state = State(replicate(mesh, jnp.int32(resumed)), params, opt_state)
+        progress, step = Progress(**loop), resumed
+        print(f"resumed at step {step} of {last}")
+    run.rewind(step)
+    log = _Log(run, plan.batch_size)
+
+    with jax.set_mesh(mesh), _signals() as stop:
+        while True:
+            fresh = step > 0 and step != resumed
+            epoch_ends = step % per_epoch == 0
+            score = None
+            if fresh and epoch_ends:
+                log.flush()
+                if evaluate is not None:
+                    score = _evaluate(evaluate, state.params, run, step, progress)
+                log.epoch(step // per_epoch, plan.epochs, progress if evaluate else None)
+            if fresh and (epoch_ends or stop or (plan.checkpoint_every and step % plan.checkpoint_every == 0)):
+                log.flush()
+                checkpoints.save(step, state.params, state.optimizer, asdict(progress), score)
+            if stop:
+                checkpoints.close()
+                raise Stopped(f"stopped by {signal.Signals(stop[0]).name} at step {step} of {last}, saved")
+            if step == last or (plan.patience and progress.waited >= plan.patience):
+                break
+            batch = split_rows(mesh, batch_at(rows, seed=plan.seed, step=step, batch_size=plan.batch_size))
+            state, metrics = update(state, pieces, batch, key)
+            step += 1
+            log.add(step, metrics)
+    checkpoints.close()
+    return state.params, progress
+
+
+def _initial_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation) -> State:
+    # Copied inside jit: the step donates its state, and the caller keeps its parameters.
+    make = jax.jit(
+        lambda params: State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params)),
+        out_shardings=replicated(mesh),
+    )
+    return make(replicate(mesh, params))
+
+
+def _evaluate(
+    evaluate: Callable[[Params], dict[str, float]], params: Params, run: Run, step: int, progress: Progress
+) -> float:
+    found = evaluate(params)
+    score = found["auc"]
+    if not np.isfinite(score):
+        raise InputError("The validation part holds one class only, so its AUC is undefined; prepare it otherwise.")
+    run.log([{"step": step, **{f"valid/{name}": value for name, value in found.items()}}])
+    if progress.best_score is None or score > progress.best_score:
+        progress.best_step, progress.best_score, progress.waited = step, score, 0
+    else:
+        progress.waited += 1
+    return score
+
+
+class _Log:
+    """Collects metrics on the device and writes them in blocks."""
+
+    def __init__(self, run: Run, batch_size: int) -> None:
+        self._run, self._batch_size = run, batch_size
+        self._pending: list[tuple[int, dict[str, Mean]]] = []
+        self._since = self._epoch_since = time.perf_counter()
+        self._epoch_rows = 0
+        self._last: dict[str, float | None] = {}
+
+    def add(self, step: int, metrics: dict[str, Mean]) -> None:
+        """Keeps the metrics of an update; fetches them with those before once there are enough."""
+        self._pending.append((step, metrics))
+        if len(self._pending) == _LOG_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes everything kept so far. `rows_per_s` is the mean over the block, compilation included."""
+        if not self._pending:
+            return
+        fetched = jax.device_get(self._pending)
+        now = time.perf_counter()
+        rate = len(fetched) * self._batch_size / (now - self._since)
+        self._since = now
+        self._epoch_rows += len(fetched) * self._batch_size
+        records = [{"step": step, **_values(metrics), "rows_per_s": round(rate, 1)} for step, metrics in fetched]
+        self._run.log(records)
+        self._last = records[-1]
+        self._pending = []
+
+    def epoch(self, epoch: int, epochs: int, progress: Progress | None) -> None:
+        """Prints one line about an epoch."""
+        now = time.perf_counter()
+        shown = {
+            k: v for k, v in self._last.items() if k in ("loss", "icl", "mlm", "mtm", "icl/top1_ctr_to_text") and v
+        }
+        parts = [f"epoch {epoch}/{epochs}", *(f"{k} {v:.4f}" for k, v in shown.items())]
+        if progress is not None and progress.best_score is not None:
+            parts.append(
+                f"best valid AUC {progress.best_score:.4f}" + (f" ({progress.waited} ago)" if progress.waited else "")
+            )
+        parts.append(f"{self._epoch_rows / (now - self._epoch_since):,.0f} rows/s")
+        print("  ".join(parts))
+        self._since, self._epoch_since, self._epoch_rows = now, now, 0
+
+
+def _values(metrics: dict[str, Mean]) -> dict[str, float | None]:
+    """Means on the host; None where nothing was weighed."""
+    return {name: float(m.total) / float(m.weight) if m.weight else None for name, m in metrics.items()}
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Yields a list that SIGTERM and SIGINT add themselves to, so that the loop can save before it stops."""
+    received: list[int] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        print("stopping after this step…", file=sys.stderr)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield received
+    finally:
+        for number, old in zip(numbers, previous, strict=True):
+            signal.signal(number, old)

