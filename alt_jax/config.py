@@ -254,7 +254,7 @@ class Config:
         try:
             return TypeAdapter(Config).validate_json(text)
         except ValidationError as error:
-            raise InputError(f"{source}: {_first_problem(error)}") from None
+            raise InputError(f"{source}: {first_problem(error)}") from None
 
     def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
         """Dotted names whose values differ, with both values."""
@@ -274,7 +274,7 @@ def load_config(path: Path) -> Config:
         get_config = runpy.run_path(str(path)).get("get_config")
         config = get_config() if callable(get_config) else None
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error)}") from None
+        raise InputError(f"{path}: {first_problem(error)}") from None
     except (SyntaxError, TypeError, NameError, AttributeError, ImportError, ValueError) as error:
         raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
@@ -289,7 +289,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """One sentence for the first thing pydantic found wrong."""
     problem = error.errors()[0]
     name = ".".join(str(part) for part in problem["loc"])

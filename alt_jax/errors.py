@@ -1,4 +1,4 @@
-"""The one exception that means "the user's input is wrong"."""
+"""The two exceptions that the command line turns into exit codes."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one clear sentence (what is wrong, where, what to do next). The command line prints it without a
     traceback and exits with code 2.
     """
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, saved, and can go on
+    """A signal stopped the run after it saved. The command line exits with code 75."""

@@ -47,7 +47,7 @@ def pretrain(config: Config, run_dir: Path) -> dict[str, Any]:
 
     Raises:
       InputError: The dataset, the model or the folder does not fit.
-      alt_jax.train.Stopped: A signal came.
+      alt_jax.errors.Stopped: A signal came.
     """
     if not any((config.loss.icl, config.loss.mlm, config.loss.mtm)):
         raise InputError("All three loss weights are 0, so there is nothing to pretrain; set one of --loss.*.")
@@ -89,7 +89,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
 
     Raises:
       InputError: The dataset, the model, the pretraining run or the folder does not fit.
-      alt_jax.train.Stopped: A signal came.
+      alt_jax.errors.Stopped: A signal came.
     """
     interactions.get(config.ctr.tower)
     dataset = Dataset.load(config.data.dir)

@@ -23,17 +23,13 @@ from alt_jax.checkpoint import Checkpoints
 from alt_jax.data.batches import Batch, batch_at, steps_per_epoch
 from alt_jax.data.dataset import Rows
 from alt_jax.data.prompt import Pieces
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, Stopped
 from alt_jax.objectives import Mean
 from alt_jax.run import Run
 from alt_jax.sharding import check_batch, replicate, replicated, split_rows
 from alt_jax.tasks import Params, Task
 
 _LOG_EVERY = 50  # steps whose metrics are fetched at once, so that the host never waits for a single one
-
-
-class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, saved, and can go on
-    """A signal stopped the run after it saved."""
 
 
 class State(NamedTuple):

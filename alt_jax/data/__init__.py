@@ -1,0 +1,1 @@
+"""From raw files to batches of value ids, and prompts put together from them."""

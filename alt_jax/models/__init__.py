@@ -1,0 +1,1 @@
+"""Towers and heads: ids and tokens in, representations and logits out."""

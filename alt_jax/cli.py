@@ -1,0 +1,261 @@
+"""The command line. Thin: it reads arguments, calls a stage and turns errors into one sentence and an exit code."""
+
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn, TypeVar
+
+import tyro
+from pydantic import ValidationError
+
+from alt_jax import __version__
+from alt_jax.config import Config, Strategy, first_problem, load_config
+from alt_jax.errors import InputError, Stopped
+
+USAGE = """\
+usage: alt-jax COMMAND …
+
+  demo                                                the whole story on generated data, without a network
+  prepare  CONFIG                                     raw ratings or clicks to a prepared dataset
+  pretrain CONFIG --run-dir D                         align the CTR tower and the text tower
+  finetune CONFIG --strategy ctr|plm|joint --init-from D|none --run-dir E
+  evaluate E [--split test] [--json]                  AUC, logloss, GAUC, ECE of a finetuned run
+  predict  E|EXPORT rows.csv|parquet -o scores.parquet
+  export   E OUT                                      safetensors, config, schema, Hugging Face folder
+  list     towers|datasets|protocols                  names that configs may use, one a line
+
+CONFIG is a Python file with get_config(), see configs/. Any of its values can be overridden, e.g. --loss.mlm 0
+--data.raw ml-1m.zip --seed 1. `alt-jax COMMAND --help` shows a command's options.
+
+exit codes: 0 done · 2 the input is wrong · 75 stopped by a signal after saving (start again to go on)
+"""
+T = TypeVar("T")
+_Values = Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Turns raw ratings or clicks into a prepared dataset.
+
+    Example: alt-jax prepare configs/movielens_1m.py --data.raw ml-1m.zip
+    """
+
+    config: _Values
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Aligns the CTR tower and the text tower on the training part.
+
+    Example: alt-jax pretrain configs/movielens_1m.py --run-dir runs/pretrain
+    """
+
+    config: _Values
+    run_dir: Path
+    """Where the run is kept; started again with the same folder, a stopped run goes on."""
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Trains click prediction, stops on validation AUC and reads the test part once.
+
+    Example: alt-jax finetune configs/movielens_1m.py --strategy joint --init-from runs/pretrain --run-dir runs/joint
+    """
+
+    config: _Values
+    strategy: Strategy
+    """The CTR tower alone, the text tower alone, or both."""
+    init_from: str
+    """Run folder of a pretraining, or none: the baseline."""
+    run_dir: Path
+    """Where the run is kept; started again with the same folder, a stopped run goes on."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Metrics of a finished finetuning run.
+
+    Example: alt-jax evaluate runs/joint --json
+    """
+
+    run_dir: tyro.conf.Positional[Path]
+    split: Literal["train", "valid", "test"] = "test"
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Scores raw rows with a finetuning run or an export.
+
+    Example: alt-jax predict runs/joint rows.csv -o scores.parquet
+    """
+
+    model: tyro.conf.Positional[Path]
+    rows: tyro.conf.Positional[Path]
+    output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """Parquet, or CSV by its name, with a column `score`."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Writes a finished finetuning run as safetensors, config, schema and Hugging Face folder.
+
+    Example: alt-jax export runs/joint exported/joint
+    """
+
+    run_dir: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """Names that configs may use, one a line.
+
+    Example: alt-jax list towers
+    """
+
+    what: tyro.conf.Positional[Literal["towers", "datasets", "protocols"]]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The whole story on generated data, without a network: minutes on two cores.
+
+    Example: alt-jax demo --dir demo
+    """
+
+    dir: Path = Path("demo")
+    """Where data and runs are kept; started again, finished parts are not repeated."""
+    seed: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command and exits with its code."""
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs a command.
+
+    Returns:
+      The exit code: 0 done, 2 the user's input is wrong, 75 stopped by a signal after saving.
+    """
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name in ("", "-h", "--help", "--version"):
+        print(f"alt-jax {__version__}" if name == "--version" else USAGE.rstrip())
+        return 0 if name else 2
+    try:
+        if name not in _COMMANDS:
+            raise InputError(f"there is no such command; `alt-jax --help` shows {', '.join(_COMMANDS)}.")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # progress is read while it happens, also through a pipe
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
+        _COMMANDS[name](rest)
+    except InputError as error:
+        print(f"alt-jax {name}: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"alt-jax {name}: {stopped}; start the same command again to go on.", file=sys.stderr)
+        return 75
+    return 0
+
+
+def _parse(kind: type[T], arguments: list[str], prog: str, default: T | None = None) -> T:
+    try:
+        return tyro.cli(kind, default=default, args=arguments, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+    except ValidationError as error:
+        raise InputError(f"--{first_problem(error)}") from None
+
+
+def _configured(kind: type[T], arguments: list[str], command: str) -> T:
+    """Reads CONFIG, then the flags that override its values."""
+    path, flags = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if path in ("-h", "--help"):
+        path, flags = "CONFIG", ["--help"]
+        config = Config()
+    elif not path or path.startswith("-"):
+        raise InputError(f"give a config file first, e.g. alt-jax {command} configs/movielens_100k.py.")
+    else:
+        config = load_config(Path(path))
+    others = {field.name: tyro.MISSING for field in dataclasses.fields(kind) if field.name != "config"}  # type: ignore[arg-type]
+    return _parse(kind, flags, f"alt-jax {command} {path}", kind(config=config, **others))
+
+
+def _prepare(arguments: list[str]) -> None:
+    options = _configured(PrepareOptions, arguments, "prepare")
+    from alt_jax.data.prepare import prepare
+
+    prepare(options.config)
+
+
+def _pretrain(arguments: list[str]) -> None:
+    options = _configured(PretrainOptions, arguments, "pretrain")
+    from alt_jax import stages
+
+    stages.pretrain(options.config, options.run_dir)
+
+
+def _finetune(arguments: list[str]) -> None:
+    options = _configured(FinetuneOptions, arguments, "finetune")
+    from alt_jax import stages
+
+    init_from = None if options.init_from == "none" else Path(options.init_from)
+    result = stages.finetune(options.config, options.strategy, init_from, options.run_dir)
+    print(stages.format_report(result["test"]))
+
+
+def _evaluate(arguments: list[str]) -> None:
+    options = _parse(EvaluateOptions, arguments, "alt-jax evaluate")
+    from alt_jax import stages
+
+    found = stages.evaluate(options.run_dir, options.split)
+    print(stages.to_json(found) if options.json else stages.format_report(found))
+
+
+def _predict(arguments: list[str]) -> None:
+    options = _parse(PredictOptions, arguments, "alt-jax predict")
+    from alt_jax.export import predict
+
+    rows = predict(options.model, options.rows, options.output)
+    print(f"scored {rows:,} rows to {options.output}")
+
+
+def _export(arguments: list[str]) -> None:
+    options = _parse(ExportOptions, arguments, "alt-jax export")
+    from alt_jax.export import export
+
+    export(options.run_dir, options.out)
+    print(f"exported {options.run_dir} to {options.out}")
+
+
+def _list(arguments: list[str]) -> None:
+    options = _parse(ListOptions, arguments, "alt-jax list")
+    from alt_jax.data import protocols, sources
+    from alt_jax.models import interactions
+
+    names = {"towers": interactions.names, "datasets": sources.names, "protocols": lambda: tuple(protocols.PROTOCOLS)}
+    print("\n".join(names[options.what]()))
+
+
+def _demo(arguments: list[str]) -> None:
+    options = _parse(DemoOptions, arguments, "alt-jax demo")
+    from alt_jax.demo import demo
+
+    demo(options.dir, options.seed)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": _demo,
+    "prepare": _prepare,
+    "pretrain": _pretrain,
+    "finetune": _finetune,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "export": _export,
+    "list": _list,
+}

@@ -1,0 +1,145 @@
+"""Export of a finished finetuning, and prediction on raw rows from a run or an export.
+
+```
+params.safetensors    every parameter, named by its path: ctr/embedding/embedding, text/encoder/layer/0/…
+config.json · schema.json · encoder.json · run.json · result.json
+vocabulary.parquet · pieces.npz · tokenizer/      what raw rows are encoded with
+text_tower/           the text tower as a Hugging Face folder (strategies plm and joint)
+```
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import safetensors.numpy
+from flax import traverse_util
+from jaxtyping import Float
+
+from alt_jax.data.dataset import Encoder, copy_encoder
+from alt_jax.data.sources import table
+from alt_jax.errors import InputError
+from alt_jax.evaluate import Scorer
+from alt_jax.models import huggingface
+from alt_jax.run import Run
+from alt_jax.sharding import make_mesh, replicate
+from alt_jax.stages import finetune_task, load_finetuned, open_dataset
+from alt_jax.tasks import Finetune, Params
+
+PARAMS = "params.safetensors"
+_RUN_FILES = ("config.json", "schema.json", "encoder.json", "run.json", "result.json")
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A finished model and what raw rows are encoded with."""
+
+    task: Finetune
+    params: Params
+    encoder: Encoder
+
+    @classmethod
+    def load(cls, folder: Path) -> "Predictor":
+        """Opens a finetuning run or an export.
+
+        Raises:
+          InputError: The folder is neither, or is damaged.
+        """
+        if (folder / PARAMS).is_file():
+            run = Run.load(folder)
+            return cls(finetune_task(run), _read_params(folder / PARAMS), Encoder.load(folder))
+        trained = load_finetuned(folder)
+        return cls(trained.task, trained.params, Encoder.load(open_dataset(trained.run).folder))
+
+    def __call__(self, rows: pa.Table, origin: str) -> Float[np.ndarray, " N"]:
+        """Click probability of every raw row, in order.
+
+        Args:
+          rows: Holds the schema's columns.
+          origin: Name of the table, for messages.
+
+        Raises:
+          InputError: A column is missing.
+        """
+        values, pieces = self.encoder.encode(rows, origin)
+        mesh = make_mesh()
+        return Scorer(self.task, mesh, pieces)(replicate(mesh, self.params), values)
+
+
+def predict(folder: Path, rows: Path, output: Path) -> int:
+    """Scores a CSV or Parquet file of raw rows.
+
+    Args:
+      folder: A finetuning run or an export.
+      rows: Has the columns of the schema; the label is not needed.
+      output: Parquet (or CSV, by its name) with a column `score`, one line per row, in order.
+
+    Returns:
+      Number of rows.
+
+    Raises:
+      InputError: The model, the rows or the output cannot be used.
+    """
+    if output.suffix not in (".parquet", ".csv"):
+        raise InputError(f"{output} should end in .parquet or .csv.")
+    model = Predictor.load(folder)
+    raw = table.read(rows, [field.column for field in model.encoder.schema.fields])
+    scores = pa.table({"score": pa.array(model(raw, str(rows)))})
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        (pq.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv)(scores, partial)
+        partial.replace(output)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{output} cannot be written ({error.strerror or error}); give another -o.") from error
+    return raw.num_rows
+
+
+def export(folder: Path, out: Path) -> None:
+    """Writes a finished finetuning as plain files that need neither Orbax nor the dataset.
+
+    Args:
+      folder: The finetuning run.
+      out: A new folder, made whole by a rename.
+
+    Raises:
+      InputError: The run is not finished, its dataset is gone, or `out` is taken or cannot be written.
+    """
+    if out.exists():
+        raise InputError(f"{out} already exists; give a new folder.")
+    trained = load_finetuned(folder)
+    dataset = open_dataset(trained.run)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        flat: dict[str, Any] = traverse_util.flatten_dict(trained.params, sep="/")
+        tensors = {name: np.ascontiguousarray(value) for name, value in flat.items()}
+        safetensors.numpy.save_file(tensors, partial / PARAMS)
+        copy_encoder(dataset.folder, partial)
+        for name in _RUN_FILES:
+            shutil.copy(folder / name, partial / name)
+        if "text" in trained.params:
+            tokenizer = Encoder.load(partial).tokenizer
+            huggingface.save(partial / "text_tower", trained.run.encoder, trained.params["text"], tokenizer)
+        partial.rename(out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror or error}); give another folder.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_params(path: Path) -> Params:
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} is damaged ({error}); export the run again.") from None
+    params: Params = traverse_util.unflatten_dict(tensors, sep="/")
+    return params
