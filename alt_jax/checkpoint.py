@@ -33,13 +33,16 @@ class Checkpoints:
         policy = AnyPreservationPolicy(
             [
                 LatestN(1),
-                BestN(get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False),
+                BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         self._folder = folder / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self._folder.absolute(),
-            options=ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True),
+            # Without best_fn the scores would not be written, and a resumed run would forget, and delete, its best step.
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy, best_fn=_score, cleanup_tmp_directories=True
+            ),
             item_names=("params", "optimizer", "loop"),
         )
 
@@ -105,6 +108,10 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and gives back the background threads."""
         self._manager.close()
+
+
+def _score(metrics: Any) -> float:
+    return float(metrics["score"])
 
 
 def load_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], int]:

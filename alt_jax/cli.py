@@ -1,13 +1,15 @@
 """The command line. Thin: it reads arguments, calls a stage and turns errors into one sentence and an exit code."""
 
+import contextlib
 import dataclasses
+import difflib
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 from pydantic import ValidationError
@@ -162,14 +164,71 @@ def run(arguments: list[str]) -> int:
     except Stopped as stopped:
         print(f"alt-jax {name}: {stopped}; start the same command again to go on.", file=sys.stderr)
         return 75
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
     return 0
 
 
 def _parse(kind: type[T], arguments: list[str], prog: str, default: T | None = None) -> T:
+    said = io.StringIO()  # tyro draws a box around an error; a sentence is easier to read and to search for
     try:
-        return tyro.cli(kind, default=default, args=arguments, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+        with contextlib.redirect_stderr(said):
+            config = (tyro.conf.FlagCreatePairsOff,)
+            parsed: T = tyro.cli(kind, default=default, args=arguments, prog=prog, config=config)  # type: ignore[assignment]
     except ValidationError as error:
         raise InputError(f"--{first_problem(error)}") from None
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_why_refused(kind, arguments, prog, said.getvalue(), stop)) from None
+    return parsed
+
+
+def _why_refused(kind: type[Any], arguments: list[str], prog: str, said: str, error: BaseException) -> str:
+    """One sentence for refused arguments: which option does not exist, which value does not fit, or tyro's words."""
+    flags = [argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+    known = _option_names(kind)
+    for flag in flags:
+        if flag not in known and not flag.startswith(("--data.fields", "--data.linked", "--tyro")):
+            near = difflib.get_close_matches(flag, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"`{prog} --help` shows all."
+            return f"there is no option {flag}; {hint}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ValidationError):
+            # The error names the value but not its group: of two options that end alike, the last is not more likely.
+            leaf, problem = first_problem(cause).split(": ", 1)
+            named = [flag for flag in dict.fromkeys(flags) if flag.split(".")[-1].lstrip("-") == leaf.replace("_", "-")]
+            return f"{' or '.join(named) or leaf}: {problem}"
+        cause = cause.__cause__ or cause.__context__
+    return f"{_first_section(said)}; `{prog} --help` shows all options."
+
+
+def _first_section(box: str) -> str:
+    """The words between the title and the first rule of an error box, on one line."""
+    lines = [line.strip("│").rstrip() for line in box.splitlines() if line.strip("│ ")]
+    bounds = [i for i, line in enumerate(lines) if line[0] in "╭╰" or not line.strip(" ─-")]
+    if len(bounds) < 2:
+        return " ".join(box.split())
+    body = [line.strip() for line in lines[bounds[0] + 1 : bounds[1]]]
+    if body[0].startswith("Missing from"):
+        # Pairs follow: an option and its help, or for a positional argument its kind and its name.
+        options = [line for line in body[1:] if line.startswith("-")]
+        names = [line.removesuffix(" (required)") for line in body[1:] if line.endswith("(required)")]
+        return f"give {', '.join(options or names)}"
+    return " ".join(body).rstrip(".")
+
+
+def _option_names(kind: type[Any]) -> list[str]:
+    """The long options of a command, as tyro spells them."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name != "config"] + ["help"]
+    if any(field.name == "config" for field in dataclasses.fields(kind)):
+        for name, value in Config().flat().items():
+            names.append(name)
+            if isinstance(value, bool):
+                group, _, leaf = name.rpartition(".")
+                names.append(f"{group}.no-{leaf}")
+    return [f"--{name.replace('_', '-')}" for name in names]
 
 
 def _configured(kind: type[T], arguments: list[str], command: str) -> T:
@@ -183,7 +242,7 @@ def _configured(kind: type[T], arguments: list[str], command: str) -> T:
     else:
         config = load_config(Path(path))
     others = {field.name: tyro.MISSING for field in dataclasses.fields(kind) if field.name != "config"}  # type: ignore[arg-type]
-    return _parse(kind, flags, f"alt-jax {command} {path}", kind(config=config, **others))
+    return _parse(kind, flags, f"alt-jax {command} {path}", kind(config=config, **others))  # type: ignore[call-arg]
 
 
 def _prepare(arguments: list[str]) -> None:

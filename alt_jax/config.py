@@ -6,6 +6,7 @@ its dotted name, e.g. `--loss.mlm 0`. A name that does not exist is refused and 
 
 import dataclasses
 import difflib
+import inspect
 import json
 import runpy
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from alt_jax.errors import InputError
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Rate = Annotated[float, Constrained(ge=0, lt=1)]
 Weight = Annotated[float, Constrained(ge=0)]
 Strategy = Literal["ctr", "plm", "joint"]
@@ -188,7 +189,7 @@ class PretrainConfig:
     weight_decay: Weight = 1e-3
     warmup: Rate = 0.0
     mlm_dropout: Rate = 0.2
-    checkpoint_every: int = 0
+    checkpoint_every: Annotated[int, Constrained(ge=0)] = 0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -238,7 +239,7 @@ class Config:
     mask: MaskConfig = MaskConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfigs = FinetuneConfigs()
-    seed: Annotated[int, Constrained(ge=0)] = 0
+    seed: Annotated[int, Constrained(ge=0, lt=2**32)] = 0  # jax.random.key would wrap a larger one around
 
     def to_json(self) -> str:
         """The config as indented JSON."""
@@ -256,27 +257,45 @@ class Config:
         except ValidationError as error:
             raise InputError(f"{source}: {first_problem(error)}") from None
 
+    def flat(self) -> dict[str, Any]:
+        """Every value under its dotted name."""
+        return _flatten(dataclasses.asdict(self))
+
     def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
         """Dotted names whose values differ, with both values."""
-        mine, theirs = _flatten(dataclasses.asdict(self)), _flatten(dataclasses.asdict(other))
+        mine, theirs = self.flat(), other.flat()
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
 
-def load_config(path: Path) -> Config:
+def load_config(name: str | Path) -> Config:
     """Runs a config file's `get_config()`. A config file is code: run only what you trust.
+
+    Args:
+      name: A path, or `path:variant` for `get_config(variant)` where a file describes several experiments.
 
     Raises:
       InputError: The file is missing, fails, lacks `get_config`, or sets a value that does not exist or does not fit.
     """
-    if not path.is_file():
+    path, _, variant = str(name).partition(".py:")
+    path = f"{path}.py" if variant else path
+    if not Path(path).is_file():
         raise InputError(f"Config {path} does not exist; the shipped ones are in configs/.")
     try:
-        get_config = runpy.run_path(str(path)).get("get_config")
-        config = get_config() if callable(get_config) else None
+        get_config = runpy.run_path(path).get("get_config")
+        if not callable(get_config):
+            raise InputError(f"{path} must define get_config() that returns an alt_jax.config.Config.")
+        if variant and not inspect.signature(get_config).parameters:
+            raise InputError(f"{path} has no variants, so {variant!r} means nothing; give the path alone.")
+        config = get_config(variant) if variant else get_config()
     except ValidationError as error:
         raise InputError(f"{path}: {first_problem(error)}") from None
-    except (SyntaxError, TypeError, NameError, AttributeError, ImportError, ValueError) as error:
-        raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"{path} cannot be run: it knows no {error}.") from error
+    except Exception as error:  # a config file is the user's code: whatever it raises is theirs to mend
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(f"{path} cannot be run: {type(error).__name__}: {reason}") from error
     if not isinstance(config, Config):
         raise InputError(f"{path} must define get_config() that returns an alt_jax.config.Config.")
     return config
@@ -294,7 +313,7 @@ def first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = list(_flatten(dataclasses.asdict(Config()))) + [
+        known = list(Config().flat()) + [
             f.name for f in (*dataclasses.fields(Config), *dataclasses.fields(FieldConfig))
         ]
         leaves = sorted({part for dotted in known for part in dotted.split(".")})

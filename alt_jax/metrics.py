@@ -1,10 +1,10 @@
 """Evaluation metrics in NumPy: exact, over all scores at once."""
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 
-def auc(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"]) -> float:
+def auc(label: Integer[np.ndarray, " N"], score: Float[np.ndarray, " N"]) -> float:
     """Exact area under the ROC curve by the rank-sum formula; a tie between classes counts ½.
 
     NaN where only one class is present: the AUC is then undefined.
@@ -19,13 +19,13 @@ def auc(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"]) -> float:
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def logloss(label: Int[np.ndarray, " N"], probability: Float[np.ndarray, " N"]) -> float:
+def logloss(label: Integer[np.ndarray, " N"], probability: Float[np.ndarray, " N"]) -> float:
     """Mean negative log-likelihood; probabilities are kept 1e-7 away from 0 and 1."""
     p = np.clip(np.asarray(probability, np.float64), 1e-7, 1 - 1e-7)
     return float(-np.mean(np.where(label, np.log(p), np.log1p(-p))))
 
 
-def gauc(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], group: Int[np.ndarray, " N"]) -> float:
+def gauc(label: Integer[np.ndarray, " N"], score: Float[np.ndarray, " N"], group: Int[np.ndarray, " N"]) -> float:
     """AUC within each group (user), averaged by the group's rows over groups that have both classes.
 
     As in Zhou et al., Deep Interest Network (KDD 2018), equation 7. NaN where no group has both classes.
@@ -49,7 +49,7 @@ def gauc(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], group: In
     return float(np.average(area, weights=size[both]))
 
 
-def ece(label: Int[np.ndarray, " N"], probability: Float[np.ndarray, " N"], bins: int = 15) -> float:
+def ece(label: Integer[np.ndarray, " N"], probability: Float[np.ndarray, " N"], bins: int = 15) -> float:
     """Expected calibration error over equally wide bins (Guo et al., ICML 2017): Σ (n_b / N) |mean y − mean p|."""
     index = np.minimum((np.asarray(probability) * bins).astype(int), bins - 1)
     gap = np.bincount(index, weights=np.asarray(label, np.float64) - probability, minlength=bins)

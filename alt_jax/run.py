@@ -16,13 +16,14 @@ import json
 import math
 import os
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from alt_jax.config import Config, Strategy
+from alt_jax.config import Config, Strategy, first_problem
 from alt_jax.errors import InputError
 from alt_jax.models.bert import EncoderConfig
 from alt_jax.schema import Schema
@@ -59,7 +60,8 @@ class Run:
             run._check_same(cls.load(folder))
             return run
         ours = {"config.json", "schema.json", "encoder.json"}
-        if folder.is_dir() and {p.name for p in folder.iterdir()} - ours:
+        present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+        if any(name not in ours and not fnmatch(name, ".run.json.*.partial") for name in present):
             raise InputError(f"{folder} is not empty and not a run folder; give another --run-dir.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,9 @@ class Run:
             origin = TypeAdapter(Origin).validate_json((folder / "run.json").read_bytes())
             encoder = EncoderConfig.from_hf(_read_object(folder / "encoder.json"), str(folder / "encoder.json"))
             config = Config.from_json((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json"))
-        except (ValidationError, OSError, UnicodeDecodeError) as error:
+        except ValidationError as error:
+            raise InputError(f"{folder / 'run.json'} is damaged: {first_problem(error)}.") from None
+        except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{folder} is not a whole run folder: {str(error).splitlines()[0]}.") from None
         return cls(folder, origin, config, Schema.load(folder / "schema.json"), encoder)
 
@@ -105,6 +109,11 @@ class Run:
             raise InputError(
                 f"The dataset {self.config.data.dir} is not the one {self.folder} was started on; "
                 "prepare that one again or give another --run-dir."
+            )
+        if self.encoder.to_hf() != other.encoder.to_hf():
+            raise InputError(
+                f"The text tower {self.config.text.model} is not the one {self.folder} was started with; "
+                "put that one back or give another --run-dir."
             )
 
     def result(self) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from alt_jax.sharding import constrain_rows
 Params = dict[str, Any]
 
 
+@runtime_checkable
 class Task(Protocol):
     """What the training loop needs to know."""
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from transformers import PreTrainedTokenizerFast
 
 from alt_jax.config import Config, FieldConfig
@@ -191,8 +191,8 @@ def _text_schema(config: Config, tokenizer: PreTrainedTokenizerFast, length: int
 def _data_hash(
     names: tuple[str, ...],
     vocabulary: Vocabulary,
-    rows: dict[str, Int[np.ndarray, "N F"]],
-    labels: dict[str, Int[np.ndarray, " N"]],
+    rows: dict[str, Int[np.ndarray, "_ F"]],
+    labels: dict[str, UInt8[np.ndarray, " _"]],
 ) -> str:
     """SHA-256 over names, values, and the value ids and labels of every split."""
     digest = hashlib.sha256()
@@ -258,7 +258,7 @@ def _report(
     schema: Schema,
     vocabulary: Vocabulary,
     fields: list[_Values],
-    rows: dict[str, Int[np.ndarray, "N F"]],
+    rows: dict[str, Int[np.ndarray, "_ F"]],
     lengths: Int[np.ndarray, " N"],
 ) -> None:
     """Prints what a user needs to judge the data by."""

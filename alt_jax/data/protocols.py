@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt64
 
 from alt_jax.data.sources.raw import RawData, nearest
 from alt_jax.errors import InputError
@@ -163,7 +163,7 @@ def _rank_within(groups: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     return result
 
 
-def _mix(rows: Int[np.ndarray, " N"], seed: int) -> Int[np.ndarray, " N"]:
+def _mix(rows: Int[np.ndarray, " N"], seed: int) -> UInt64[np.ndarray, " N"]:
     """SplitMix64 of the row number: sorting by it shuffles in the same way under any NumPy, forever."""
     golden = 0x9E3779B97F4A7C15
     z = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(golden) + np.uint64((seed * 0xD1342543DE82EF95) % 2**64)

@@ -1,0 +1,141 @@
+"""What every test shares: eight virtual devices, strict shapes and types, and one tiny prepared dataset."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+# Read when jax is imported, hence before everything else.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Shapes and types in annotations are checked at run time in whatever of alt_jax is imported from here on. An int may
+# stand for a float, as it may for mypy (PEP 484).
+install_import_hook("alt_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+from alt_jax import bridge, masking  # noqa: E402
+from alt_jax.config import (  # noqa: E402
+    Config,
+    CTRConfig,
+    DataConfig,
+    FieldConfig,
+    FinetuneConfig,
+    FinetuneConfigs,
+    ICLConfig,
+    LossConfig,
+    MTMConfig,
+    PretrainConfig,
+    TextConfig,
+)
+from alt_jax.data.dataset import Dataset  # noqa: E402
+from alt_jax.data.prepare import prepare  # noqa: E402
+from alt_jax.models.alt import ALT  # noqa: E402
+from alt_jax.tasks import Pretrain  # noqa: E402
+
+_ROWS, _USERS, _ITEMS = 600, 30, 12
+_WORDS = ("red", "blue", "green", "old", "new", "river", "stone", "night", "garden", "wolf")
+_GENRES = ("drama", "comedy", "film noir")
+
+
+def tiny_table() -> pa.Table:
+    """Users with an age and a gender, items with a title of their own and a genre, and clicks that depend on both."""
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(0, _USERS, _ROWS), rng.integers(0, _ITEMS, _ROWS)
+    titles = [f"{_WORDS[i % 10]} {_WORDS[(3 * i + 1) % 10]} ({1980 + i})" for i in range(_ITEMS)]
+    liked = (user % 3 == item % 3).astype(float)
+    return pa.table(
+        {
+            "user_id": [f"u{u}" for u in user],
+            "gender": ["female" if u % 2 else "male" for u in user],
+            "age": [str(20 + 10 * (u % 4)) for u in user],
+            "item_id": [f"i{i}" for i in item],
+            "title": [titles[i] for i in item],
+            "genre": [_GENRES[i % 3] for i in item],
+            "label": (rng.random(_ROWS) < 0.2 + 0.6 * liked).astype(np.int64),
+            "time": rng.permutation(_ROWS),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """An experiment as small as can be. Its raw table exists; `data.dir` does once `tiny_dataset` was asked for."""
+    folder = tmp_path_factory.mktemp("tiny")
+    pq.write_table(tiny_table(), folder / "rows.parquet")
+    fields = (
+        FieldConfig("user_id", "User ID"),
+        FieldConfig("gender", "Gender"),
+        FieldConfig("age", "Age"),
+        FieldConfig("item_id", "Item ID"),
+        FieldConfig("title", "Title"),
+        FieldConfig("genre", "Genre"),
+    )
+    return Config(
+        data=DataConfig(
+            raw=str(folder / "rows.parquet"),
+            dir=str(folder / "prepared"),
+            fields=fields,
+            positive_above=0.5,
+            timestamp="time",
+            user="user_id",
+            item="item_id",
+            linked=(("item_id", "title"),),
+        ),
+        text=TextConfig(vocab_size=120, hidden=16, layers=1, heads=2, intermediate=32, dropout=0.1, max_length=64),
+        # The published 1e-4 would hide mistakes behind vanishing embeddings.
+        ctr=CTRConfig(dim=4, init_std=0.3, hidden=(16, 8), cross_layers=2, experts=2, rank=3, dropout=0.1),
+        icl=ICLConfig(dim=8),
+        mtm=MTMConfig(dim=4, noise=5),
+        pretrain=PretrainConfig(batch_size=16, epochs=1, learning_rate=1e-3, text_learning_rate=1e-3),
+        finetune=FinetuneConfigs(
+            ctr=FinetuneConfig(batch_size=16, epochs=1, l2=1e-3),
+            plm=FinetuneConfig(batch_size=16, epochs=1),
+            joint=FinetuneConfig(batch_size=16, epochs=1, l2=1e-3),
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_config: Config) -> Dataset:
+    """The prepared dataset of `tiny_config`: random 8:1:1 of 600 rows, 6 fields, item and title linked."""
+    return prepare(tiny_config)
+
+
+def without_dropout(config: Config) -> Config:
+    """The same experiment with every dropout rate at 0."""
+    return dataclasses.replace(
+        config,
+        text=dataclasses.replace(config.text, dropout=0.0),
+        ctr=dataclasses.replace(config.ctr, dropout=0.0),
+        icl=dataclasses.replace(config.icl, dropout=0.0),
+        pretrain=dataclasses.replace(config.pretrain, mlm_dropout=0.0),
+    )
+
+
+@pytest.fixture(scope="session")
+def plain_config(tiny_config: Config) -> Config:
+    """`tiny_config` without dropout, so that a loss is a function of the rows and the masks."""
+    return without_dropout(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def make_pretrain(tiny_dataset: Dataset) -> Callable[..., Pretrain]:
+    """`make_pretrain(config, loss, batch_size)`: the pretraining task on `tiny_dataset`, as `stages` builds it."""
+
+    def make(config: Config, loss: LossConfig | None = None, batch_size: int = 16) -> Pretrain:
+        config = dataclasses.replace(config, loss=loss or LossConfig())
+        schema = tiny_dataset.schema
+        units = masking.mask_units(schema, config.mask)
+        tokens = tiny_dataset.pieces.maskable[np.asarray(tiny_dataset.train.values)]
+        capacity = masking.token_capacity(tokens, batch_size, units, config.mask.rate)
+        model = ALT(config, schema, bridge.encoder_config(config.text, schema))
+        return Pretrain(model, capacity, tiny_dataset.feature_counts())
+
+    return make

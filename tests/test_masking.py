@@ -1,0 +1,139 @@
+"""Masks: how many, how even, what goes together, and that static bounds hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alt_jax import masking
+from alt_jax.config import MaskConfig
+from alt_jax.data.prompt import compose, mask_fields
+
+choose = jax.jit(masking.choose_fields, static_argnums=(1, 2, 3))
+
+
+def alone(count: int) -> tuple[tuple[int, ...], ...]:
+    return tuple((i,) for i in range(count))
+
+
+LINKED = ((0,), (1, 4), (2,), (3, 5, 6))  # not in the fields' order, as in a table whose linked columns stand apart
+
+
+@pytest.mark.parametrize(
+    ("units", "rate", "expected"),
+    [(8, 0.15, 1), (15, 0.15, 2), (14, 0.15, 2), (13, 0.15, 1), (1, 0.15, 1), (8, 0.5, 4)],
+)
+def test_number_of_masked_units_is_the_papers(units, rate, expected):
+    """n = max(1, ⌊F · rate⌋) (METHOD.md)."""
+    assert masking.num_masked_units(alone(units), rate) == expected
+
+
+@pytest.mark.parametrize(("units", "rate"), [(alone(8), 0.15), (alone(15), 0.15), (alone(1), 0.5), (LINKED, 0.6)])
+def test_every_row_masks_exactly_so_many_units_and_linked_fields_go_together(units, rate):
+    chosen = np.asarray(choose(jax.random.key(0), 200, units, rate))
+    assert chosen.shape == (200, sum(map(len, units)))
+    hit = np.stack([chosen[:, list(unit)].any(axis=1) for unit in units], axis=1)
+    whole = np.stack([chosen[:, list(unit)].all(axis=1) for unit in units], axis=1)
+    assert (hit == whole).all()
+    assert (hit.sum(axis=1) == masking.num_masked_units(units, rate)).all()
+    assert chosen.sum(axis=1).max() <= masking.max_masked_fields(units, rate)
+
+
+def test_most_masked_fields_is_reached_by_some_row():
+    assert masking.max_masked_fields(LINKED, 0.6) == 5  # the groups of three and of two
+    assert np.asarray(choose(jax.random.key(1), 200, LINKED, 0.6)).sum(axis=1).max() == 5
+
+
+@pytest.mark.parametrize(("units", "rate"), [(alone(8), 0.15), (alone(6), 0.4), (LINKED, 0.6)])
+def test_units_are_drawn_uniformly_and_rows_independently(units, rate):
+    rows = 20_000
+    chosen = np.asarray(choose(jax.random.key(2), rows, units, rate))
+    hit = np.stack([chosen[:, unit[0]] for unit in units], axis=1)
+    n, count = masking.num_masked_units(units, rate), len(units)
+    share = n / count
+    deviation = np.sqrt(share * (1 - share) / rows)
+    assert hit.mean(axis=0) == pytest.approx(np.full(count, share), abs=5 * deviation)
+    # every pair of units equally often, and neighbouring rows unrelated
+    pairs = np.array([(hit[:, i] & hit[:, j]).mean() for i in range(count) for j in range(i)])
+    together = share * (n - 1) / max(count - 1, 1)
+    assert pairs == pytest.approx(np.full(len(pairs), together), abs=5 * np.sqrt(together / rows) + 1e-12)
+    repeated = (hit[1:] & hit[:-1]).mean(axis=0)
+    assert repeated == pytest.approx(np.full(count, share**2), abs=6 * deviation)
+
+
+def test_another_key_is_another_mask_and_the_same_key_the_same():
+    one, same, other = (np.asarray(choose(jax.random.key(k), 50, alone(8), 0.15)) for k in (3, 3, 4))
+    assert (one == same).all()
+    assert (one != other).any(axis=1).mean() > 0.5
+
+
+def test_units_of_a_schema(tiny_dataset):
+    schema = tiny_dataset.schema
+    assert masking.mask_units(schema, MaskConfig(unit="field")) == alone(6)
+    assert masking.mask_units(schema, MaskConfig(unit="group")) == ((0,), (1,), (2,), (3, 4), (5,))
+
+
+# --- capacity ---
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(alone(7), 0.15), (alone(7), 0.5), (LINKED, 0.3), (LINKED, 0.9)]))
+@settings(deadline=None, max_examples=30)
+def test_capacity_holds_on_samples_and_is_not_wasteful(seed, drawn):
+    (units, rate), batch = drawn, 64
+    rng = np.random.default_rng(seed)
+    # values of skewed length, some empty
+    tokens = np.minimum(rng.geometric(0.3, (500, 7)) - 1, 20).astype(np.int32)
+    capacity = masking.token_capacity(tokens, batch, units, rate)
+    assert capacity % 8 == 0
+    assert 8 <= capacity < batch * tokens.shape[1] * 20
+    for draw in range(10):
+        rows = tokens[rng.integers(0, len(tokens), batch)]
+        chosen = np.asarray(choose(jax.random.key(10 * (seed % 1000) + draw), batch, units, rate))
+        assert (rows * chosen).sum() <= capacity
+
+
+def test_capacity_is_never_above_the_true_maximum():
+    """With few rows the bound is that every row masks the longest values there are."""
+    tokens = np.array([[1, 9], [2, 1]], np.int32)
+    assert masking.token_capacity(tokens, 4, alone(2), 0.5) == 40  # 4 rows of 9 tokens, rounded up to 8
+    assert masking.token_capacity(np.zeros((3, 2), np.int32), 4, alone(2), 0.5) == 8
+    assert masking.token_capacity(np.ones((3, 2), np.int32), 64, alone(2), 0.5) == 64  # no variance: exact
+
+
+def test_capacity_holds_for_real_batches(tiny_dataset):
+    units, rate, rows = tiny_dataset.schema.groups, 0.15, 16
+    values = np.asarray(tiny_dataset.train.values)
+    capacity = masking.token_capacity(tiny_dataset.pieces.maskable[values], rows, units, rate)
+    text = tiny_dataset.schema.text
+    for draw in range(10):
+        part = values[draw * rows : (draw + 1) * rows]
+        prompt = compose(tiny_dataset.pieces, part, length=text.length, pad_id=text.pad_id)
+        chosen = np.asarray(choose(jax.random.key(draw), rows, units, rate))
+        tokens, hidden = mask_fields(prompt, chosen, text.mask_id)
+        # the bound counts what is hidden: every token of every chosen value, and nothing else
+        assert hidden.sum() == (tiny_dataset.pieces.maskable[part] * chosen).sum()
+        assert (tokens[hidden] == text.mask_id).all()
+        assert (tokens[~hidden] == prompt.tokens[~hidden]).all()
+        assert 0 < hidden.sum() <= capacity
+
+
+# --- gathering ---
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+@settings(deadline=None, max_examples=30)
+def test_gather_positions_is_nonzero(seed, density):
+    hidden = np.random.default_rng(seed).random((4, 6)) < density
+    expected = np.flatnonzero(hidden)
+    for capacity in (8, 24, 32):
+        index, weight = masking.gather_positions(jnp.asarray(hidden), capacity)
+        kept = min(capacity, len(expected))
+        assert index.shape == weight.shape == (capacity,)
+        assert np.asarray(weight).tolist() == [1.0] * kept + [0.0] * (capacity - kept)
+        assert np.asarray(index)[:kept].tolist() == expected[:kept].tolist()
+        assert (np.asarray(index) >= 0).all()
+        assert (np.asarray(index) < hidden.size).all()
+        # what does not fit can be counted, as the step does for `mlm/dropped`
+        assert hidden.sum() - np.asarray(weight).sum() == max(0, len(expected) - capacity)

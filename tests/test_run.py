@@ -1,0 +1,153 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from alt_jax.bridge import encoder_config
+from alt_jax.config import Config
+from alt_jax.data.dataset import Dataset
+from alt_jax.errors import InputError
+from alt_jax.models.bert import EncoderConfig
+from alt_jax.run import Origin, Run, write_json
+
+PRETRAIN = Origin("pretrain")
+
+
+@pytest.fixture
+def encoder(tiny_config: Config, tiny_dataset: Dataset) -> EncoderConfig:
+    return encoder_config(tiny_config.text, tiny_dataset.schema)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset, encoder: EncoderConfig) -> Run:
+    return Run.start(tmp_path / "deep" / "run", PRETRAIN, tiny_config, tiny_dataset.schema, encoder)
+
+
+def steps(run: Run) -> list[int]:
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_load_gives_what_start_wrote(run: Run) -> None:
+    assert Run.load(run.folder) == run
+
+
+def test_start_again_opens_the_same_run(run: Run) -> None:
+    run.log([{"step": 1}])
+    again = Run.start(run.folder, run.origin, run.config, run.schema, run.encoder)
+    assert again == run
+    assert steps(again) == [1]
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        (Origin("finetune", "ctr"), "a pretraining, not a ctr finetuning from no pretraining"),
+        (Origin("finetune", "plm", "runs/p"), "a pretraining, not a plm finetuning from runs/p"),
+    ],
+)
+def test_another_stage_is_refused(run: Run, origin: Origin, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Run.start(run.folder, origin, run.config, run.schema, run.encoder)
+
+
+def test_another_config_is_refused_and_the_difference_named(run: Run) -> None:
+    changed = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, mlm=0.5))
+    with pytest.raises(InputError, match=r"started with loss\.mlm = 1\.0, not 0\.5"):
+        Run.start(run.folder, PRETRAIN, changed, run.schema, run.encoder)
+
+
+def test_another_dataset_is_refused(run: Run) -> None:
+    changed = dataclasses.replace(run.schema, data_hash="other")
+    with pytest.raises(InputError, match="is not the one"):
+        Run.start(run.folder, PRETRAIN, run.config, changed, run.encoder)
+
+
+def test_another_text_tower_is_refused(run: Run) -> None:
+    """A model folder may change under an unchanged name."""
+    changed = dataclasses.replace(run.encoder, hidden_size=32)
+    with pytest.raises(InputError, match="text tower"):
+        Run.start(run.folder, PRETRAIN, run.config, run.schema, changed)
+
+
+def test_a_folder_with_other_things_is_refused_untouched(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    with pytest.raises(InputError, match="not empty and not a run folder"):
+        Run.start(tmp_path / "photos", PRETRAIN, run.config, run.schema, run.encoder)
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_a_file_in_the_way_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match="give another --run-dir"):
+            Run.start(folder, PRETRAIN, run.config, run.schema, run.encoder)
+
+
+def test_half_made_folder_is_completed(run: Run) -> None:
+    """run.json is written last: a start that was killed before it is no run, and the next start makes it one."""
+    (run.folder / "run.json").unlink()
+    (run.folder / "schema.json").write_text('{"source"', encoding="utf-8")
+    (run.folder / ".run.json.123.partial").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="not a run folder"):
+        Run.load(run.folder)
+    again = Run.start(run.folder, run.origin, run.config, run.schema, run.encoder)
+    assert Run.load(run.folder) == again == run
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json", "schema.json", "encoder.json"])
+@pytest.mark.parametrize("content", [None, "", '{"a": ', '{"a": 1}', "[]"])
+def test_damaged_file_is_named(run: Run, name: str, content: str | None) -> None:
+    path = run.folder / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        Run.load(run.folder)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_result_is_there_only_when_finished(run: Run) -> None:
+    assert run.result() is None
+    run.finish({"test": {"auc": 0.5, "gauc": float("nan")}})
+    assert run.result() == {"test": {"auc": 0.5, "gauc": None}}
+    (run.folder / "result.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"result\.json"):
+        run.result()
+
+
+def test_log_appends_json_lines_and_has_no_nan(run: Run) -> None:
+    run.log([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": float("-inf")}])
+    run.log([{"step": 3, "loss": 0.5}])
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert found == [{"step": 1, "loss": None}, {"step": 2, "loss": None}, {"step": 3, "loss": 0.5}]
+
+
+def test_rewind_drops_what_will_be_done_again(run: Run) -> None:
+    run.rewind(0)  # nothing there yet
+    run.log([{"step": step} for step in (1, 2, 3, 3, 4, 5)])
+    run.rewind(3)
+    assert steps(run) == [1, 2, 3, 3]
+    run.rewind(0)
+    assert steps(run) == []
+
+
+def test_rewind_drops_a_line_cut_short(run: Run) -> None:
+    run.log([{"step": 1}, {"step": 2}])
+    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 3, "lo')
+    run.rewind(9)
+    assert steps(run) == [1, 2]
+    run.log([{"step": 3}])
+    assert steps(run) == [1, 2, 3]
+
+
+def test_write_json_leaves_no_partial_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": 1})
+    write_json(tmp_path / "a.json", {"x": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"x": 2}

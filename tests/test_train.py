@@ -1,0 +1,265 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_runs import config_file, longer, trained
+
+from alt_jax import cli, stages
+from alt_jax.bridge import encoder_config
+from alt_jax.checkpoint import load_params
+from alt_jax.config import Config
+from alt_jax.data.batches import Batch
+from alt_jax.data.dataset import Dataset, Rows
+from alt_jax.data.prompt import Pieces
+from alt_jax.errors import InputError, Stopped
+from alt_jax.objectives import Mean
+from alt_jax.run import Origin, Run
+from alt_jax.sharding import make_mesh, replicate
+from alt_jax.train import Plan, Progress, train
+
+PER_EPOCH = 4
+BATCH = 16
+
+
+class Noisy:
+    """Least squares with a random weight per row: a loss that depends on the batch, the step and the key."""
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        return {"w": jax.random.normal(key, (2,))}
+
+    def loss(self, params: Any, pieces: Pieces, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+        error = batch.values.astype(jnp.float32) @ params["w"] - batch.label
+        weight = jax.random.uniform(key, error.shape)
+        mean = Mean(jnp.sum(weight * error**2), jnp.sum(weight))
+        return mean.value, {"loss": mean}
+
+
+@pytest.fixture
+def rows() -> Rows:
+    rng = np.random.default_rng(0)
+    n = PER_EPOCH * BATCH + 3
+    return Rows(
+        rng.integers(0, 5, (n, 2)).astype(np.int32), rng.integers(0, 2, n).astype(np.uint8), np.arange(n, dtype="i8")
+    )
+
+
+@pytest.fixture
+def open_run(tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset) -> Callable[[str], Run]:
+    def start(name: str) -> Run:
+        encoder = encoder_config(tiny_config.text, tiny_dataset.schema)
+        return Run.start(tmp_path / name, Origin("finetune", "ctr"), tiny_config, tiny_dataset.schema, encoder)
+
+    return start
+
+
+Fit = Callable[..., tuple[Any, Progress]]
+
+
+@pytest.fixture
+def fit(rows: Rows, tiny_dataset: Dataset) -> Fit:
+    """`fit(run, plan, evaluate)`: the loop on the toy task."""
+    task, mesh = Noisy(), make_mesh()
+    pieces = replicate(mesh, tiny_dataset.pieces)
+
+    def go(run: Run, evaluate: Callable[[Any], dict[str, float]] | None = None, **plan: int) -> tuple[Any, Progress]:
+        chosen = Plan(**{"batch_size": BATCH, "epochs": 3, "seed": 0, **plan})
+        return train(
+            task, run, mesh, rows, pieces, task.init(jax.random.key(0)), optax.adam(1e-2), chosen, evaluate=evaluate
+        )
+
+    return go
+
+
+def records(run: Run | Path) -> list[dict[str, Any]]:
+    folder = run if isinstance(run, Path) else run.folder
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def without_speed(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in record.items() if name != "rows_per_s"} for record in found]
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+def test_step_n_is_n_updates(open_run: Callable[[str], Run], fit: Fit) -> None:
+    run = open_run("run")
+    params, _ = fit(run, epochs=2)
+    assert [record["step"] for record in records(run)] == list(range(1, 2 * PER_EPOCH + 1))
+    saved, step = load_params(run.folder)
+    assert step == 2 * PER_EPOCH
+    assert_same(saved, jax.tree.map(np.asarray, params))
+    assert all(np.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in records(run))
+
+
+def scores(values: list[float], then: Callable[[int], None] = lambda count: None) -> Callable[[Any], dict[str, float]]:
+    """An evaluation with prescribed outcomes."""
+    left = list(values)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        then(len(left))
+        return {"auc": left.pop(0)}
+
+    return evaluate
+
+
+def test_stops_after_patience_and_keeps_the_best(open_run: Callable[[str], Run], fit: Fit) -> None:
+    run = open_run("run")
+    _, progress = fit(run, scores([0.6, 0.8, 0.7, 0.8, 0.9]), epochs=5, patience=2)
+    assert progress == Progress(best_step=2 * PER_EPOCH, best_score=0.8, waited=2)
+    assert records(run)[-1] == {"step": 4 * PER_EPOCH, "valid/auc": 0.8}
+    assert load_params(run.folder, progress.best_step)[1] == 2 * PER_EPOCH
+    assert load_params(run.folder)[1] == 4 * PER_EPOCH
+
+
+def test_undefined_validation_auc_is_refused(open_run: Callable[[str], Run], fit: Fit) -> None:
+    with pytest.raises(InputError, match="one class only"):
+        fit(open_run("run"), scores([float("nan")]))
+
+
+def stop(number: signal.Signals, at: int) -> Callable[[int], None]:
+    """Sends the process a signal when `at` evaluations are left."""
+    return lambda left: os.kill(os.getpid(), number) if left == at else None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    open_run: Callable[[str], Run], fit: Fit, number: signal.Signals
+) -> None:
+    outcome = [0.9, 0.5, 0.6, 0.7]
+    whole, whole_progress = fit(open_run("whole"), scores(outcome), epochs=4, patience=9)
+
+    run = open_run("stopped")
+    handler = signal.getsignal(number)
+    with pytest.raises(Stopped, match=f"{number.name} at step {2 * PER_EPOCH} of {4 * PER_EPOCH}, saved"):
+        fit(run, scores(outcome, stop(number, at=3)), epochs=4, patience=9)
+    assert signal.getsignal(number) is handler
+    run.log([{"step": 2 * PER_EPOCH + 1, "loss": 1.0}])  # as if it had been killed a little later
+    params, progress = fit(run, scores(outcome[2:]), epochs=4, patience=9)
+    assert_same(params, whole)
+    assert progress == whole_progress
+    assert progress.best_step == PER_EPOCH
+    load_params(run.folder, progress.best_step)  # the best was made before the stop and is still there
+    assert without_speed(records(run)) == without_speed(records(open_run("whole")))
+
+
+def test_patience_counts_across_a_stop(open_run: Callable[[str], Run], fit: Fit) -> None:
+    run = open_run("run")
+    with pytest.raises(Stopped):
+        fit(run, scores([0.9, 0.5], stop(signal.SIGTERM, at=1)), epochs=9, patience=2)
+    _, progress = fit(run, scores([0.6]), epochs=9, patience=2)
+    assert progress == Progress(PER_EPOCH, 0.9, 2)
+    fit(run, scores([]), epochs=9, patience=2)  # and once more: nothing is left to do
+    assert records(run)[-1]["step"] == 3 * PER_EPOCH
+
+
+def test_checkpoints_within_an_epoch(open_run: Callable[[str], Run], fit: Fit) -> None:
+    """A run that dies between two checkpoints loses no more than the steps since the last."""
+
+    def die(left: int) -> None:
+        raise RuntimeError("the power is gone")
+
+    run = open_run("run")
+    with pytest.raises(RuntimeError, match="power"):
+        fit(run, scores([0.5], die), checkpoint_every=3)
+    params, _ = fit(run, scores([0.5, 0.6, 0.7]), checkpoint_every=3)
+    whole, _ = fit(open_run("whole"), scores([0.5, 0.6, 0.7]))
+    assert_same(params, whole)
+    assert without_speed(records(run)) == without_speed(records(open_run("whole")))
+
+
+@pytest.mark.parametrize(("batch", "said"), [(12, "multiple of 8"), (80, "larger than the 67 training rows")])
+def test_batch_that_does_not_fit_is_refused(
+    open_run: Callable[[str], Run], fit: Fit, batch: int, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        fit(open_run("run"), batch_size=batch)
+
+
+# With the real tasks.
+
+
+def test_two_steps_of_plm(tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset) -> None:
+    recipe = dataclasses.replace(tiny_config.finetune.plm, batch_size=240)
+    config = dataclasses.replace(tiny_config, finetune=dataclasses.replace(tiny_config.finetune, plm=recipe))
+    result = stages.finetune(config, "plm", None, tmp_path / "plm")
+    first, second, valid = records(tmp_path / "plm")
+    assert (first["step"], second["step"], valid["step"]) == (1, 2, 2)
+    assert first["loss"] != second["loss"]
+    assert valid["valid/auc"] == result["valid"]["auc"]
+    assert result["best_step"] == 2
+
+
+def test_pretraining_and_joint_learn(tiny_config: Config, tiny_dataset: Dataset) -> None:
+    runs = trained(tiny_config)
+    log = records(runs.pretrain)
+    for name in ("loss", "icl", "mlm", "mtm"):
+        first, last = (np.mean([record[name] for record in part]) for part in (log[:10], log[-10:]))
+        assert last < first, name
+    assert {"bce/ctr", "bce/plm", "bce/joint", "grad_norm", "rows_per_s"} <= records(runs.joint)[0].keys()
+
+
+def start(arguments: list[str], log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("ab") as file:
+        return subprocess.Popen([sys.executable, "-m", "alt_jax", *arguments], stdout=file, stderr=file)
+
+
+def wait_for_checkpoint(run: Path, after: int, process: "subprocess.Popen[bytes]", log: Path) -> int:
+    """Step of the first whole checkpoint beyond `after`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = [int(path.name) for path in run.glob("checkpoints/*") if path.name.isdigit()]
+        if found and max(found) > after:
+            return max(found)
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        time.sleep(0.005)
+    raise AssertionError(f"no checkpoint: {log.read_text(encoding='utf-8')}")
+
+
+def test_killed_and_stopped_pretraining_ends_like_an_undisturbed_one(
+    tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = trained(tiny_config)
+    config = longer(reference.config, checkpoint_every=8)
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = ["pretrain", config_file(tmp_path, config), "--run-dir", str(run)]
+
+    process = start(command, log)
+    reached = wait_for_checkpoint(run, 0, process, log)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    assert not (run / "result.json").exists()
+
+    process = start(command, log)
+    wait_for_checkpoint(run, reached, process, log)
+    process.terminate()
+    assert process.wait(60) == 75, log.read_text(encoding="utf-8")
+    said = log.read_text(encoding="utf-8")
+    assert "Traceback" not in said
+    assert f"resumed at step {reached}" in said
+    assert "stopped by SIGTERM" in said
+
+    assert cli.run(command) == 0
+    assert "resumed at step" in capsys.readouterr().out
+    assert_same(load_params(run), load_params(reference.pretrain))
+    assert without_speed(records(run)) == without_speed(records(reference.pretrain))
+
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert cli.run(command) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before

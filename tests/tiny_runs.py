@@ -1,0 +1,51 @@
+"""Finished runs of the tiny experiment, made once for all tests that read them."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+from alt_jax import stages
+from alt_jax.config import Config
+
+# What a config file has to say to give a config that exists already.
+_FILE = """
+from alt_jax.config import Config
+
+
+def get_config():
+    return Config.from_json({json!r}, "test")
+"""
+
+
+class Runs(NamedTuple):
+    """A pretraining of 90 steps, a joint finetuning from it, and a ctr finetuning without it."""
+
+    config: Config
+    pretrain: Path
+    joint: Path
+    ctr: Path
+
+
+def longer(config: Config, **pretrain: int) -> Config:
+    """The experiment with other values of `pretrain`."""
+    return dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **pretrain))
+
+
+@functools.cache
+def trained(tiny: Config) -> Runs:
+    """Trains; the dataset has to be prepared."""
+    config = longer(tiny, epochs=3)
+    root = Path(config.data.dir).parent / "runs"
+    runs = Runs(config, root / "pretrain", root / "joint", root / "ctr")
+    stages.pretrain(config, runs.pretrain)
+    stages.finetune(config, "joint", runs.pretrain, runs.joint)
+    stages.finetune(config, "ctr", None, runs.ctr)
+    return runs
+
+
+def config_file(folder: Path, config: Config) -> str:
+    """Writes a config file that gives `config`."""
+    path = folder / "experiment.py"
+    path.write_text(_FILE.format(json=config.to_json()), encoding="utf-8")
+    return str(path)
