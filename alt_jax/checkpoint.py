@@ -29,7 +29,7 @@ class Checkpoints:
         Args:
           folder: The run folder.
         """
-        # best_fn with max_to_keep would delete the newest step when it is not the best one; a union of policies does not
+        # best_fn with max_to_keep would delete the newest step when it is not the best; a union of policies does not
         policy = AnyPreservationPolicy(
             [
                 LatestN(1),
@@ -39,7 +39,7 @@ class Checkpoints:
         self._folder = folder / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self._folder.absolute(),
-            # Without best_fn the scores would not be written, and a resumed run would forget, and delete, its best step.
+            # Without best_fn the scores would not be written: a resumed run would forget, and delete, its best step
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy, best_fn=_score, cleanup_tmp_directories=True
             ),
@@ -67,7 +67,7 @@ class Checkpoints:
                 optimizer=ocp.args.StandardSave(optimizer),
                 loop=ocp.args.JsonSave(dict(loop)),
             ),
-            metrics=None if score is None else {"score": score},
+            metrics=None if score is None else {"score": score, "step": step},
             force=True,
         )
 
@@ -110,8 +110,9 @@ class Checkpoints:
         self._manager.close()
 
 
-def _score(metrics: Any) -> float:
-    return float(metrics["score"])
+def _score(metrics: Any) -> Any:
+    """Sorts checkpoints; of two with the same score the earlier is the better, as the loop has it."""
+    return metrics["score"], -metrics["step"]
 
 
 def load_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], int]:

@@ -169,19 +169,18 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _parse(kind: type[T], arguments: list[str], prog: str, default: T | None = None) -> T:
+def _parse(kind: type[T], arguments: list[str], prog: str) -> T:
     said = io.StringIO()  # tyro draws a box around an error; a sentence is easier to read and to search for
     try:
         with contextlib.redirect_stderr(said):
             config = (tyro.conf.FlagCreatePairsOff,)
-            parsed: T = tyro.cli(kind, default=default, args=arguments, prog=prog, config=config)  # type: ignore[assignment]
+            return tyro.cli(kind, args=arguments, prog=prog, config=config)
     except ValidationError as error:
         raise InputError(f"--{first_problem(error)}") from None
     except SystemExit as stop:
         if not stop.code:
             raise
         raise InputError(_why_refused(kind, arguments, prog, said.getvalue(), stop)) from None
-    return parsed
 
 
 def _why_refused(kind: type[Any], arguments: list[str], prog: str, said: str, error: BaseException) -> str:
@@ -241,8 +240,11 @@ def _configured(kind: type[T], arguments: list[str], command: str) -> T:
         raise InputError(f"give a config file first, e.g. alt-jax {command} configs/movielens_100k.py.")
     else:
         config = load_config(Path(path))
-    others = {field.name: tyro.MISSING for field in dataclasses.fields(kind) if field.name != "config"}  # type: ignore[arg-type]
-    return _parse(kind, flags, f"alt-jax {command} {path}", kind(config=config, **others))  # type: ignore[call-arg]
+    with_default = dataclasses.make_dataclass(
+        kind.__name__, [("config", _Values, config)], bases=(kind,), frozen=True, kw_only=True
+    )
+    with_default.__doc__ = kind.__doc__
+    return _parse(with_default, flags, f"alt-jax {command} {path}")
 
 
 def _prepare(arguments: list[str]) -> None:

@@ -21,6 +21,7 @@ from alt_jax.errors import InputError
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Rate = Annotated[float, Constrained(ge=0, lt=1)]
+Seed = Annotated[int, Constrained(ge=0, lt=2**32)]  # jax.random.key would wrap a larger one around
 Weight = Annotated[float, Constrained(ge=0)]
 Strategy = Literal["ctr", "plm", "joint"]
 
@@ -239,7 +240,7 @@ class Config:
     mask: MaskConfig = MaskConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfigs = FinetuneConfigs()
-    seed: Annotated[int, Constrained(ge=0, lt=2**32)] = 0  # jax.random.key would wrap a larger one around
+    seed: Seed = 0
 
     def to_json(self) -> str:
         """The config as indented JSON."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, get_args
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Bool
@@ -106,6 +107,9 @@ def demo(folder: Path, seed: int, *, log: SyntheticConfig = LOG, recipe: Config 
     )
     _heading(1, "data")
     _claim(folder, config, log)
+    # With and without pretraining the programs are the same, so each is compiled once.
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(folder.resolve() / "compiled"))
     clock = _Clock(runs / "seconds.json")
     with clock.part("data"):
         dataset = _data(config, log)
@@ -294,8 +298,8 @@ def _table(
         "RelaImpr is (AUC - 0.5) / (AUC without pretraining - 0.5) - 1, within the same strategy.",
         "Unseen items occur in no training row. Best possible: the generator's own click probabilities.",
         "How to read it: this is one seed, and the test part is small. Differences in AUC below about",
-        f"{_noise(baseline, labels):.3f} on all rows, or {_noise(baseline, labels[new]):.3f} on unseen items, are noise "
-        "(two standard errors, Hanley-McNeil).",
+        f"{_noise(baseline, labels):.3f} on all rows, or {_noise(baseline, labels[new]):.3f} on unseen items, "
+        "are noise (two standard errors, Hanley-McNeil).",
         "",
         f"Runs lie in {runs}/; look closer with: alt-jax evaluate {runs}/{_run_name('joint', True)}",
         f"Time: {_duration(sum(seconds.values()))} ({spent}).",

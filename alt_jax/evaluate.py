@@ -81,5 +81,5 @@ def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -
 def unseen(dataset: Dataset, split: str, field: str) -> Bool[np.ndarray, " N"]:
     """Which rows of a split have a value of `field` without a feature id of its own."""
     position = dataset.schema.index(field)
-    features = dataset.pieces.feature[dataset.split(split).values[:, position]]
+    features = np.asarray(dataset.pieces.feature)[dataset.split(split).values[:, position]]
     return features == dataset.schema.fields[position].offset

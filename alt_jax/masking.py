@@ -44,8 +44,8 @@ def token_capacity(tokens: Int[np.ndarray, "N F"], batch: int, units: tuple[tupl
     """A static bound on the masked tokens of a batch, so that vocabulary logits are computed only where needed.
 
     A batch masks far fewer tokens than `batch` times the longest value. The bound is the mean plus eight standard
-    deviations of a sum of `batch` independent rows, or the true maximum where that is smaller. The chance of an overflow
-    is below 1e-14 under the normal approximation; the step counts dropped tokens and reports them as `mlm/dropped`.
+    deviations of a sum of `batch` independent rows, or the true maximum where that is smaller. An overflow's chance is
+    below 1e-14 under the normal approximation; the step counts dropped tokens and reports them as `mlm/dropped`.
 
     Args:
       tokens: Maskable tokens of each field in a sample of rows.
@@ -68,11 +68,13 @@ def token_capacity(tokens: Int[np.ndarray, "N F"], batch: int, units: tuple[tupl
     return max(8, 8 * math.ceil(min(typical, largest) / 8))
 
 
-def gather_positions(hidden: Bool[Array, "B L"], capacity: int) -> tuple[Int[Array, " K"], Float[Array, " K"]]:
+def gather_positions(
+    hidden: Bool[Array | np.ndarray, "B L"], capacity: int
+) -> tuple[Int[Array, " K"], Float[Array, " K"]]:
     """The first `capacity` hidden positions of a batch, in row order.
 
     Returns:
       Indices into the flattened `[B·L]` positions, and a weight of 1 where an index is real.
     """
-    (index,) = jnp.nonzero(hidden.reshape(-1), size=capacity, fill_value=0)
+    (index,) = jnp.nonzero(jnp.asarray(hidden).reshape(-1), size=capacity, fill_value=0)
     return index, (jnp.arange(capacity) < hidden.sum()).astype(jnp.float32)

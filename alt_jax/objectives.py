@@ -1,7 +1,7 @@
 """The losses: pure functions in float32. Each returns what it sums and by how much it weighs, never a mean.
 
-Reporting `(sum, weight)` pairs keeps means exact over microbatches, devices and ragged batches; a weight of zero gives a
-loss of zero, not NaN.
+Reporting `(sum, weight)` pairs keeps means exact over microbatches, devices and ragged batches; a weight of zero gives
+a loss of zero, not NaN.
 """
 
 from typing import Literal, NamedTuple

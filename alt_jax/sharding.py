@@ -1,7 +1,7 @@
 """The device mesh. No other file knows it.
 
-One axis, `data`: batches are split over it, everything else is replicated. The step is compiled for the global batch, so
-it means the same on any number of devices.
+One axis, `data`: batches are split over it, everything else is replicated. The step is compiled for the global batch,
+so it means the same on any number of devices.
 """
 
 from collections.abc import Sequence

@@ -62,7 +62,9 @@ def pretrain(config: Config, run_dir: Path) -> dict[str, Any]:
     plan = Plan(config.pretrain.batch_size, config.pretrain.epochs, config.seed, config.pretrain.checkpoint_every)
     units = masking.mask_units(dataset.schema, config.mask)
     sample = np.asarray(dataset.train.values[:_CAPACITY_SAMPLE])
-    capacity = masking.token_capacity(dataset.pieces.maskable[sample], plan.batch_size, units, config.mask.rate)
+    capacity = masking.token_capacity(
+        np.asarray(dataset.pieces.maskable)[sample], plan.batch_size, units, config.mask.rate
+    )
     task = Pretrain(ALT(config, dataset.schema, encoder), capacity, dataset.feature_counts())
     params, summary = bridge.load_text(_init(task, config.seed), config.text, encoder)
     _announce("pretrain", config, summary)

@@ -45,6 +45,11 @@ def text_length(schema_length: int) -> int:
     return -(-schema_length // 8) * 8
 
 
+def _apply(model: ALT, params: Params, method: str, *args: Any) -> Any:
+    """A method that has no dropout."""
+    return model.apply({"params": params}, *args, method=method)
+
+
 def _caller(model: ALT, params: Params, key: jax.Array) -> Callable[..., Any]:
     """`call(method, *args)` applies a method of the model in training mode, every call with dropout of its own."""
     calls = iter(range(1 << 30))
@@ -105,8 +110,8 @@ class Pretrain:
         metrics = {"duplicates": objectives.weighted(has_twin, rows)}
         total = jnp.zeros(())
 
-        h = call("represent", ids) if weights.icl or weights.mlm else None
-        states = call("read", prompt.tokens, prompt.mask) if weights.icl or weights.mtm else None
+        h: Any = call("represent", ids) if weights.icl or weights.mlm else None
+        states: Any = call("read", prompt.tokens, prompt.mask) if weights.icl or weights.mtm else None
         if weights.icl:
             icl = model.config.icl
             z_ctr, z_text = call("align", h, states)
@@ -166,7 +171,7 @@ class Pretrain:
         model, config = self.model, self.model.config.mtm
         chosen = self._choose(mask_key, ids.shape[0])
         hidden = call("represent", jnp.where(chosen, MASK_ID, ids))
-        vectors, table, bias = model.apply({"params": params}, hidden, states, prompt.mask, method="recover_features")
+        vectors, table, bias = _apply(model, params, "recover_features", hidden, states, prompt.mask)
         weight = chosen.astype(jnp.float32)
         losses, metrics = [], {}
         for f, field in enumerate(model.schema.fields):
@@ -238,12 +243,12 @@ class Finetune:
         }
         total = sum((mean.value for mean in means.values()), start=jnp.zeros(()))
         if self.l2 and self.strategy != "plm":
-            rows = self.model.apply({"params": params}, ids, method="embed")
+            rows = _apply(self.model, params, "embed", ids)
             total += self.l2 * jnp.sum(jnp.square(rows)) / ids.shape[0]
         return total, {"loss": Mean(total, jnp.ones(())), **means}
 
     def logit(self, params: Params, pieces: Pieces, values: Int[Array, "B F"], length: int) -> Float[Array, " B"]:
         """The strategy's click logit, dropout off, prompts of up to `length` tokens."""
         ids, tokens, mask = self._inputs(pieces, values, length)
-        logits = self.model.apply({"params": params}, self.strategy, ids, tokens, mask, train=False, method="click")
-        return logits[self.strategy]
+        logit: Float[Array, " B"] = _apply(self.model, params, "score", self.strategy, ids, tokens, mask)
+        return logit

@@ -1,14 +1,14 @@
 """The training loop, linear: evaluate → save → next batch → step → log. Do not change the order of operations.
 
-Step N means N updates applied. A checkpoint of step N is written after the evaluation of step N and holds its outcome, so
-a run that goes on from it repeats nothing and loses nothing.
+Step N means N updates applied. A checkpoint of step N is written after the evaluation of step N and holds its outcome,
+so a run that goes on from it repeats nothing and loses nothing.
 """
 
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any, NamedTuple
@@ -142,7 +142,7 @@ def train(
     run.rewind(step)
     log = _Log(run, plan.batch_size)
 
-    with jax.set_mesh(mesh), _signals() as stop:
+    with jax.set_mesh(mesh), _signals() as stop, closing(checkpoints):  # closing waits for what is being saved
         while True:
             fresh = step > 0 and step != resumed
             epoch_ends = step % per_epoch == 0
@@ -156,7 +156,6 @@ def train(
                 log.flush()
                 checkpoints.save(step, state.params, state.optimizer, asdict(progress), score)
             if stop:
-                checkpoints.close()
                 raise Stopped(f"stopped by {signal.Signals(stop[0]).name} at step {step} of {last}, saved")
             if step == last or (plan.patience and progress.waited >= plan.patience):
                 break
@@ -164,7 +163,6 @@ def train(
             state, metrics = update(state, pieces, batch, key)
             step += 1
             log.add(step, metrics)
-    checkpoints.close()
     return state.params, progress
 
 

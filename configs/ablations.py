@@ -4,9 +4,9 @@
     alt-jax finetune configs/ablations.py:icl+mlm --strategy joint --init-from runs/ablations/icl+mlm/pretrain \
         --run-dir runs/ablations/icl+mlm/joint
 
-Variants: `icl`, `mlm`, `mtm`, `icl+mlm`, `icl+mtm`, `mlm+mtm`, `icl+mlm+mtm` (the default: all three). Any other value can
+Variants: `icl`, `mlm`, `mtm`, `icl+mlm`, `icl+mtm`, `mlm+mtm`, `icl+mlm+mtm` (the default: all three). Other values can
 be ablated from the command line as well, e.g. `--icl.temperature 0.1 --icl.normalize True`, `--mask.unit group`,
-`--mtm.method nce`. Everything else is `configs/movielens_100k.py`: prepare with that, and read there how long a run takes;
+`--mtm.method nce`. Everything else is `configs/movielens_100k.py`: prepare with that, and read there how long it takes;
 a loss that is left out is not computed, so the subsets are quicker than the whole. No result is claimed here: run it.
 """
 

@@ -1,7 +1,14 @@
 """A miniature demo, end to end."""
 
+import contextlib
 import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -35,19 +42,18 @@ TINY = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """Folder, what was printed by the first and the second start, and how long both took."""
-    import contextlib
-    import io
+    """The folder, and what the first and the second start printed.
 
+    The first runs in a process of its own, on one device: compiling for the tests' eight takes several times as long.
+    """
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    printed, seconds = [], []
-    for _ in range(2):
-        began = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            demo(folder, 0, log=LOG, recipe=TINY)
-        printed.append(out.getvalue())
-        seconds.append(time.perf_counter() - began)
-    return folder, printed, seconds
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    first = subprocess.run(
+        [sys.executable, __file__, str(folder)], env=environment, check=True, capture_output=True, text=True
+    )
+    with contextlib.redirect_stdout(io.StringIO()) as second:
+        demo(folder, 0, log=LOG, recipe=TINY)
+    return folder, (first.stdout, second.getvalue())
 
 
 def table(printed: str) -> str:
@@ -74,9 +80,7 @@ def test_table_has_all_rows_and_fits_the_screen(outputs):
 
 
 def test_table_shows_what_the_runs_found(outputs):
-    import json
-
-    folder, printed, _ = outputs
+    folder, printed = outputs
     for name, line in zip(("ctr", "plm", "joint"), table(printed[0]).splitlines()[4:9:2], strict=True):
         with_it, without = (
             json.loads((folder / f"seed-0/{name}-{kind}/result.json").read_text())["test"]
@@ -91,14 +95,17 @@ def test_table_shows_what_the_runs_found(outputs):
 
 
 def test_second_start_repeats_nothing_and_prints_the_same_table(outputs):
-    _, printed, seconds = outputs
+    folder, printed = outputs
+    began = time.process_time()
+    demo(folder, 0, log=LOG, recipe=TINY)
+    assert time.process_time() - began < 2
     assert table(printed[1]) == table(printed[0])
     assert printed[1].count("is already finished") == 8
-    assert seconds[1] < 3 < seconds[0]
+    assert "epoch" not in printed[1]
 
 
 def test_best_possible_auc_by_comparing_all_pairs(outputs):
-    folder, printed, _ = outputs
+    folder, printed = outputs
     raw = pq.read_table(folder / "raw.parquet")
     column = {
         name: np.asarray(raw[name].to_pylist()) for name in ("item_id", "timestamp", "label", "click_probability")
@@ -142,3 +149,7 @@ def test_shipped_config_is_the_recipe(pytestconfig):
     config = load_config(pytestconfig.rootpath / "configs/demo.py")
     assert dataclasses.replace(config, data=RECIPE.data) == RECIPE
     assert (config.data.raw, config.data.dir) == ("demo/raw.parquet", "demo/prepared")
+
+
+if __name__ == "__main__":
+    demo(Path(sys.argv[1]), 0, log=LOG, recipe=TINY)

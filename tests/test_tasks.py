@@ -39,10 +39,14 @@ def pieces(tiny_dataset):
 
 
 def fresh(task: Any, seed: int = 0):
-    """Initial parameters with everything moved off its 0 or 1, so that no bias or scale can be missing unnoticed."""
-    params = jax.jit(task.init)(jax.random.key(seed))
+    """Random parameters, biases and scales too, so that none can be missing unnoticed; no initialiser to compile."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32), params)
+
+    def draw(path, leaf):
+        noise = 0.2 * rng.standard_normal(leaf.shape)
+        return jnp.asarray(noise + (path[-1].key == "scale"), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(task.init, jax.random.key(0)))
 
 
 # --- the slow version ---

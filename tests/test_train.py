@@ -184,9 +184,7 @@ def test_checkpoints_within_an_epoch(open_run: Callable[[str], Run], fit: Fit) -
 
 
 @pytest.mark.parametrize(("batch", "said"), [(12, "multiple of 8"), (80, "larger than the 67 training rows")])
-def test_batch_that_does_not_fit_is_refused(
-    open_run: Callable[[str], Run], fit: Fit, batch: int, said: str
-) -> None:
+def test_batch_that_does_not_fit_is_refused(open_run: Callable[[str], Run], fit: Fit, batch: int, said: str) -> None:
     with pytest.raises(InputError, match=said):
         fit(open_run("run"), batch_size=batch)
 

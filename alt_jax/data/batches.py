@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -12,11 +12,11 @@ from alt_jax.errors import InputError
 
 
 class Batch(NamedTuple):
-    """What travels to the device. A weight of 0 marks a row that does not count."""
+    """What travels to the device (NumPy until then). A weight of 0 marks a row that does not count."""
 
-    values: Int[Array | np.ndarray, "B F"]
-    label: Float[Array | np.ndarray, " B"]
-    weight: Float[Array | np.ndarray, " B"]
+    values: Int[Array, "B F"]
+    label: Float[Array, " B"]
+    weight: Float[Array, " B"]
 
 
 @functools.lru_cache(maxsize=2)
@@ -40,7 +40,10 @@ def batch_at(rows: Rows, *, seed: int, step: int, batch_size: int) -> Batch:
     """The training batch of update `step` (from 0)."""
     epoch, position = divmod(step, steps_per_epoch(len(rows.labels), batch_size))
     chosen = _order(len(rows.labels), seed, epoch)[position * batch_size : (position + 1) * batch_size]
-    return Batch(rows.values[chosen], rows.labels[chosen].astype(np.float32), np.ones(batch_size, np.float32))
+    values: Any = rows.values[chosen]
+    label: Any = rows.labels[chosen].astype(np.float32)
+    weight: Any = np.ones(batch_size, np.float32)
+    return Batch(values, label, weight)
 
 
 def in_order(values: Int[np.ndarray, "N F"], batch_size: int) -> Iterator[tuple[Int[np.ndarray, "B F"], int]]:

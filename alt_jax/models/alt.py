@@ -99,7 +99,19 @@ class ALT(nn.Module):
         if strategy != "plm":
             logits["ctr"] = self.ctr_logit(ids, self.ctr(ids, train=train))
         if strategy != "ctr":
+            assert tokens is not None
+            assert mask is not None
             logits["plm"] = self.text_logit(self.text(tokens, mask, train=train))
         if strategy == "joint":
             logits["joint"] = self.fusion(logits["ctr"], logits["plm"])
         return logits
+
+    def score(
+        self,
+        strategy: Strategy,
+        ids: Int[Array, "B F"],
+        tokens: Int[Array, "B L"] | None,
+        mask: Bool[Array, "B L"] | None,
+    ) -> Float[Array, " B"]:
+        """The strategy's own click logit, dropout off."""
+        return self.click(strategy, ids, tokens, mask, train=False)[strategy]

@@ -1,0 +1,221 @@
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import trained
+
+from alt_jax import stages
+from alt_jax.bridge import TRANSFERRED, encoder_config, load_text, transfer
+from alt_jax.checkpoint import load_params
+from alt_jax.config import Config, Strategy
+from alt_jax.data.dataset import Dataset
+from alt_jax.data.prepare import prepare
+from alt_jax.data.tokenizer import train_wordpiece
+from alt_jax.errors import InputError
+from alt_jax.models import huggingface
+from alt_jax.models.alt import ALT
+from alt_jax.models.bert import EncoderConfig
+from alt_jax.tasks import Finetune
+
+STRATEGIES: tuple[Strategy, ...] = ("ctr", "plm", "joint")
+
+
+def fresh(config: Config, dataset: Dataset, strategy: Strategy) -> tuple[dict[str, Any], EncoderConfig]:
+    """Parameters' shapes stand for fresh parameters: what is not replaced must come back as it is."""
+    encoder = encoder_config(config.text, dataset.schema)
+    task = Finetune(ALT(config, dataset.schema, encoder), strategy, 0.0)
+    return jax.eval_shape(task.init, jax.random.key(0)), encoder
+
+
+def with_text(config: Config, **text: Any) -> Config:
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, **text))
+
+
+def copy(run: Path, to: Path) -> Path:
+    shutil.copytree(run, to)
+    return to
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_exactly_the_sub_trees_are_taken(tiny_config: Config, tiny_dataset: Dataset, strategy: Strategy) -> None:
+    runs = trained(tiny_config)
+    params, encoder = fresh(runs.config, tiny_dataset, strategy)
+    found, summary = transfer(params, strategy, runs.pretrain, tiny_dataset.schema, encoder)
+    pretrained, _ = load_params(runs.pretrain)
+    assert found.keys() == params.keys()
+    for name, tree in found.items():
+        source = pretrained[name] if name in TRANSFERRED[strategy] else params[name]
+        assert jax.tree.structure(tree) == jax.tree.structure(source)
+        for mine, theirs in zip(jax.tree.leaves(tree), jax.tree.leaves(source), strict=True):
+            if name in TRANSFERRED[strategy]:
+                np.testing.assert_array_equal(mine, theirs)
+            else:
+                assert mine is theirs
+    lines = dict(line.split(": ", 1) for line in summary)
+    for name in params:
+        assert lines[name].startswith(f"from {runs.pretrain}, step 90" if name in TRANSFERRED[strategy] else "fresh")
+    assert set(lines["left behind"].split(", ")) == pretrained.keys() - set(TRANSFERRED[strategy])
+
+
+def test_finetuning_says_what_it_took(
+    tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = trained(tiny_config)
+    capsys.readouterr()
+    stages.finetune(runs.config, "ctr", runs.pretrain, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert f"  ctr: from {runs.pretrain}, step 90" in said
+    assert "  ctr_logit: fresh" in said
+    assert "  left behind: " in said
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["init_from"] == str(runs.pretrain)
+
+
+def narrow_ctr(config: Config) -> Config:
+    return dataclasses.replace(config, ctr=dataclasses.replace(config.ctr, dim=8))
+
+
+def deeper_text(config: Config) -> Config:
+    return with_text(config, layers=2)
+
+
+def shallower_ctr(config: Config) -> Config:
+    return dataclasses.replace(config, ctr=dataclasses.replace(config.ctr, hidden=(16,)))
+
+
+@pytest.mark.parametrize("change", [narrow_ctr, shallower_ctr, deeper_text, lambda c: with_text(c, hidden=8)])
+def test_another_width_is_refused(
+    tiny_config: Config, tiny_dataset: Dataset, change: Callable[[Config], Config]
+) -> None:
+    runs = trained(tiny_config)
+    params, encoder = fresh(change(runs.config), tiny_dataset, "joint")
+    with pytest.raises(InputError, match="use the tower sizes") as caught:
+        transfer(params, "joint", runs.pretrain, tiny_dataset.schema, encoder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda schema: dataclasses.replace(schema, vocabulary_hash="other"),
+        lambda schema: dataclasses.replace(schema, fields=schema.fields[:-1]),
+        lambda schema: dataclasses.replace(schema, text=dataclasses.replace(schema.text, fingerprint="other")),
+    ],
+    ids=["vocabulary", "fields", "tokenizer"],
+)
+def test_another_schema_is_refused(tiny_config: Config, tiny_dataset: Dataset, change: Callable[[Any], Any]) -> None:
+    runs = trained(tiny_config)
+    params, encoder = fresh(runs.config, tiny_dataset, "joint")
+    with pytest.raises(InputError, match="another schema"):
+        transfer(params, "joint", runs.pretrain, change(tiny_dataset.schema), encoder)
+
+
+def test_a_run_that_is_no_finished_pretraining_is_refused(
+    tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset
+) -> None:
+    runs = trained(tiny_config)
+    params, encoder = fresh(runs.config, tiny_dataset, "joint")
+
+    def refused(folder: Path, said: str) -> None:
+        with pytest.raises(InputError, match=said):
+            transfer(params, "joint", folder, tiny_dataset.schema, encoder)
+
+    refused(runs.ctr, "is a finetuning run")
+    refused(tmp_path, "is not a run folder")
+    refused(tmp_path / "nowhere", "is not a run folder")
+    unfinished = copy(runs.pretrain, tmp_path / "unfinished")
+    (unfinished / "result.json").unlink()
+    refused(unfinished, "is not finished")
+    empty = copy(runs.pretrain, tmp_path / "empty")
+    shutil.rmtree(empty / "checkpoints")
+    refused(empty, "holds no checkpoint")
+
+
+def test_a_refused_finetuning_leaves_no_folder(tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset) -> None:
+    runs = trained(tiny_config)
+    with pytest.raises(InputError, match="use the tower sizes"):
+        stages.finetune(narrow_ctr(runs.config), "ctr", runs.pretrain, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# A text tower from a local Hugging Face folder.
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of width 8 with a WordPiece of its own."""
+    folder = tmp_path_factory.mktemp("hub") / "tiny-bert"
+    tokenizer = train_wordpiece(["User ID is u1. Title is red stone. Genre is film noir."], 90)
+    encoder = EncoderConfig(
+        model_type="bert",
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    shapes = huggingface._param_shapes(encoder)
+    rng = np.random.default_rng(0)
+    leaves = {path: rng.normal(0, 0.1, shape).astype(np.float32) for path, shape in shapes.items()}
+    huggingface.save(folder, encoder, huggingface.traverse_util.unflatten_dict(leaves), tokenizer)
+    return folder
+
+
+def test_model_folder_with_another_tokenizer_is_refused(
+    tiny_config: Config, tiny_dataset: Dataset, model_folder: Path
+) -> None:
+    config = with_text(tiny_config, model=str(model_folder))
+    with pytest.raises(InputError, match="prepare it again with --text.model"):
+        encoder_config(config.text, tiny_dataset.schema)
+
+
+@pytest.fixture(scope="module")
+def modelled(
+    tiny_config: Config, tmp_path_factory: pytest.TempPathFactory, model_folder: Path
+) -> tuple[Config, Dataset]:
+    """The tiny experiment prepared with the model's tokenizer."""
+    folder = str(tmp_path_factory.mktemp("modelled") / "prepared")
+    config = with_text(tiny_config, model=str(model_folder))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=folder))
+    return config, prepare(config)
+
+
+def test_model_folder_gives_the_text_tower(modelled: tuple[Config, Dataset], model_folder: Path) -> None:
+    config, dataset = modelled
+    params, encoder = fresh(config, dataset, "joint")
+    assert encoder == huggingface.load_config(model_folder)
+    found, summary = load_text(params, config.text, encoder)
+    weights = huggingface.load_weights(model_folder, encoder)
+    jax.tree.map(np.testing.assert_array_equal, found["text"], weights)
+    assert all(found[name] is params[name] for name in params if name != "text")
+    assert [line.split(" (")[0] for line in summary if line.startswith("text:")] == [f"text: from {model_folder}"]
+    assert all("fresh" in line for line in summary if not line.startswith("text:"))
+
+
+def test_training_starts_from_the_model_folder(tmp_path: Path, modelled: tuple[Config, Dataset]) -> None:
+    config, _ = modelled
+    recipe = dataclasses.replace(config.finetune.plm, batch_size=240)
+    config = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, plm=recipe))
+    result = stages.finetune(config, "plm", None, tmp_path / "run")
+    assert result["best_step"] == 2
+    assert stages.evaluate(tmp_path / "run", "test") == result["test"]
+
+
+def test_dataset_of_a_model_needs_that_model(modelled: tuple[Config, Dataset], tiny_config: Config) -> None:
+    _, dataset = modelled
+    with pytest.raises(InputError, match=r"text\.model is empty"):
+        encoder_config(tiny_config.text, dataset.schema)
+
+
+def test_prompts_too_long_for_the_model_are_refused(modelled: tuple[Config, Dataset]) -> None:
+    config, dataset = modelled
+    schema = dataclasses.replace(dataset.schema, text=dataclasses.replace(dataset.schema.text, max_length=65))
+    with pytest.raises(InputError, match="--text.max-length 64"):
+        encoder_config(config.text, schema)
