@@ -107,13 +107,19 @@ def demo(folder: Path, seed: int, *, log: SyntheticConfig = LOG, recipe: Config 
     )
     _heading(1, "data")
     _claim(folder, config, log)
-    # With and without pretraining the programs are the same, so each is compiled once.
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(folder.resolve() / "compiled"))
     clock = _Clock(runs / "seconds.json")
     with clock.part("data"):
         dataset = _data(config, log)
 
+    with _compiled_once(folder / "compiled"):
+        results = _train(config, dataset, runs, clock)
+    print("\n" + _table(dataset, best_possible(config, dataset), results, runs, clock.seconds))
+
+
+def _train(
+    config: Config, dataset: Dataset, runs: Path, clock: "_Clock"
+) -> dict[tuple[Strategy, bool], dict[str, Any]]:
+    """Pretrains once and finetunes every strategy with and without that, as far as it is still to do."""
     _heading(2, "pretraining: align the towers on the training part, without clicks")
     pretrained = runs / "pretrain"
     if _finished(pretrained, config, dataset) is None:
@@ -128,7 +134,7 @@ def demo(folder: Path, seed: int, *, log: SyntheticConfig = LOG, recipe: Config 
             with clock.part("finetuning"):
                 result = stages.finetune(config, strategy, pretrained if aligned else None, target)
         results[strategy, aligned] = result
-    print("\n" + _table(dataset, best_possible(config, dataset), results, runs, clock.seconds))
+    return results
 
 
 _NAMES: Final[dict[Strategy, str]] = {"ctr": "CTR tower", "plm": "text tower", "joint": "both towers"}
@@ -138,6 +144,19 @@ def _table_order() -> Iterator[tuple[Strategy, bool]]:
     for strategy in _STRATEGIES:
         for aligned in (False, True):
             yield strategy, aligned
+
+
+@contextmanager
+def _compiled_once(folder: Path) -> Iterator[None]:
+    """Keeps compiled programs in `folder`, unless the user has a place for them: they serve all strategies twice."""
+    name = "jax_compilation_cache_dir"
+    before = getattr(jax.config, name)
+    if before is None:
+        jax.config.update(name, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _heading(number: int, what: str) -> None:
@@ -301,7 +320,8 @@ def _table(
         f"{_noise(baseline, labels):.3f} on all rows, or {_noise(baseline, labels[new]):.3f} on unseen items, "
         "are noise (two standard errors, Hanley-McNeil).",
         "",
-        f"Runs lie in {runs}/; look closer with: alt-jax evaluate {runs}/{_run_name('joint', True)}",
+        f"Run folders: {runs}/",
+        f"One of them in detail: alt-jax evaluate {runs}/{_run_name('joint', True)}",
         f"Time: {_duration(sum(seconds.values()))} ({spent}).",
     ]
     return "\n".join(lines)

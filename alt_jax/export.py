@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -53,7 +54,8 @@ class Predictor:
         """
         if (folder / PARAMS).is_file():
             run = Run.load(folder)
-            return cls(finetune_task(run), _read_params(folder / PARAMS), Encoder.load(folder))
+            task = finetune_task(run)
+            return cls(task, _read_params(folder / PARAMS, task), Encoder.load(folder))
         trained = load_finetuned(folder)
         return cls(trained.task, trained.params, Encoder.load(open_dataset(trained.run).folder))
 
@@ -136,10 +138,16 @@ def export(folder: Path, out: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _read_params(path: Path) -> Params:
+def _read_params(path: Path, task: Finetune) -> Params:
+    """The parameters that the task needs, every one of them."""
     try:
         tensors = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is damaged ({error}); export the run again.") from None
+    expected = traverse_util.flatten_dict(jax.eval_shape(task.init, jax.random.key(0)), sep="/")
+    for name in sorted(expected.keys() | tensors.keys()):
+        ours, theirs = (tree[name].shape if name in tree else "absent" for tree in (expected, tensors))
+        if ours != theirs:
+            raise InputError(f"{path} does not fit its config: {name} is {theirs}, not {ours}; export the run again.")
     params: Params = traverse_util.unflatten_dict(tensors, sep="/")
     return params

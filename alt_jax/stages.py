@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from alt_jax import bridge, masking
 from alt_jax.checkpoint import load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
+from alt_jax.data.batches import steps_per_epoch
 from alt_jax.data.dataset import Dataset
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Scorer, report
@@ -18,7 +20,7 @@ from alt_jax.models import interactions
 from alt_jax.models.alt import ALT
 from alt_jax.optim import finetune_optimizer, pretrain_optimizer
 from alt_jax.run import Origin, Run
-from alt_jax.sharding import make_mesh, replicate
+from alt_jax.sharding import check_batch, make_mesh, replicate
 from alt_jax.tasks import Finetune, Params, Pretrain
 from alt_jax.train import Plan, train
 
@@ -54,12 +56,14 @@ def pretrain(config: Config, run_dir: Path) -> dict[str, Any]:
     interactions.get(config.ctr.tower)
     dataset = Dataset.load(config.data.dir)
     encoder = bridge.encoder_config(config.text, dataset.schema)
+    plan = Plan(config.pretrain.batch_size, config.pretrain.epochs, config.seed, config.pretrain.checkpoint_every)
+    mesh = make_mesh()
+    steps = _steps(mesh, dataset, plan)
     run = Run.start(run_dir, Origin("pretrain"), config, dataset.schema, encoder)
     if (done := run.result()) is not None:
         print(f"{run_dir} is already finished.")
         return done
 
-    plan = Plan(config.pretrain.batch_size, config.pretrain.epochs, config.seed, config.pretrain.checkpoint_every)
     units = masking.mask_units(dataset.schema, config.mask)
     sample = np.asarray(dataset.train.values[:_CAPACITY_SAMPLE])
     capacity = masking.token_capacity(
@@ -68,8 +72,6 @@ def pretrain(config: Config, run_dir: Path) -> dict[str, Any]:
     task = Pretrain(ALT(config, dataset.schema, encoder), capacity, dataset.feature_counts())
     params, summary = bridge.load_text(_init(task, config.seed), config.text, encoder)
     _announce("pretrain", config, summary)
-    mesh = make_mesh()
-    steps = len(dataset.train.labels) // plan.batch_size * plan.epochs
     optimizer = pretrain_optimizer(config.pretrain, steps)
     train(task, run, mesh, dataset.train, replicate(mesh, dataset.pieces), params, optimizer, plan)
     result = {"stage": "pretrain", "steps": steps, "seed": config.seed}
@@ -97,6 +99,9 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     dataset = Dataset.load(config.data.dir)
     encoder = bridge.encoder_config(config.text, dataset.schema)
     recipe: FinetuneConfig = getattr(config.finetune, strategy)
+    plan = Plan(recipe.batch_size, recipe.epochs, config.seed, patience=recipe.patience)
+    mesh = make_mesh()
+    _steps(mesh, dataset, plan)
     task = Finetune(ALT(config, dataset.schema, encoder, recipe.alpha), strategy, recipe.l2)
     params = _init(task, config.seed)
     if init_from is None:
@@ -110,13 +115,11 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         return done
 
     _announce(f"finetune {strategy}", config, summary)
-    mesh = make_mesh()
     scorer = Scorer(task, mesh, dataset.pieces)
 
     def validate(params: Params) -> dict[str, float]:
         return report(dataset, "valid", scorer(params, dataset.valid.values))
 
-    plan = Plan(recipe.batch_size, recipe.epochs, config.seed, patience=recipe.patience)
     pieces = replicate(mesh, dataset.pieces)
     _, progress = train(task, run, mesh, dataset.train, pieces, params, finetune_optimizer(recipe), plan, validate)
     best, _ = load_params(run_dir, progress.best_step)
@@ -147,7 +150,10 @@ def load_finetuned(folder: Path) -> Trained:
         raise InputError(f"{folder} is a pretraining run, which predicts no clicks; finetune it first.")
     if result is None:
         raise InputError(f"The finetuning in {folder} is not finished; run its command again until it is.")
-    params, step = load_params(folder, int(result["best_step"]))
+    best_step = result.get("best_step")
+    if not isinstance(best_step, int):
+        raise InputError(f"{folder / 'result.json'} names no best_step; the run folder is damaged.")
+    params, step = load_params(folder, best_step)
     return Trained(run, finetune_task(run), params, step)
 
 
@@ -186,6 +192,12 @@ def evaluate(folder: Path, split: str) -> dict[str, float]:
     mesh = make_mesh()
     scorer = Scorer(trained.task, mesh, dataset.pieces)
     return report(dataset, split, scorer(replicate(mesh, trained.params), rows.values))
+
+
+def _steps(mesh: Mesh, dataset: Dataset, plan: Plan) -> int:
+    """Most updates of a plan; refuses one that cannot be run, before a run folder is made for it."""
+    check_batch(mesh, plan.batch_size)
+    return steps_per_epoch(len(dataset.train.labels), plan.batch_size) * plan.epochs
 
 
 def _init(task: Pretrain | Finetune, seed: int) -> Params:

@@ -172,7 +172,7 @@ def test_model_folder_with_another_tokenizer_is_refused(
     tiny_config: Config, tiny_dataset: Dataset, model_folder: Path
 ) -> None:
     config = with_text(tiny_config, model=str(model_folder))
-    with pytest.raises(InputError, match="prepare it again with --text.model"):
+    with pytest.raises(InputError, match=r"prepare it again with --text\.model"):
         encoder_config(config.text, tiny_dataset.schema)
 
 
@@ -217,5 +217,5 @@ def test_dataset_of_a_model_needs_that_model(modelled: tuple[Config, Dataset], t
 def test_prompts_too_long_for_the_model_are_refused(modelled: tuple[Config, Dataset]) -> None:
     config, dataset = modelled
     schema = dataclasses.replace(dataset.schema, text=dataclasses.replace(dataset.schema.text, max_length=65))
-    with pytest.raises(InputError, match="--text.max-length 64"):
+    with pytest.raises(InputError, match=r"--text\.max-length 64"):
         encoder_config(config.text, schema)

@@ -32,7 +32,10 @@ LOG = SyntheticConfig(users=60, items=80, makers=8, rows=1500)
 FEW = FinetuneConfig(batch_size=64, epochs=1, patience=1)
 TINY = dataclasses.replace(
     RECIPE,
-    text=TextConfig(vocab_size=300, hidden=8, layers=1, heads=1, intermediate=8, dropout=0.0, max_length=80),
+    data=dataclasses.replace(
+        RECIPE.data, fields=tuple(f for f in RECIPE.data.fields if f.column in ("user_id", "item_id", "title", "genre"))
+    ),
+    text=TextConfig(vocab_size=300, hidden=8, layers=1, heads=1, intermediate=8, dropout=0.0, max_length=48),
     ctr=CTRConfig(dim=4, hidden=(8,), cross_layers=1, experts=1, rank=2),
     icl=ICLConfig(dim=8),
     pretrain=PretrainConfig(batch_size=64, epochs=1),

