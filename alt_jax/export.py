@@ -123,7 +123,7 @@ def export(folder: Path, out: Path) -> None:
     try:
         partial.mkdir(parents=True)
         flat: dict[str, Any] = traverse_util.flatten_dict(trained.params, sep="/")
-        tensors = {name: np.ascontiguousarray(value) for name, value in flat.items()}
+        tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}
         safetensors.numpy.save_file(tensors, partial / PARAMS)
         copy_encoder(dataset.folder, partial)
         for name in _RUN_FILES:

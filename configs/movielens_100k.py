@@ -6,9 +6,9 @@
     alt-jax finetune configs/movielens_100k.py --strategy ctr --init-from none --run-dir runs/ml100k/ctr_baseline
 
 Protocol `random`: 8:1:1, a rating above 3 is positive. `--data.protocol time` gives the time-ordered split; prepare it
-into a `--data.dir` of its own. The text tower is a 2-layer, 64-wide BERT that starts from random weights, over a WordPiece
-vocabulary of the training prompts; `--text.model FOLDER` takes a real one. `benchmarks/movielens_100k.sh` runs everything
-with three seeds; what came out, and how long each part took, is in the README under Results.
+into a `--data.dir` of its own. The text tower is a 2-layer, 64-wide BERT that starts from random weights, over a
+WordPiece vocabulary of the training prompts; `--text.model FOLDER` takes a real one. What came out, and how long each
+part took, is in the README under Results; `benchmarks/movielens_100k.sh` runs everything for the seeds it is given.
 
 Batch, rates, L2 and lengths were chosen on the validation part.
 """

@@ -4,15 +4,15 @@
     alt-jax pretrain configs/movielens_1m.py --run-dir runs/ml1m/pretrain
     alt-jax finetune configs/movielens_1m.py --strategy joint --init-from runs/ml1m/pretrain --run-dir runs/ml1m/joint
 
-Variants: `tinybert` (the default), `roberta-base`, `roberta-large`, and `scratch`: a small BERT of our own with a trained
-vocabulary, which needs no download and serves the ID-only baseline. The others are hub names; `--text.model FOLDER` takes
-a downloaded folder instead. Weights are read from safetensors only: a hub model that has none is refused with the way to
-convert it. A dataset belongs to one tokenizer, so `prepare` takes the same variant; each has a folder of its own.
+Variants: `tinybert` (the default), `roberta-base`, `roberta-large`, and `scratch`: a small BERT of our own with a
+trained vocabulary, which needs no download and serves the ID-only baseline. The others are hub names;
+`--text.model FOLDER` takes a downloaded folder instead. Weights are read from safetensors only: a hub model without
+them is refused, with the way to convert it. A dataset belongs to one tokenizer, so `prepare` takes the same variant;
+each has a folder of its own.
 
 Protocol: `--data.protocol time` (the default), `time_skip5`, `random` or `random_drop3`; each wants a `--data.dir` of
 its own. What to expect: `prepare` takes seconds. The text towers need an accelerator; no figure is claimed for them
-until one has been measured. The ID-only baseline (`--strategy ctr --init-from none`) takes minutes on two cores; its
-AUC is in the README under Results.
+until one has been measured. The ID-only baseline (`--strategy ctr --init-from none`) takes minutes on two cores.
 """
 
 from alt_jax.config import (

@@ -42,7 +42,7 @@ from alt_jax.tasks import Pretrain  # noqa: E402
 
 @pytest.fixture(scope="module")
 def quick_compile() -> Iterator[None]:
-    """Compiles without XLA's optimisations: half the time for tiny models, where compiling is all there is to wait for."""
+    """Compiles without XLA's optimisations, in half the time: compiling is all there is to wait for in tiny models."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

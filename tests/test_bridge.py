@@ -63,17 +63,13 @@ def test_exactly_the_sub_trees_are_taken(tiny_config: Config, tiny_dataset: Data
     assert set(lines["left behind"].split(", ")) == pretrained.keys() - set(TRANSFERRED[strategy])
 
 
-def test_finetuning_says_what_it_took(
-    tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finetuning_says_what_it_took(tiny_config: Config, tiny_dataset: Dataset) -> None:
     runs = trained(tiny_config)
-    capsys.readouterr()
-    stages.finetune(runs.config, "ctr", runs.pretrain, tmp_path / "run")
-    said = capsys.readouterr().out
-    assert f"  ctr: from {runs.pretrain}, step 90" in said
-    assert "  ctr_logit: fresh" in said
-    assert "  left behind: " in said
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["init_from"] == str(runs.pretrain)
+    for line in (f"  ctr: from {runs.pretrain}, step 90 (", f"  text: from {runs.pretrain}, step 90 ("):
+        assert line in runs.said
+    for line in ("  ctr_logit: fresh (", "  text_logit: fresh (", "  fusion: fresh (", "  left behind: align_ctr, "):
+        assert line in runs.said
+    assert json.loads((runs.joint / "run.json").read_text(encoding="utf-8"))["init_from"] == str(runs.pretrain)
 
 
 def narrow_ctr(config: Config) -> Config:
@@ -199,13 +195,20 @@ def test_model_folder_gives_the_text_tower(modelled: tuple[Config, Dataset], mod
     assert all("fresh" in line for line in summary if not line.startswith("text:"))
 
 
-def test_training_starts_from_the_model_folder(tmp_path: Path, modelled: tuple[Config, Dataset]) -> None:
+def test_two_steps_from_the_model_folder(
+    tmp_path: Path, modelled: tuple[Config, Dataset], model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config, _ = modelled
     recipe = dataclasses.replace(config.finetune.plm, batch_size=240)
     config = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, plm=recipe))
     result = stages.finetune(config, "plm", None, tmp_path / "run")
-    assert result["best_step"] == 2
-    assert stages.evaluate(tmp_path / "run", "test") == result["test"]
+    assert f"  text: from {model_folder} (" in capsys.readouterr().out
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    first, second, valid = map(json.loads, lines)
+    assert (first["step"], second["step"], valid["step"], result["best_step"]) == (1, 2, 2, 2)
+    assert first["loss"] != second["loss"]
+    assert valid["valid/auc"] == result["valid"]["auc"]
+    assert stages.to_json(stages.evaluate(tmp_path / "run", "test")) == stages.to_json(result["test"])
 
 
 def test_dataset_of_a_model_needs_that_model(modelled: tuple[Config, Dataset], tiny_config: Config) -> None:

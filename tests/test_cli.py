@@ -43,7 +43,6 @@ def refused(alt: Cli) -> Callable[..., str]:
         assert err.startswith(f"alt-jax {arguments[0]}: ")
         assert err.count("\n") == 1, err
         assert "Traceback" not in err
-        assert err.rstrip()[-1] in ".?)'", err
         return err
 
     return call
@@ -186,7 +185,7 @@ def test_config_file_that_cannot_be(refused: Callable[..., str], tmp_path: Path)
         (["--data.user", "nobody"], "'nobody'"),
         (["--data.timestamp", "title", "--data.protocol", "time"], "'title'"),
         (["--text.model", "/no/such/model"], "/no/such/model"),
-        (["--text.max-length", "8"], "max-length"),
+        (["--text.max-length", "8"], "text.max_length is 8"),
     ],
 )
 def test_prepare_refuses(refused: Callable[..., str], config: str, tmp_path: Path, flags: list[str], said: str) -> None:
@@ -214,7 +213,7 @@ def test_prepare_refuses_a_table_too_small_to_split(
         (["--pretrain.batch-size", "488"], "larger than the 480 training rows"),
         (["--pretrain.batch-size", "12"], "multiple of 8"),
         (["--text.model", "MODEL"], "prepared with the tokenizer 'trained'"),
-        (["--text.heads", "3"], "text.heads"),
+        (["--text.heads", "3"], "num_attention_heads 3"),
     ],
 )
 def test_pretrain_refuses(
@@ -232,9 +231,9 @@ def test_pretrain_refuses(
         from alt_jax.export import export
 
         export(trained(tiny_config).joint, out)
-        tokenizer = json.loads((out / "text_tower" / "tokenizer.json").read_text(encoding="utf-8"))
-        tokenizer["normalizer"]["lowercase"] = False
-        (out / "text_tower" / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+        settings = json.loads((out / "text_tower" / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings["do_lower_case"] = False
+        (out / "text_tower" / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         flags = [flags[0], str(out / "text_tower")]
     assert said in refused("pretrain", config, "--run-dir", run_dir, *flags)
     assert not run_dir.exists()
@@ -329,7 +328,8 @@ def test_predict_refuses_rows(refused: Callable[..., str], runs: Runs, rows: Pat
         return refused("predict", runs.ctr, path, "-o", out)
 
     assert "does not exist" in said(tmp_path / "none.csv")
-    assert "not named like a table" in said(tmp_path / "experiment.txt") if _touch(tmp_path / "experiment.txt") else 1
+    (tmp_path / "rows.txt").write_text("x")
+    assert "not named like a table" in said(tmp_path / "rows.txt")
     table = pyarrow.csv.read_csv(rows)
     pyarrow.csv.write_csv(table.rename_columns([n.replace("title", "titel") for n in table.column_names]), rows)
     assert "has no column 'title'; did you mean 'titel'?" in said(rows)
@@ -345,11 +345,6 @@ def test_predict_refuses_rows(refused: Callable[..., str], runs: Runs, rows: Pat
     pq.write_table(nested, tmp_path / "rows.parquet")
     assert "no plain spelling" in said(tmp_path / "rows.parquet")
     assert not out.exists()
-
-
-def _touch(path: Path) -> bool:
-    path.write_text("x")
-    return True
 
 
 def test_dataset_prepared_again_is_refused(refused: Callable[..., str], alt: Cli, runs: Runs, tmp_path: Path) -> None:

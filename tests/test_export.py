@@ -69,7 +69,7 @@ def test_evaluate_gives_the_numbers_of_result_json(runs: Runs, name: str) -> Non
     folder: Path = getattr(runs, name)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     for split in ("valid", "test"):
-        assert stages.evaluate(folder, split) == result[split]
+        assert json.loads(stages.to_json(stages.evaluate(folder, split))) == result[split]
     assert result["test"].keys() >= {"auc", "logloss", "gauc", "ece", "rows", "unseen_item_auc"}
     assert result["test"]["rows"] == 60
 
@@ -127,6 +127,7 @@ def test_safetensors_hold_every_parameter(runs: Runs, exported: Path) -> None:
     found = safetensors.numpy.load_file(exported / PARAMS)
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
+        assert tensor.shape == expected[name].shape
         np.testing.assert_array_equal(tensor, expected[name])
     for name in ("config.json", "schema.json", "encoder.json", "run.json"):
         assert (exported / name).read_bytes() == (runs.joint / name).read_bytes()
@@ -202,7 +203,7 @@ def test_damaged_export_is_refused(tmp_path: Path, exported: Path, raw: pa.Table
         safetensors.numpy.save_file(fewer, cut / PARAMS)
         with pytest.raises(InputError, match=name):
             predict(cut, rows, tmp_path / "scores.csv")
-    (tensors["fusion/alpha"]) = np.zeros(3, np.float32)
+    tensors["fusion/alpha"] = np.zeros(3, np.float32)
     safetensors.numpy.save_file(tensors, cut / PARAMS)
     with pytest.raises(InputError, match="fusion/alpha"):
         predict(cut, rows, tmp_path / "scores.csv")

@@ -298,8 +298,8 @@ def test_what_is_not_computed_costs_nothing(flops):
 def test_mtm_learns_to_recover_features(method, make_pretrain, plain_config, tiny_dataset, pieces):
     """Thirty updates on one batch, masks drawn anew each time: the loss falls, and fields are recovered.
 
-    NCE's noise comes from all fields, so it first learns which ids belong to a field at all (METHOD.md: most negatives are
-    trivial); what it recovers within a field so early says nothing.
+    NCE's noise comes from all fields, so it first learns which ids belong to a field at all (METHOD.md: most negatives
+    are trivial); what it recovers within a field so early says nothing.
     """
     config = dataclasses.replace(plain_config, mtm=MTMConfig(method=method, dim=16, noise=25))
     task = make_pretrain(config, LossConfig(icl=0, mlm=0, mtm=1))

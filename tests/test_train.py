@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ import optax
 import pytest
 from tiny_runs import config_file, longer, trained
 
-from alt_jax import cli, stages
+from alt_jax import cli
 from alt_jax.bridge import encoder_config
 from alt_jax.checkpoint import load_params
 from alt_jax.config import Config
@@ -190,17 +189,6 @@ def test_batch_that_does_not_fit_is_refused(open_run: Callable[[str], Run], fit:
 
 
 # With the real tasks.
-
-
-def test_two_steps_of_plm(tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset) -> None:
-    recipe = dataclasses.replace(tiny_config.finetune.plm, batch_size=240)
-    config = dataclasses.replace(tiny_config, finetune=dataclasses.replace(tiny_config.finetune, plm=recipe))
-    result = stages.finetune(config, "plm", None, tmp_path / "plm")
-    first, second, valid = records(tmp_path / "plm")
-    assert (first["step"], second["step"], valid["step"]) == (1, 2, 2)
-    assert first["loss"] != second["loss"]
-    assert valid["valid/auc"] == result["valid"]["auc"]
-    assert result["best_step"] == 2
 
 
 def test_pretraining_and_joint_learn(tiny_config: Config, tiny_dataset: Dataset) -> None:

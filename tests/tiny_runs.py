@@ -1,7 +1,9 @@
 """Finished runs of the tiny experiment, made once for all tests that read them."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ class Runs(NamedTuple):
     pretrain: Path
     joint: Path
     ctr: Path
+    said: str  # by the joint finetuning
 
 
 def longer(config: Config, **pretrain: int) -> Config:
@@ -37,11 +40,13 @@ def trained(tiny: Config) -> Runs:
     """Trains; the dataset has to be prepared."""
     config = longer(tiny, epochs=3)
     root = Path(config.data.dir).parent / "runs"
-    runs = Runs(config, root / "pretrain", root / "joint", root / "ctr")
-    stages.pretrain(config, runs.pretrain)
-    stages.finetune(config, "joint", runs.pretrain, runs.joint)
-    stages.finetune(config, "ctr", None, runs.ctr)
-    return runs
+    pretrain, joint, ctr = root / "pretrain", root / "joint", root / "ctr"
+    said = io.StringIO()
+    stages.pretrain(config, pretrain)
+    with contextlib.redirect_stdout(said):
+        stages.finetune(config, "joint", pretrain, joint)
+    stages.finetune(config, "ctr", None, ctr)
+    return Runs(config, pretrain, joint, ctr, said.getvalue())
 
 
 def config_file(folder: Path, config: Config) -> str:

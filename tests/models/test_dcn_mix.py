@@ -17,6 +17,8 @@ from alt_jax.models import interactions
 from alt_jax.models.ctr import CTRLogit, CTRTower
 from alt_jax.models.interactions import Interaction
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 CONFIG = CTRConfig(dim=3, init_std=0.5, hidden=(7, 5), cross_layers=2, experts=3, rank=2)
 NUM_IDS, FIELDS = 20, 4
 IDS = np.random.default_rng(0).integers(0, NUM_IDS, (6, FIELDS)).astype(np.int32)
@@ -98,9 +100,7 @@ def test_published_widths(fields, width):
 
 def test_embeddings_start_as_published():
     model = CTRTower(dataclasses.replace(CONFIG, init_std=1e-4), 5000)
-    table = model.init(jax.random.key(0), jnp.asarray(IDS), method="embed")["params"]["embedding"][
-        "embedding"
-    ]
+    table = model.init(jax.random.key(0), jnp.asarray(IDS), method="embed")["params"]["embedding"]["embedding"]
     assert np.std(table) == pytest.approx(1e-4, rel=0.05)
     assert np.mean(table) == pytest.approx(0, abs=5e-6)
 
