@@ -8,6 +8,7 @@ text_tower/           the text tower as a Hugging Face folder (strategies plm an
 ```
 """
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ def predict(folder: Path, rows: Path, output: Path) -> int:
         (pq.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv)(scores, partial)
         partial.replace(output)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            partial.unlink()
         raise InputError(f"{output} cannot be written ({error.strerror or error}); give another -o.") from error
     return raw.num_rows
 
