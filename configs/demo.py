@@ -1,4 +1,4 @@
-"""The recipe of `alt-jax demo`: a generated click log, a text tower of two small layers, minutes on two cores.
+"""The recipe of `alt-jax demo`: a generated click log, a text tower of two small layers.
 
 Command: `alt-jax demo` does everything. One part by itself, or with other values, once the demo has made its data:
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import traverse_util
 
@@ -17,7 +18,6 @@ from alt_jax import masking
 from alt_jax.config import Config, LossConfig, MaskConfig
 from alt_jax.data.batches import batch_at
 from alt_jax.data.prompt import compose, mask_fields
-from alt_jax.optim import pretrain_optimizer
 from alt_jax.schema import MASK_ID
 from alt_jax.sharding import make_mesh, replicate, split_rows
 from alt_jax.tasks import Pretrain, text_length
@@ -60,7 +60,8 @@ def updated(make_pretrain, tiny_config, tiny_dataset) -> dict[int, tuple[Any, li
     """By devices: parameters after three updates with dropout on, the metrics of each, and the FLOPs of one device."""
     task = make_pretrain(small(tiny_config), WEIGHTS, B)
     assert task.model.config.text.dropout > 0
-    optimizer = pretrain_optimizer(task.model.config.pretrain, 10)
+    # Plain descent: Adam's normalisation blows the rounding of all but vanishing gradients up to whole steps.
+    optimizer = optax.sgd(0.1)
     params = random_params(task)
     found = {}
     for count in (1, 2, 8):
@@ -77,6 +78,8 @@ def updated(make_pretrain, tiny_config, tiny_dataset) -> dict[int, tuple[Any, li
                 state, metrics = step(state, pieces, split_rows(mesh, rows_at(tiny_dataset, number)), key)
                 logged.append({name: np.array(m) for name, m in jax.device_get(metrics).items()})
             assert int(state.step) == 3
+            moved = jax.tree.map(lambda new, old: float(jnp.abs(new - jax.device_get(old)).max()), state.params, params)
+            assert min(max(jax.tree.leaves(moved[tower])) for tower in moved) > 1e-3
             assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
             found[count] = jax.device_get(state.params), logged, step.cost_analysis()["flops"]
     return found
@@ -98,10 +101,7 @@ def test_metrics_are_the_same_on_any_number_of_devices(updated, count):
 def test_parameters_are_the_same_on_any_number_of_devices(updated, count):
     one, many = (traverse_util.flatten_dict(updated[n][0], sep="/") for n in (1, count))
     for name, leaf in many.items():
-        # A bias of the attention's keys shifts all scores of a query alike, so its gradient is 0 but for rounding,
-        # which Adam's normalisation blows up to whole steps.
-        if not name.endswith("self/key/bias"):
-            assert leaf == pytest.approx(one[name], rel=1e-4, abs=2e-5), name
+        assert leaf == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
 
 
 def test_work_is_split_not_repeated(updated):
