@@ -204,7 +204,7 @@ class FinetuneConfig:
       learning_rate: Of everything but the text tower (Adam).
       text_learning_rate: Of the text tower (AdamW).
       weight_decay: Decoupled, on the text tower's matrices.
-      l2: Times the sum of squares of the embedding rows that the batch touches, divided by the batch.
+      l2: Times the sum of squares of all embeddings and first-order weights, added to the loss.
       alpha: Where the joint prediction's mixing weight of the CTR logit starts.
     """
 

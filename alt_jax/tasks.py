@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
 from alt_jax import masking, objectives
@@ -211,7 +212,7 @@ class Finetune:
     Attributes:
       model: Towers and logits.
       strategy: Which towers predict.
-      l2: Times the sum of squares of the embedding rows that the batch touches, over the batch's rows.
+      l2: Times the sum of squares of the CTR tower's embeddings and first-order weights, all rows of both.
     """
 
     model: ALT
@@ -234,7 +235,7 @@ class Finetune:
     def loss(
         self, params: Params, pieces: Pieces, batch: Batch, key: jax.Array
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-        """BCE of the strategy's logit, for `joint` also of its two parts, plus L2 on embeddings."""
+        """BCE of the strategy's logit, for `joint` also of its two parts, plus L2 on the tables of ids."""
         ids, tokens, mask = self._inputs(pieces, batch.values, text_length(self.model.schema.text.length))
         logits = _caller(self.model, params, key)("click", self.strategy, ids, tokens, mask)
         means = {
@@ -243,8 +244,10 @@ class Finetune:
         }
         total = sum((mean.value for mean in means.values()), start=jnp.zeros(()))
         if self.l2 and self.strategy != "plm":
-            rows = _apply(self.model, params, "embed", ids)
-            total += self.l2 * jnp.sum(jnp.square(rows)) / ids.shape[0]
+            # The whole tables, whatever the batch holds: one Gaussian prior for every id, so that an id seen twice is
+            # held back as strongly as one seen often, and a batch's size does not change the objective.
+            tables = params["ctr"]["embedding"], params["ctr_logit"]["linear"]
+            total += self.l2 * optax.tree.norm(tables, squared=True)
         return total, {"loss": Mean(total, jnp.ones(())), **means}
 
     def logit(self, params: Params, pieces: Pieces, values: Int[Array, "B F"], length: int) -> Float[Array, " B"]:

@@ -31,10 +31,10 @@ def get_config() -> Config:
             warmup=0.1,
         ),
         finetune=FinetuneConfigs(
-            ctr=FinetuneConfig(batch_size=1024, epochs=30, learning_rate=3e-3, l2=3.0),
+            ctr=FinetuneConfig(batch_size=1024, epochs=30, learning_rate=1e-3, l2=2e-3),
             plm=FinetuneConfig(batch_size=256, epochs=4, patience=2, text_learning_rate=1e-3),
             joint=FinetuneConfig(
-                batch_size=256, epochs=4, patience=2, learning_rate=1e-3, text_learning_rate=1e-3, l2=3.0
+                batch_size=256, epochs=4, patience=2, learning_rate=1e-3, text_learning_rate=1e-3, l2=2e-3
             ),
         ),
     )

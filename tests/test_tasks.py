@@ -325,7 +325,7 @@ def test_mtm_learns_to_recover_features(method, make_pretrain, plain_config, tin
 
 @pytest.mark.parametrize("strategy", ["ctr", "plm", "joint"])
 def test_finetuning_losses(strategy, plain_config, tiny_dataset, pieces, batch):
-    """BCE of the strategy's logit; for `joint` those of both parts too; L2 on the touched embeddings but for `plm`."""
+    """BCE of the strategy's logit; for `joint` those of both parts too; L2 on all rows of the id tables but for `plm`."""
     schema = tiny_dataset.schema
     model = ALT(plain_config, schema, bridge.encoder_config(plain_config.text, schema), alpha=0.3)
     task = Finetune(model, strategy, l2=0.01)
@@ -350,8 +350,8 @@ def test_finetuning_losses(strategy, plain_config, tiny_dataset, pieces, batch):
         assert found[f"bce/{name}"] == pytest.approx(bce, rel=1e-5)
         expected += bce
     if strategy != "plm":
-        table = np.asarray(params["ctr"]["embedding"]["embedding"], np.float64)
-        expected += 0.01 * sum(float(v) ** 2 for row in ids for i in row for v in table[i]) / B
+        embeddings, weights = params["ctr"]["embedding"]["embedding"], params["ctr_logit"]["linear"]["embedding"]
+        expected += 0.01 * sum(float(v) ** 2 for table in (embeddings, weights) for row in table for v in row)
     assert float(total) == pytest.approx(expected, rel=1e-5)
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
 

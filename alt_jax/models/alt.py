@@ -70,10 +70,6 @@ class ALT(nn.Module):
         """Field vectors, output table and bias (MTM)."""
         return self.mtm(representation, states, mask)
 
-    def embed(self, ids: Int[Array, "B F"]) -> Float[Array, "B F D"]:
-        """The CTR tower's embedding rows of a batch."""
-        return self.ctr.embed(ids)
-
     def click(
         self,
         strategy: Strategy,

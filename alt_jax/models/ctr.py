@@ -30,10 +30,6 @@ class CTRTower(nn.Module):
         """Computes h_c."""
         return self.interaction(self.embedding(ids), train=train)
 
-    def embed(self, ids: Int[Array, "B F"]) -> Float[Array, "B F D"]:
-        """The embedding rows of a batch, which L2 regularisation acts on."""
-        return self.embedding(ids)
-
 
 class CTRLogit(nn.Module):
     """logit_c = Σ_f w[x_f] + Linear(h_c). Pretraining does not train it, so finetuning starts it fresh.

@@ -100,7 +100,7 @@ def test_published_widths(fields, width):
 
 def test_embeddings_start_as_published():
     model = CTRTower(dataclasses.replace(CONFIG, init_std=1e-4), 5000)
-    table = model.init(jax.random.key(0), jnp.asarray(IDS), method="embed")["params"]["embedding"]["embedding"]
+    table = model.init(jax.random.key(0), jnp.asarray(IDS), train=False)["params"]["embedding"]["embedding"]
     assert np.std(table) == pytest.approx(1e-4, rel=0.05)
     assert np.mean(table) == pytest.approx(0, abs=5e-6)
 
