@@ -325,7 +325,7 @@ def test_mtm_learns_to_recover_features(method, make_pretrain, plain_config, tin
 
 @pytest.mark.parametrize("strategy", ["ctr", "plm", "joint"])
 def test_finetuning_losses(strategy, plain_config, tiny_dataset, pieces, batch):
-    """BCE of the strategy's logit; for `joint` those of both parts too; L2 on all rows of the id tables but for `plm`."""
+    """BCE of the strategy's logit; for `joint` those of both parts too; L2 on the whole id tables but for `plm`."""
     schema = tiny_dataset.schema
     model = ALT(plain_config, schema, bridge.encoder_config(plain_config.text, schema), alpha=0.3)
     task = Finetune(model, strategy, l2=0.01)
