@@ -22,7 +22,8 @@ def encoder_config(config: TextConfig, schema: Schema) -> EncoderConfig:
     """The text tower's architecture: the model folder's, or a BERT of the configured sizes.
 
     Raises:
-      InputError: The dataset was prepared with another tokenizer, or its prompts are too long for the tower.
+      InputError: The dataset was prepared with another tokenizer, its prompts are too long for the tower, or the
+        tower's heads do not divide its width.
     """
     if config.model:
         folder = huggingface.resolve(config.model)
@@ -33,6 +34,8 @@ def encoder_config(config: TextConfig, schema: Schema) -> EncoderConfig:
                 f"{config.model}; prepare it again with --text.model {config.model}."
             )
     else:
+        if config.hidden % config.heads:
+            raise InputError(f"text.hidden {config.hidden} is not divisible by text.heads {config.heads}; change one.")
         encoder = EncoderConfig(
             model_type="bert",
             vocab_size=schema.text.vocab_size,

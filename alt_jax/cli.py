@@ -6,7 +6,7 @@ import difflib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -28,7 +28,7 @@ usage: alt-jax COMMAND …
   evaluate E [--split test] [--json]                  AUC, logloss, GAUC, ECE of a finetuned run
   predict  E|EXPORT rows.csv|parquet -o scores.parquet
   export   E OUT                                      safetensors, config, schema, Hugging Face folder
-  list     towers|datasets|protocols                  names that configs may use, one a line
+  list     towers|texts|datasets|protocols            names that configs may use, one a line
 
 CONFIG is a Python file with get_config(), see configs/. Any of its values can be overridden, e.g. --loss.mlm 0
 --data.raw ml-1m.zip --seed 1. `alt-jax COMMAND --help` shows a command's options.
@@ -121,7 +121,7 @@ class ListOptions:
     Example: alt-jax list towers
     """
 
-    what: tyro.conf.Positional[Literal["towers", "datasets", "protocols"]]
+    what: tyro.conf.Positional[Literal["towers", "texts", "datasets", "protocols"]]
 
 
 @dataclass(frozen=True)
@@ -297,9 +297,14 @@ def _export(arguments: list[str]) -> None:
 def _list(arguments: list[str]) -> None:
     options = _parse(ListOptions, arguments, "alt-jax list")
     from alt_jax.data import protocols, sources
-    from alt_jax.models import interactions
+    from alt_jax.models import bert, interactions
 
-    names = {"towers": interactions.names, "datasets": sources.names, "protocols": lambda: tuple(protocols.PROTOCOLS)}
+    names: dict[str, Callable[[], Iterable[str]]] = {
+        "towers": interactions.names,
+        "texts": lambda: bert.ARCHITECTURES,
+        "datasets": sources.names,
+        "protocols": lambda: protocols.PROTOCOLS,
+    }
     print("\n".join(names[options.what]()))
 
 

@@ -9,8 +9,10 @@ text_tower/           the text tower as a Hugging Face folder (strategies plm an
 """
 
 import contextlib
+import errno
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,19 +93,31 @@ def predict(folder: Path, rows: Path, output: Path) -> int:
     """
     if output.suffix not in (".parquet", ".csv"):
         raise InputError(f"{output} should end in .parquet or .csv.")
-    model = Predictor.load(folder)
-    raw = table.read(rows, [field.column for field in model.encoder.schema.fields])
-    scores = pa.table({"score": pa.array(model(raw, str(rows)))})
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
+    with _writing(output):  # tried first: what cannot be written is said before anything is scored
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         output.parent.mkdir(parents=True, exist_ok=True)
-        (pq.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv)(scores, partial)
-        partial.replace(output)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-            partial.unlink()
-        raise InputError(f"{output} cannot be written ({error.strerror or error}); give another -o.") from error
+        partial.touch()
+    try:
+        model = Predictor.load(folder)
+        raw = table.read(rows, [field.column for field in model.encoder.schema.fields])
+        scores = pa.table({"score": pa.array(model(raw, str(rows)))})
+        with _writing(output):
+            (pq.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv)(scores, partial)
+            partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
     return raw.num_rows
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what the file system says against `path` into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}); give another place.") from error
 
 
 def export(folder: Path, out: Path) -> None:
@@ -123,19 +137,18 @@ def export(folder: Path, out: Path) -> None:
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        flat: dict[str, Any] = traverse_util.flatten_dict(trained.params, sep="/")
-        tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}
-        safetensors.numpy.save_file(tensors, partial / PARAMS)
-        copy_encoder(dataset.folder, partial)
-        for name in _RUN_FILES:
-            shutil.copy(folder / name, partial / name)
-        if "text" in trained.params:
-            tokenizer = Encoder.load(partial).tokenizer
-            huggingface.save(partial / "text_tower", trained.run.encoder, trained.params["text"], tokenizer)
-        partial.rename(out)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror or error}); give another folder.") from error
+        with _writing(out):
+            partial.mkdir(parents=True)
+            flat: dict[str, Any] = traverse_util.flatten_dict(trained.params, sep="/")
+            tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}
+            safetensors.numpy.save_file(tensors, partial / PARAMS)
+            copy_encoder(dataset.folder, partial)
+            for name in _RUN_FILES:
+                shutil.copy(folder / name, partial / name)
+            if "text" in trained.params:
+                tokenizer = Encoder.load(partial).tokenizer
+                huggingface.save(partial / "text_tower", trained.run.encoder, trained.params["text"], tokenizer)
+            partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -48,30 +48,43 @@ class Run:
     schema: Schema
     encoder: EncoderConfig
 
-    @classmethod
-    def start(cls, folder: Path, origin: Origin, config: Config, schema: Schema, encoder: EncoderConfig) -> "Run":
-        """Makes a run folder, or opens the one that the same command made before.
+    def finished(self) -> dict[str, Any] | None:
+        """What this run wrote when it finished, or None if it has not.
 
         Raises:
-          InputError: The folder belongs to another run or to something else.
+          InputError: The folder belongs to another run.
         """
-        run = cls(folder, origin, config, schema, encoder)
+        if not (self.folder / "run.json").is_file():
+            return None
+        self._check_same(Run.load(self.folder))
+        return self.result()
+
+    def start(self) -> "Run":
+        """Makes the run folder, or goes on with the one that the same command made before.
+
+        Returns:
+          Itself.
+
+        Raises:
+          InputError: The folder belongs to another run or to something else, or cannot be written.
+        """
+        folder = self.folder
         if (folder / "run.json").is_file():
-            run._check_same(cls.load(folder))
-            return run
+            self._check_same(Run.load(folder))
+            return self
         ours = {"config.json", "schema.json", "encoder.json"}
         present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
         if any(name not in ours and not fnmatch(name, ".run.json.*.partial") for name in present):
             raise InputError(f"{folder} is not empty and not a run folder; give another --run-dir.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
-            (folder / "encoder.json").write_text(json.dumps(encoder.to_hf(), indent=2) + "\n", encoding="utf-8")
-            schema.save(folder / "schema.json")
-            write_json(folder / "run.json", dataclasses.asdict(origin))
+            (folder / "config.json").write_text(self.config.to_json() + "\n", encoding="utf-8")
+            (folder / "encoder.json").write_text(json.dumps(self.encoder.to_hf(), indent=2) + "\n", encoding="utf-8")
+            self.schema.save(folder / "schema.json")
+            write_json(folder / "run.json", dataclasses.asdict(self.origin))
         except OSError as error:
             raise InputError(f"{folder} cannot be written ({error.strerror}); give another --run-dir.") from error
-        return run
+        return self
 
     @classmethod
     def load(cls, folder: Path) -> "Run":

@@ -57,12 +57,13 @@ def pretrain(config: Config, run_dir: Path) -> dict[str, Any]:
     dataset = Dataset.load(config.data.dir)
     encoder = bridge.encoder_config(config.text, dataset.schema)
     plan = Plan(config.pretrain.batch_size, config.pretrain.epochs, config.seed, config.pretrain.checkpoint_every)
-    mesh = make_mesh()
-    steps = _steps(mesh, dataset, plan)
-    run = Run.start(run_dir, Origin("pretrain"), config, dataset.schema, encoder)
-    if (done := run.result()) is not None:
+    run = Run(run_dir, Origin("pretrain"), config, dataset.schema, encoder)
+    if (done := run.finished()) is not None:
         print(f"{run_dir} is already finished.")
         return done
+    mesh = make_mesh()
+    steps = _steps(mesh, dataset, plan)
+    run.start()
 
     units = masking.mask_units(dataset.schema, config.mask)
     sample = np.asarray(dataset.train.values[:_CAPACITY_SAMPLE])
@@ -100,6 +101,11 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     encoder = bridge.encoder_config(config.text, dataset.schema)
     recipe: FinetuneConfig = getattr(config.finetune, strategy)
     plan = Plan(recipe.batch_size, recipe.epochs, config.seed, patience=recipe.patience)
+    origin = Origin("finetune", strategy, None if init_from is None else str(init_from))
+    run = Run(run_dir, origin, config, dataset.schema, encoder)
+    if (done := run.finished()) is not None:
+        print(f"{run_dir} is already finished.")
+        return done
     mesh = make_mesh()
     _steps(mesh, dataset, plan)
     task = Finetune(ALT(config, dataset.schema, encoder, recipe.alpha), strategy, recipe.l2)
@@ -108,11 +114,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         params, summary = bridge.load_text(params, config.text, encoder)
     else:
         params, summary = bridge.transfer(params, strategy, init_from, dataset.schema, encoder)
-    origin = Origin("finetune", strategy, None if init_from is None else str(init_from))
-    run = Run.start(run_dir, origin, config, dataset.schema, encoder)
-    if (done := run.result()) is not None:
-        print(f"{run_dir} is already finished.")
-        return done
+    run.start()
 
     _announce(f"finetune {strategy}", config, summary)
     scorer = Scorer(task, mesh, dataset.pieces)

@@ -106,7 +106,9 @@ def test_module_and_exit_code() -> None:
     assert found.stdout == ""
 
 
-@pytest.mark.parametrize(("what", "name"), [("towers", "dcn_mix"), ("datasets", "table"), ("protocols", "random")])
+@pytest.mark.parametrize(
+    ("what", "name"), [("towers", "dcn_mix"), ("texts", "roberta"), ("datasets", "table"), ("protocols", "random")]
+)
 def test_list(alt: Cli, what: str, name: str) -> None:
     code, out, _ = alt("list", what)
     assert code == 0
@@ -212,7 +214,7 @@ def test_prepare_refuses_a_table_too_small_to_split(
         (["--pretrain.batch-size", "488"], "larger than the 480 training rows"),
         (["--pretrain.batch-size", "12"], "multiple of 8"),
         (["--text.model", "MODEL"], "prepared with the tokenizer 'trained'"),
-        (["--text.heads", "3"], "num_attention_heads 3"),
+        (["--text.heads", "3"], "text.hidden 16 is not divisible by text.heads 3"),
     ],
 )
 def test_pretrain_refuses(
@@ -344,6 +346,17 @@ def test_predict_refuses_rows(refused: Callable[..., str], runs: Runs, rows: Pat
     pq.write_table(nested, tmp_path / "rows.parquet")
     assert "no plain spelling" in said(tmp_path / "rows.parquet")
     assert not out.exists()
+
+
+def test_predict_says_before_scoring_that_the_output_cannot_be_written(
+    refused: Callable[..., str], runs: Runs, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alt_jax.export.Predictor.__call__", lambda *_: pytest.fail("scored in vain"))
+    (tmp_path / "taken.csv").mkdir()
+    assert "taken.csv cannot be written (Is a directory)" in refused(
+        "predict", runs.ctr, rows, "-o", tmp_path / "taken.csv"
+    )
+    assert "cannot be written" in refused("predict", runs.ctr, rows, "-o", rows / "scores.csv")
 
 
 def test_dataset_prepared_again_is_refused(refused: Callable[..., str], alt: Cli, runs: Runs, tmp_path: Path) -> None:

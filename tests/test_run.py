@@ -21,7 +21,7 @@ def encoder(tiny_config: Config, tiny_dataset: Dataset) -> EncoderConfig:
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset, encoder: EncoderConfig) -> Run:
-    return Run.start(tmp_path / "deep" / "run", PRETRAIN, tiny_config, tiny_dataset.schema, encoder)
+    return Run(tmp_path / "deep" / "run", PRETRAIN, tiny_config, tiny_dataset.schema, encoder).start()
 
 
 def steps(run: Run) -> list[int]:
@@ -35,9 +35,20 @@ def test_load_gives_what_start_wrote(run: Run) -> None:
 
 def test_start_again_opens_the_same_run(run: Run) -> None:
     run.log([{"step": 1}])
-    again = Run.start(run.folder, run.origin, run.config, run.schema, run.encoder)
+    again = Run(run.folder, run.origin, run.config, run.schema, run.encoder).start()
     assert again == run
     assert steps(again) == [1]
+
+
+def test_finished_is_the_result_of_the_same_run_only(run: Run) -> None:
+    assert run.finished() is None
+    run.finish({"stage": "pretrain"})
+    assert run.finished() == {"stage": "pretrain"}
+    with pytest.raises(InputError, match="holds another run"):
+        dataclasses.replace(run, origin=Origin("finetune", "ctr")).finished()
+    elsewhere = dataclasses.replace(run, folder=run.folder / "nowhere")
+    assert elsewhere.finished() is None
+    assert not elsewhere.folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -49,33 +60,33 @@ def test_start_again_opens_the_same_run(run: Run) -> None:
 )
 def test_another_stage_is_refused(run: Run, origin: Origin, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        Run.start(run.folder, origin, run.config, run.schema, run.encoder)
+        Run(run.folder, origin, run.config, run.schema, run.encoder).start()
 
 
 def test_another_config_is_refused_and_the_difference_named(run: Run) -> None:
     changed = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, mlm=0.5))
     with pytest.raises(InputError, match=r"started with loss\.mlm = 1\.0, not 0\.5"):
-        Run.start(run.folder, PRETRAIN, changed, run.schema, run.encoder)
+        Run(run.folder, PRETRAIN, changed, run.schema, run.encoder).start()
 
 
 def test_another_dataset_is_refused(run: Run) -> None:
     changed = dataclasses.replace(run.schema, data_hash="other")
     with pytest.raises(InputError, match="is not the one"):
-        Run.start(run.folder, PRETRAIN, run.config, changed, run.encoder)
+        Run(run.folder, PRETRAIN, run.config, changed, run.encoder).start()
 
 
 def test_another_text_tower_is_refused(run: Run) -> None:
     """A model folder may change under an unchanged name."""
     changed = dataclasses.replace(run.encoder, hidden_size=32)
     with pytest.raises(InputError, match="text tower"):
-        Run.start(run.folder, PRETRAIN, run.config, run.schema, changed)
+        Run(run.folder, PRETRAIN, run.config, run.schema, changed).start()
 
 
 def test_a_folder_with_other_things_is_refused_untouched(run: Run, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     with pytest.raises(InputError, match="not empty and not a run folder"):
-        Run.start(tmp_path / "photos", PRETRAIN, run.config, run.schema, run.encoder)
+        Run(tmp_path / "photos", PRETRAIN, run.config, run.schema, run.encoder).start()
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
@@ -83,7 +94,7 @@ def test_a_file_in_the_way_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(InputError, match="give another --run-dir"):
-            Run.start(folder, PRETRAIN, run.config, run.schema, run.encoder)
+            Run(folder, PRETRAIN, run.config, run.schema, run.encoder).start()
 
 
 def test_half_made_folder_is_completed(run: Run) -> None:
@@ -93,7 +104,7 @@ def test_half_made_folder_is_completed(run: Run) -> None:
     (run.folder / ".run.json.123.partial").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="not a run folder"):
         Run.load(run.folder)
-    again = Run.start(run.folder, run.origin, run.config, run.schema, run.encoder)
+    again = Run(run.folder, run.origin, run.config, run.schema, run.encoder).start()
     assert Run.load(run.folder) == again == run
 
 

@@ -58,7 +58,7 @@ def rows() -> Rows:
 def open_run(tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset) -> Callable[[str], Run]:
     def start(name: str) -> Run:
         encoder = encoder_config(tiny_config.text, tiny_dataset.schema)
-        return Run.start(tmp_path / name, Origin("finetune", "ctr"), tiny_config, tiny_dataset.schema, encoder)
+        return Run(tmp_path / name, Origin("finetune", "ctr"), tiny_config, tiny_dataset.schema, encoder).start()
 
     return start
 
@@ -218,7 +218,11 @@ def wait_for_checkpoint(run: Path, after: int, process: "subprocess.Popen[bytes]
 
 
 def test_killed_and_stopped_pretraining_ends_like_an_undisturbed_one(
-    tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_config: Config,
+    tiny_dataset: Dataset,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reference = trained(tiny_config)
     config = longer(reference.config, checkpoint_every=8)
@@ -246,6 +250,7 @@ def test_killed_and_stopped_pretraining_ends_like_an_undisturbed_one(
     assert without_speed(records(run)) == without_speed(records(reference.pretrain))
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    monkeypatch.setattr("alt_jax.stages.make_mesh", lambda: pytest.fail("a finished run needs no devices"))
     assert cli.run(command) == 0
     assert "already finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before

@@ -27,7 +27,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
 }
 # The architecture's name in a Hugging Face config, and the padding id that transformers takes when none is written.
-_ARCHITECTURES = {"bert": "BertModel", "roberta": "RobertaModel"}
+ARCHITECTURES = {"bert": "BertModel", "roberta": "RobertaModel"}
 _PAD_TOKEN_ID = {"bert": 0, "roberta": 1}
 _WHOLE_NUMBERS = {
     "vocab_size": 1,
@@ -68,8 +68,8 @@ class EncoderConfig:
     pad_token_id: int = 0
 
     def __post_init__(self) -> None:
-        if self.model_type not in _ARCHITECTURES:
-            raise InputError(f"model_type is {self.model_type!r}; use {' or '.join(_ARCHITECTURES)}.")
+        if self.model_type not in ARCHITECTURES:
+            raise InputError(f"model_type is {self.model_type!r}; use {' or '.join(ARCHITECTURES)}.")
         if self.hidden_act not in _ACTIVATIONS:
             raise InputError(f"hidden_act {self.hidden_act!r} is not supported; known are {', '.join(_ACTIVATIONS)}.")
         for name, least in _WHOLE_NUMBERS.items():
@@ -109,10 +109,10 @@ class EncoderConfig:
             InputError: A key is missing or asks for something this encoder does not do.
         """
         model_type = values.get("model_type")
-        if model_type not in list(_ARCHITECTURES):  # a list, since JSON may hold what cannot be hashed
+        if model_type not in list(ARCHITECTURES):  # a list, since JSON may hold what cannot be hashed
             raise InputError(
                 f"{source}: model_type {model_type!r} is not supported; use a checkpoint of type "
-                f"{' or '.join(_ARCHITECTURES)}."
+                f"{' or '.join(ARCHITECTURES)}."
             )
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise InputError(
@@ -140,7 +140,7 @@ class EncoderConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The content of a `config.json` that transformers reads as a BertConfig or RobertaConfig."""
-        return {"architectures": [_ARCHITECTURES[self.model_type]]} | {
+        return {"architectures": [ARCHITECTURES[self.model_type]]} | {
             name: getattr(self, name) for name in self.__dataclass_fields__
         }
 
