@@ -12,7 +12,8 @@ each has a folder of its own.
 
 Protocol: `--data.protocol time` (the default), `time_skip5`, `random` or `random_drop3`; each wants a `--data.dir` of
 its own. What to expect: `prepare` takes seconds. The text towers need an accelerator; no figure is claimed for them
-until one has been measured. The ID-only baseline (`--strategy ctr --init-from none`) takes minutes on two cores.
+until one has been measured. The ID-only baseline (`--strategy ctr --init-from none`, variant `scratch`) takes 3 to 5
+minutes on two cores: mean test AUC of three seeds 0.757 on `time`, 0.900 on `random_drop3` (README, Results).
 """
 
 from alt_jax.config import (
