@@ -2,9 +2,12 @@
 
 A checkpoint holds parameters, optimiser state and the loop's own state. The newest one is kept to resume from, the best
 one (by validation, where there is any) to evaluate. Orbax commits a checkpoint by renaming its folder when all of it is
-on disk, so what a killed run leaves half-written is never taken for whole.
+on disk, so what a killed run leaves half-written is never taken for whole. What happens to a file later is found by its
+checksum before Orbax reads it: Orbax' own errors leave readers behind, which fail loudly and late.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from alt_jax.errors import InputError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file at INFO and WARNING
+_CHECKSUMS = "checksums.json"
 
 
 class Checkpoints:
@@ -41,7 +45,12 @@ class Checkpoints:
             self._folder.absolute(),
             # Without best_fn the scores would not be written: a resumed run would forget, and delete, its best step
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, best_fn=_score, cleanup_tmp_directories=True
+                preservation_policy=policy,
+                best_fn=_score,
+                cleanup_tmp_directories=True,
+                async_options=ocp.options.AsyncOptions(
+                    post_finalization_callback=lambda: _write_checksums(self._folder)
+                ),
             ),
             item_names=("params", "optimizer", "loop"),
         )
@@ -86,7 +95,11 @@ class Checkpoints:
             "params": jax.tree.map(ocp.utils.to_shape_dtype_struct, params),
             "optimizer": jax.tree.map(ocp.utils.to_shape_dtype_struct, optimizer),
         }
+        path = self._folder / str(step)
+        _verify_checksums(path)
         try:
+            saved = self._manager.item_metadata(step)
+            _verify_shapes({name: saved[name].tree for name in template}, template, path)
             found = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -95,10 +108,10 @@ class Checkpoints:
                     loop=ocp.args.JsonRestore(),
                 ),
             )
+        except InputError:
+            raise
         except Exception as error:  # Orbax and TensorStore raise many types for a damaged file
-            raise InputError(_damaged(self._folder / str(step), error)) from error
-        restored = {"params": found["params"], "optimizer": found["optimizer"]}
-        _verify(restored, template, self._folder / str(step))
+            raise InputError(_damaged(path, error)) from error
         return found["params"], found["optimizer"], found["loop"]
 
     def wait(self) -> None:
@@ -135,6 +148,7 @@ def load_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], 
     step = steps[-1] if step is None else step
     if step not in steps:
         raise InputError(f"{root} has no checkpoint of step {step} (only {', '.join(map(str, steps))}); run it again.")
+    _verify_checksums(root / str(step))
     path = (root / str(step) / "params").absolute()
     try:
         with ocp.StandardCheckpointer() as reader:
@@ -143,21 +157,52 @@ def load_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], 
             params = reader.restore(path, template)
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged file
         raise InputError(_damaged(root / str(step), error)) from error
-    _verify(params, template, root / str(step))
     return params, step
 
 
-def _damaged(path: Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _write_checksums(root: Path) -> None:
+    """Writes the checksums of a checkpoint that Orbax is about to commit into its still temporary folder."""
+    for folder in root.iterdir():
+        if not (folder / _CHECKSUMS).exists():
+            # Only the items' files: Orbax writes to its own metadata beside them once more
+            checksums = {str(p.relative_to(folder)): _checksum(p) for p in sorted(folder.glob("*/**/*")) if p.is_file()}
+            (folder / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+
+
+def _verify_checksums(folder: Path) -> None:
+    try:
+        checksums = json.loads((folder / _CHECKSUMS).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(_damaged(folder, error)) from None
+    for name, checksum in checksums.items():
+        if not (folder / name).is_file():
+            raise InputError(_damaged(folder, f"{name} is lost"))
+        if _checksum(folder / name) != checksum:
+            raise InputError(_damaged(folder, f"{name} is not as it was saved"))
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(path: Path, reason: str | Exception) -> str:
+    reason = str(reason).strip().splitlines()[0][:200] if str(reason).strip() else type(reason).__name__
     return f"Checkpoint {path} cannot be read ({reason}); delete that folder to go on from an older one."
 
 
-def _verify(found: Any, expected: Any, path: Path) -> None:
-    """Refuses absent leaves, which Orbax hands back as ShapeDtypeStruct without an error, and other shapes."""
-    leaves = {jax.tree_util.keystr(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(found)}
-    for key, leaf in jax.tree_util.tree_leaves_with_path(expected):
-        name = jax.tree_util.keystr(key)
-        got = leaves.get(name)
-        if not isinstance(got, jax.Array | np.ndarray | np.generic) or got.shape != leaf.shape:
-            shape = getattr(got, "shape", None)
-            raise InputError(f"Checkpoint {path}: {name} should have shape {leaf.shape} and has {shape}.")
+def _verify_shapes(saved: Any, expected: Any, path: Path) -> None:
+    """Refuses a tree that does not fit before it is read.
+
+    Orbax would hand back an absent leaf as ShapeDtypeStruct without an error, and fit an array to another shape.
+    """
+    shapes, wanted = (
+        {jax.tree_util.keystr(key, simple=True, separator="/"): tuple(leaf.shape) for key, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (saved, expected))
+    )
+    for name in sorted(shapes.keys() | wanted.keys()):
+        if shapes.get(name) != wanted.get(name):
+            raise InputError(
+                f"Checkpoint {path}: {name} should have shape {wanted.get(name)} and has {shapes.get(name)}; "
+                "was it saved by another configuration?"
+            )
