@@ -98,8 +98,10 @@ class Checkpoints:
         path = self._folder / str(step)
         _verify_checksums(path)
         try:
-            saved = self._manager.item_metadata(step)
-            _verify_shapes({name: saved[name].tree for name in template}, template, path)
+            # The manager knows an item's metadata only once it has saved or restored one itself
+            with ocp.StandardCheckpointer() as reader:
+                saved = {name: _saved_tree(reader, path / name) for name in template}
+            _verify_shapes(saved, template, path)
             found = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -152,12 +154,16 @@ def load_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], 
     path = (root / str(step) / "params").absolute()
     try:
         with ocp.StandardCheckpointer() as reader:
-            metadata = reader.metadata(path).item_metadata
-            template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata.tree)
+            template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _saved_tree(reader, path))
             params = reader.restore(path, template)
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged file
         raise InputError(_damaged(root / str(step), error)) from error
     return params, step
+
+
+def _saved_tree(reader: ocp.StandardCheckpointer, item: Path) -> Any:
+    """Shapes and types of an item of a checkpoint."""
+    return reader.metadata(item.absolute()).item_metadata.tree
 
 
 def _write_checksums(root: Path) -> None:

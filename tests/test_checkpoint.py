@@ -71,6 +71,14 @@ def test_restore_is_bit_equal(tmp_path: Path, checkpoints: Checkpoints) -> None:
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded))
 
 
+def test_another_process_restores(tmp_path: Path, checkpoints: Checkpoints) -> None:
+    save(checkpoints, 1)
+    again = Checkpoints(tmp_path)
+    params, _, _ = again.restore(1, tree(0), OPTIMIZER.init(tree(0)))
+    assert_same(params, tree(1))
+    again.close()
+
+
 @pytest.mark.parametrize(
     ("scores", "kept"),
     [
