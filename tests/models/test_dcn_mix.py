@@ -19,7 +19,7 @@ from alt_jax.models.interactions import Interaction
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-CONFIG = CTRConfig(dim=3, init_std=0.5, hidden=(7, 5), cross_layers=2, experts=3, rank=2)
+CONFIG = CTRConfig(dim=3, init_std=0.5, hidden=(7, 5), options=(("experts", 3), ("rank", 2)))
 NUM_IDS, FIELDS = 20, 4
 IDS = np.random.default_rng(0).integers(0, NUM_IDS, (6, FIELDS)).astype(np.int32)
 
@@ -62,11 +62,11 @@ def slow_representation(ids: list[int], params, config: CTRConfig) -> list[float
     p = params["interaction"]
     x0 = [float(v) for i in ids for v in table[i]]
     cross = x0
-    for layer in range(config.cross_layers):
+    for layer in range(2):
         cross = slow_cross_layer(x0, cross, p[f"cross_{layer}"])
     deep = x0
     for layer in range(len(config.hidden)):
-        kernel, bias = (np.asarray(p[f"deep_{layer}"][name], np.float64) for name in ("kernel", "bias"))
+        kernel, bias = (np.asarray(p["deep"][f"dense_{layer}"][name], np.float64) for name in ("kernel", "bias"))
         deep = [
             max(0.0, sum(x * k for x, k in zip(deep, kernel[:, j], strict=True)) + bias[j]) for j in range(len(bias))
         ]
@@ -85,7 +85,7 @@ def test_dcn_mix_has_no_further_parameters(tower):
     _, params = tower
     names = {"/".join(str(k.key) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     cross = {f"interaction/cross_{i}/{p}" for i in range(2) for p in ("V", "C", "U", "bias", "gate/kernel")}
-    deep = {f"interaction/deep_{i}/{p}" for i in range(2) for p in ("kernel", "bias")}
+    deep = {f"interaction/deep/dense_{i}/{p}" for i in range(2) for p in ("kernel", "bias")}
     assert names == {"embedding/embedding"} | cross | deep
 
 
@@ -107,7 +107,7 @@ def test_embeddings_start_as_published():
 
 def test_cross_part_of_one_expert_ignores_the_gate(tower):
     """A softmax over one expert is 1, whatever the gate's kernel."""
-    config = dataclasses.replace(CONFIG, experts=1)
+    config = dataclasses.replace(CONFIG, options=(("experts", 1), ("rank", 2)))
     model = CTRTower(config, NUM_IDS)
     params = random_like(jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(IDS), train=False))["params"])
     other = jax.tree_util.tree_map_with_path(
@@ -136,14 +136,14 @@ def test_dropout_acts_on_the_deep_part_in_training_only():
 def test_logit_is_first_order_weights_plus_linear():
     rng = np.random.default_rng(1)
     h = rng.standard_normal((6, 5)).astype(np.float32)
-    model = CTRLogit(NUM_IDS)
+    model = CTRLogit(CONFIG, NUM_IDS)
     params = random_like(
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(IDS), jnp.asarray(h)))["params"], seed=2
     )
     found = model.apply({"params": params}, jnp.asarray(IDS), jnp.asarray(h))
-    weights, kernel = np.asarray(params["linear"]["embedding"]), np.asarray(params["dense"]["kernel"])
+    weights, kernel = np.asarray(params["linear"]["embedding"]), np.asarray(params["readout"]["dense"]["kernel"])
     for row in range(6):
-        slow = float(params["dense"]["bias"][0])
+        slow = float(params["readout"]["dense"]["bias"][0])
         for feature in IDS[row]:
             slow += float(weights[feature, 0])
         for j in range(5):
@@ -156,9 +156,9 @@ def test_logit_is_first_order_weights_plus_linear():
 
 def test_unknown_tower_names_the_nearest():
     with pytest.raises(InputError, match=r"Unknown CTR tower 'dcn_mx'; did you mean 'dcn_mix'\? Known: .*dcn_mix"):
-        interactions.get("dcn_mx")
+        interactions.options("dcn_mx")
     with pytest.raises(InputError, match=r"Unknown CTR tower 'zzz'; Known: "):
-        interactions.get("zzz")
+        interactions.options("zzz")
 
 
 def test_a_tower_is_one_registered_class(monkeypatch):
@@ -182,7 +182,7 @@ def test_a_tower_is_one_registered_class(monkeypatch):
         interactions.register("sum_pool")(SumPool)
     monkeypatch.undo()
     with pytest.raises(InputError, match="Unknown CTR tower 'sum_pool'"):
-        interactions.get("sum_pool")
+        interactions.options("sum_pool")
 
 
 def test_every_registered_tower_represents_rows():
