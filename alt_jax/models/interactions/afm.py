@@ -12,9 +12,9 @@ from alt_jax.models.interactions import Interaction, register
 
 @register("afm")
 class AFM(Interaction):
-    """logit = b + Σ_f w[x_f] + pᵀ h_c, h_c = Σ_{i<j} a_ij (v_i ⊙ v_j) (equations 3 to 6).
+    """logit = b + Σ_f w[x_f] + pᵀ h_c, h_c = Σ_{i<j} a_ij (v_i ⊙ v_j).
 
-    a = softmax over pairs of hᵀ ReLU(W (v_i ⊙ v_j) + b). `ctr.dropout` acts on h_c, as in section 3.3.
+    a = softmax over pairs of hᵀ ReLU(W (v_i ⊙ v_j) + b). `ctr.dropout` acts on h_c.
 
     Attributes:
       attention: Width of the attention network.

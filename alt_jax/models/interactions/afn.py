@@ -15,7 +15,7 @@ _LEAST = 1e-4  # of an embedding's magnitude: log 0 has no value
 
 @register("afn")
 class AFN(Interaction):
-    """y_j = exp(Σ_i w_ij ln |v_i|) for j = 1…N (equation 7), then a deep part over all y_j; logit = wᵀ h_c + b.
+    """y_j = exp(Σ_i w_ij ln |v_i|) for j = 1…N, then a deep part over all y_j; logit = wᵀ h_c + b.
 
     The authors put batch normalisation behind the logarithm and behind the exponential. Here both are layer
     normalisations over a row's values, which need no running state and keep a row's prediction its own.

@@ -13,7 +13,7 @@ from alt_jax.models.mlp import MLP
 
 
 class InteractingLayer(nn.Module):
-    """e'_m = ReLU(concat_h Σ_k α^h_mk W_V^h e_k + W_res e_m), α^h_m = softmax_k ⟨W_Q^h e_m, W_K^h e_k⟩ (equations 5 to 8).
+    """e'_m = ReLU(concat_h Σ_k α^h_mk W_V^h e_k + W_res e_m), with α^h_m = softmax_k ⟨W_Q^h e_m, W_K^h e_k⟩.
 
     The products are not scaled, as in the paper.
 
@@ -37,7 +37,7 @@ class InteractingLayer(nn.Module):
 
 @register("autoint")
 class AutoInt(Interaction):
-    """logit = wᵀ h_c + b (equation 10), h_c the fields' vectors after the last interacting layer, joined.
+    """logit = wᵀ h_c + b, h_c the fields' vectors after the last interacting layer, joined.
 
     Attributes:
       layers: Interacting layers.
@@ -61,7 +61,7 @@ class AutoInt(Interaction):
 
 @register("autoint_plus")
 class AutoIntPlus(AutoInt):
-    """AutoInt+ (section 5.4): h_c = concat(AutoInt's, a deep part over all embeddings)."""
+    """AutoInt+: h_c = concat(AutoInt's, a deep part over all embeddings)."""
 
     @nn.compact
     def __call__(self, embeddings: Float[Array, "B F D"], *, train: bool) -> Float[Array, "B C"]:

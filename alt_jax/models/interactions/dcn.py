@@ -13,7 +13,7 @@ from alt_jax.models.mlp import MLP
 
 @register("dcn")
 class DCN(Interaction):
-    """x_{l+1} = x_0 (x_lᵀ w_l) + b_l + x_l (equation 3), h_c = concat(x_L, deep), logit = wᵀ h_c + b (equation 5).
+    """x_{l+1} = x_0 (x_lᵀ w_l) + b_l + x_l (equation 3), h_c = concat(x_L, deep), logit = wᵀ h_c + b.
 
     Attributes:
       layers: Cross layers.

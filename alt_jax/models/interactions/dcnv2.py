@@ -1,4 +1,4 @@
-"""DCN-V2 with full matrices (Wang et al., WWW 2021, arXiv 2008.13535); `dcn_mix` has its mixture of low-rank experts."""
+"""DCN-V2 with full matrices (Wang et al., WWW 2021, arXiv 2008.13535); `dcn_mix` has low-rank experts instead."""
 
 from typing import ClassVar, Literal
 
@@ -17,7 +17,7 @@ class DCNV2(Interaction):
 
     Attributes:
       layers: Cross layers.
-      structure: `parallel`: h_c = concat(x_L, deep over x_0); `stacked`: h_c = deep over x_L (section 3.3).
+      structure: `parallel`: h_c = concat(x_L, deep over x_0); `stacked`: h_c = deep over x_L.
     """
 
     first_order: ClassVar[bool] = False

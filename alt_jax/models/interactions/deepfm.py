@@ -1,4 +1,4 @@
-"""DeepFM: a factorization machine and a deep part over the same embeddings (Guo et al., IJCAI 2017, arXiv 1703.04247)."""
+"""DeepFM: factorization machine and deep part share embeddings (Guo et al., IJCAI 2017, arXiv 1703.04247)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class FirstPlusLinear(nn.Module):
 
 @register("deepfm")
 class DeepFM(Interaction):
-    """logit = Σ_f w[x_f] + Σ_{i<j} ⟨v_i, v_j⟩ + wᵀ deep + b (equations 1 to 4), h_c = concat(the second term, deep)."""
+    """logit = Σ_f w[x_f] + Σ_{i<j} ⟨v_i, v_j⟩ + wᵀ deep + b, h_c = concat(the second term, deep)."""
 
     @nn.compact
     def __call__(self, embeddings: Float[Array, "B F D"], *, train: bool) -> Float[Array, "B C"]:

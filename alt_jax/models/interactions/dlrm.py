@@ -12,7 +12,7 @@ from alt_jax.models.mlp import MLP
 
 @register("dlrm")
 class DLRM(Interaction):
-    """h_c = MLP(⟨v_i, v_j⟩ for all pairs i < j), logit = wᵀ h_c + b (section 2.2).
+    """h_c = MLP(⟨v_i, v_j⟩ for all pairs i < j), logit = wᵀ h_c + b.
 
     The paper's bottom network turns dense inputs into one more vector; a table without dense inputs has none.
     """

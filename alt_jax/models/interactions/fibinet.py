@@ -1,4 +1,4 @@
-"""FiBiNET: field importance by squeeze and excitation, and bilinear products (Huang et al., RecSys 2019, arXiv 1905.09433)."""
+"""FiBiNET: field importance and bilinear products (Huang et al., RecSys 2019, arXiv 1905.09433)."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ from alt_jax.models.mlp import MLP
 
 
 class Bilinear(nn.Module):
-    """p_ij = (v_i W) ⊙ v_j for all pairs i < j (equations 6 to 8).
+    """p_ij = (v_i W) ⊙ v_j for all pairs i < j.
 
     Attributes:
       matrices: One W for `all`, one for `each` first field, or one for each pair (`interaction`).
@@ -37,10 +37,10 @@ class Bilinear(nn.Module):
 
 @register("fibinet")
 class FiBiNET(Interaction):
-    """logit = Σ_f w[x_f] + wᵀ h_c + b (equation 11), h_c a deep part over bilinear products of the embeddings.
+    """logit = Σ_f w[x_f] + wᵀ h_c + b, h_c a deep part over bilinear products of the embeddings.
 
-    Joined are the products of the embeddings E and of the re-weighted V = a ⊙ E, a = ReLU(W_2 ReLU(W_1 z)), z_f the mean
-    of v_f (equations 3 to 5).
+    Joined are the products of the embeddings E and of the weighed V = a ⊙ E, where a = ReLU(W_2 ReLU(W_1 z)) and z_f
+    is the mean of v_f.
 
     Attributes:
       reduction: The excitation's hidden layer has max(1, F / reduction) units.

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import PositiveInt
 
+from alt_jax.errors import InputError
 from alt_jax.models.interactions import Interaction, Linear, register
 from alt_jax.models.mlp import MLP
 
 
 class BilinearFusion(nn.Module):
-    """b + w_1ᵀ o_1 + w_2ᵀ o_2 + Σ_j o_1jᵀ W_j o_2j over the heads' slices of both streams (equations 8 and 9).
+    """b + w_1ᵀ o_1 + w_2ᵀ o_2 + Σ_j o_1jᵀ W_j o_2j over the heads' slices of both streams.
 
     Attributes:
       heads: Slices j.
@@ -31,7 +32,7 @@ class BilinearFusion(nn.Module):
 
 @register("finalmlp")
 class FinalMLP(Interaction):
-    """h_c = concat(o_1, o_2), o_s = MLP_s(2σ(gate_s) ⊙ x_0) (equations 4 to 7); a bilinear fusion gives the logit.
+    """h_c = concat(o_1, o_2), o_s = MLP_s(2σ(gate_s) ⊙ x_0); a bilinear fusion gives the logit.
 
     gate_s is a small network over a context that the stream's authors choose by hand for every dataset. Here, as in
     their setting without such a choice, the context is one learned vector.
@@ -44,6 +45,15 @@ class FinalMLP(Interaction):
     first_order: ClassVar[bool] = False
     context: PositiveInt = 32
     heads: PositiveInt = 2
+
+    def __post_init__(self) -> None:
+        """Refuses heads that the streams cannot be cut into."""
+        super().__post_init__()
+        if self.config.hidden and self.config.hidden[-1] % self.heads:
+            raise InputError(
+                f"ctr.options: heads {self.heads} of the tower 'finalmlp' does not divide the last of ctr.hidden, "
+                f"{self.config.hidden[-1]}."
+            )
 
     @nn.compact
     def __call__(self, embeddings: Float[Array, "B F D"], *, train: bool) -> Float[Array, "B C"]:

@@ -15,7 +15,7 @@ def inner_products(embeddings: Float[Array, "B F D"]) -> Float[Array, "B P"]:
 
 @register("fwfm")
 class FwFM(Interaction):
-    """logit = b + Σ_f w[x_f] + Σ_{i<j} r_ij ⟨v_i, v_j⟩ (equation 5).
+    """logit = b + Σ_f w[x_f] + Σ_{i<j} r_ij ⟨v_i, v_j⟩.
 
     h_c is the vector of the products, and the weights of the linear readout are the r_ij.
     """

@@ -13,7 +13,7 @@ from alt_jax.models.mlp import MLP
 
 @register("gdcn")
 class GDCN(Interaction):
-    """c_{l+1} = c_0 ⊙ (W_c c_l + b) ⊙ σ(W_g c_l) + c_l (equation 2); logit = wᵀ h_c + b.
+    """c_{l+1} = c_0 ⊙ (W_c c_l + b) ⊙ σ(W_g c_l) + c_l; logit = wᵀ h_c + b.
 
     Attributes:
       layers: Gated cross layers.

@@ -1,4 +1,4 @@
-"""MaskNet: feed-forward blocks behind masks that each row makes for itself (Wang et al., DLP-KDD 2021, arXiv 2102.07619)."""
+"""MaskNet: blocks behind masks that each row makes for itself (Wang et al., DLP-KDD 2021, arXiv 2102.07619)."""
 
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from alt_jax.models.mlp import MLP
 
 
 class MaskBlock(nn.Module):
-    """ReLU(LN(W (mask ⊙ x))), mask = W_d2 ReLU(W_d1 v + b_1) + b_2 (equations 4 to 8).
+    """ReLU(LN(W (mask ⊙ x))), mask = W_d2 ReLU(W_d1 v + b_1) + b_2.
 
     Attributes:
       width: Of the output.
@@ -37,7 +37,7 @@ def _normed(embeddings: Float[Array, "B F D"], name: str) -> Float[Array, "B N"]
 
 @register("masknet_serial")
 class SerialMaskNet(Interaction):
-    """Mask blocks one on the other, of widths `ctr.hidden`; h_c is the last one's output (section 3.4).
+    """Mask blocks one on the other, of widths `ctr.hidden`; h_c is the last one's output.
 
     Attributes:
       reduction: The masks' hidden layers are this many times as wide as the masks.
@@ -59,7 +59,7 @@ class SerialMaskNet(Interaction):
 
 @register("masknet_parallel")
 class ParallelMaskNet(Interaction):
-    """Mask blocks side by side on the embeddings, joined, under a deep part whose last layer is h_c (section 3.5).
+    """Mask blocks side by side on the embeddings, joined, under a deep part whose last layer is h_c.
 
     Attributes:
       blocks: Mask blocks.

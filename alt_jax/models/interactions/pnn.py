@@ -13,7 +13,7 @@ from alt_jax.models.mlp import MLP
 
 @register("ipnn")
 class IPNN(Interaction):
-    """l_1 = ReLU(W_z z + W_p p + b), then further ReLU layers; logit = wᵀ h_c + b (equations 1 to 8).
+    """l_1 = ReLU(W_z z + W_p p + b), then further ReLU layers; logit = wᵀ h_c + b.
 
     z joins the embeddings and p is ⟨v_i, v_j⟩ for all pairs i < j. h_c is the last layer.
     """
@@ -30,7 +30,7 @@ class IPNN(Interaction):
 
 @register("opnn")
 class OPNN(Interaction):
-    """As `ipnn`, with p = f_Σ f_Σᵀ, f_Σ = Σ_i v_i: the outer products of all pairs, superposed (equation 13)."""
+    """As `ipnn`, with p = f_Σ f_Σᵀ, f_Σ = Σ_i v_i: the outer products of all pairs, superposed."""
 
     first_order: ClassVar[bool] = False
 

@@ -9,7 +9,7 @@ from alt_jax.models.mlp import MLP
 
 @register("wide_deep")
 class WideDeep(Interaction):
-    """logit = w_wideᵀ x + w_deepᵀ h_c + b, h_c the last layer of a ReLU network over all embeddings (equation 3).
+    """logit = w_wideᵀ x + w_deepᵀ h_c + b, h_c the last layer of a ReLU network over all embeddings.
 
     The wide part is the linear part over ids; the paper's hand-made cross products are left to the raw columns.
     """

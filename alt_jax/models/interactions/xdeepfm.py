@@ -11,10 +11,10 @@ from alt_jax.models.mlp import MLP
 
 @register("xdeepfm")
 class XDeepFM(Interaction):
-    """logit = Σ_f w[x_f] + wᵀ concat(p⁺, deep) + b, h_c = concat(p⁺, deep) (equation 9).
+    """logit = Σ_f w[x_f] + wᵀ concat(p⁺, deep) + b, h_c = concat(p⁺, deep).
 
     Layer k of the network has H feature maps X^k_h = Σ_{i,j} W^{k,h}_ij (X^{k-1}_i ⊙ X^0_j), X^0 the embeddings
-    (equation 6); p⁺ joins every map's sum over the embedding's dimensions, layer after layer (equations 7 and 8).
+    (equation 6); p⁺ joins every map's sum over the embedding's dimensions, layer after layer.
 
     Attributes:
       layers: Layers of the network.
