@@ -247,29 +247,13 @@ def bilinear_fusion(h, r):
     return linear(h, r["linear"]) + sum(first[k] @ W[k] @ second[k] for k in range(len(W)))
 
 
+# fmt: off
 _ALL = (
-    lr,
-    fm,
-    fwfm,
-    wide_deep,
-    deepfm,
-    xdeepfm,
-    dcn,
-    dcnv2,
-    dcn_mix,
-    gdcn,
-    autoint,
-    autoint_plus,
-    ipnn,
-    opnn,
-    afm,
-    afn,
-    fibinet,
-    finalmlp,
-    masknet_serial,
-    masknet_parallel,
-    dlrm,
+    lr, fm, fwfm, wide_deep, deepfm, xdeepfm, dcn, dcnv2, dcn_mix, gdcn,
+    autoint, autoint_plus, ipnn, opnn, afm, afn, fibinet, finalmlp,
+    masknet_serial, masknet_parallel, dlrm,
 )
+# fmt: on
 TOWERS = {tower.__name__: tower for tower in _ALL}
 READOUTS = {"lr": total, "fm": total, "deepfm": first_plus_linear, "finalmlp": bilinear_fusion}
 FIRST_ORDER = {"fm", "fwfm", "wide_deep", "deepfm", "xdeepfm", "dcn_mix", "afm", "fibinet"}
