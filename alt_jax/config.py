@@ -9,11 +9,20 @@ import difflib
 import inspect
 import json
 import runpy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic import Field as Constrained
 from pydantic.dataclasses import dataclass
 
@@ -24,6 +33,12 @@ Rate = Annotated[float, Constrained(ge=0, lt=1)]
 Seed = Annotated[int, Constrained(ge=0, lt=2**32)]  # jax.random.key would wrap a larger one around
 Weight = Annotated[float, Constrained(ge=0)]
 Strategy = Literal["ctr", "plm", "joint"]
+# Pairs, since a config is hashable; a mapping may be given.
+Options = Annotated[
+    tuple[tuple[str, int | float | str], ...],
+    BeforeValidator(lambda value: tuple(value.items()) if isinstance(value, Mapping) else value),
+    AfterValidator(lambda pairs: tuple(sorted(pairs))),
+]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -97,19 +112,17 @@ class CTRConfig:
       tower: A name from `alt-jax list towers`.
       dim: Embedding width.
       init_std: Standard deviation of the embedding's normal initialiser.
-      hidden: Widths of the deep part.
-      cross_layers, experts, rank: Cross layers of DCN-Mix, experts per layer, rank of each expert.
-      dropout: Dropout of the deep part.
+      hidden: Widths of the deep part, where the tower has one.
+      dropout: Dropout of the deep part, where the tower has one.
+      options: The tower's own options, e.g. `{"layers": 3}`; its module's docstring lists them.
     """
 
     tower: str = "dcn_mix"
     dim: PositiveInt = 32
     init_std: PositiveFloat = 1e-4
     hidden: tuple[PositiveInt, ...] = (300, 300, 128)
-    cross_layers: PositiveInt = 2
-    experts: PositiveInt = 4
-    rank: PositiveInt = 32
     dropout: Rate = 0.0
+    options: Options = ()
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -66,7 +66,7 @@ RECIPE: Final = Config(
         linked=(("item_id", "title"),),
     ),
     text=TextConfig(vocab_size=2048, hidden=48, layers=2, heads=2, intermediate=96, dropout=0.0, max_length=48),
-    ctr=CTRConfig(dim=16, init_std=1e-2, hidden=(64, 64), rank=16),
+    ctr=CTRConfig(dim=16, init_std=1e-2, hidden=(64, 64), options=(("rank", 16),)),
     pretrain=PretrainConfig(batch_size=128, epochs=4, learning_rate=4e-3, text_learning_rate=1e-3, warmup=0.1),
     finetune=FinetuneConfigs(
         ctr=FinetuneConfig(batch_size=64, epochs=6, patience=1, learning_rate=1e-3, l2=1e-3),

@@ -53,7 +53,7 @@ def pretrain(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     if not any((config.loss.icl, config.loss.mlm, config.loss.mtm)):
         raise InputError("All three loss weights are 0, so there is nothing to pretrain; set one of --loss.*.")
-    interactions.get(config.ctr.tower)
+    interactions.build(config.ctr)  # refused before data is read
     dataset = Dataset.load(config.data.dir)
     encoder = bridge.encoder_config(config.text, dataset.schema)
     plan = Plan(config.pretrain.batch_size, config.pretrain.epochs, config.seed, config.pretrain.checkpoint_every)
@@ -96,7 +96,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
       InputError: The dataset, the model, the pretraining run or the folder does not fit.
       alt_jax.errors.Stopped: A signal came.
     """
-    interactions.get(config.ctr.tower)
+    interactions.build(config.ctr)  # refused before data is read
     dataset = Dataset.load(config.data.dir)
     encoder = bridge.encoder_config(config.text, dataset.schema)
     recipe: FinetuneConfig = getattr(config.finetune, strategy)

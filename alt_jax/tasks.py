@@ -246,7 +246,7 @@ class Finetune:
         if self.l2 and self.strategy != "plm":
             # The whole tables, whatever the batch holds: one Gaussian prior for every id, so that an id seen twice is
             # held back as strongly as one seen often, and a batch's size does not change the objective.
-            tables = params["ctr"]["embedding"], params["ctr_logit"]["linear"]
+            tables = params["ctr"]["embedding"], params["ctr_logit"].get("linear", {})
             total += self.l2 * optax.tree.norm(tables, squared=True)
         return total, {"loss": Mean(total, jnp.ones(())), **means}
 

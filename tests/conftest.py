@@ -99,7 +99,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         ),
         text=TextConfig(vocab_size=120, hidden=16, layers=1, heads=2, intermediate=32, dropout=0.1, max_length=64),
         # The published 1e-4 would hide mistakes behind vanishing embeddings.
-        ctr=CTRConfig(dim=4, init_std=0.3, hidden=(16, 8), cross_layers=2, experts=2, rank=3, dropout=0.1),
+        ctr=CTRConfig(dim=4, init_std=0.3, hidden=(16, 8), dropout=0.1, options=(("experts", 2), ("rank", 3))),
         icl=ICLConfig(dim=8),
         mtm=MTMConfig(dim=4, noise=5),
         pretrain=PretrainConfig(batch_size=16, epochs=1, learning_rate=1e-3, text_learning_rate=1e-3),

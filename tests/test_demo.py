@@ -36,7 +36,7 @@ TINY = dataclasses.replace(
         RECIPE.data, fields=tuple(f for f in RECIPE.data.fields if f.column in ("user_id", "item_id", "title", "genre"))
     ),
     text=TextConfig(vocab_size=300, hidden=8, layers=1, heads=1, intermediate=8, dropout=0.0, max_length=48),
-    ctr=CTRConfig(dim=4, hidden=(8,), cross_layers=1, experts=1, rank=2),
+    ctr=CTRConfig(dim=4, hidden=(8,), options=(("experts", 1), ("layers", 1), ("rank", 2))),
     icl=ICLConfig(dim=8),
     pretrain=PretrainConfig(batch_size=64, epochs=1),
     finetune=FinetuneConfigs(ctr=FEW, plm=FEW, joint=FEW),

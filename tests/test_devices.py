@@ -32,7 +32,9 @@ MASK = MaskConfig(rate=0.4, unit="group")  # two of five units, so that rows hid
 
 def small(config: Config) -> Config:
     """Fewer layers, since everything here is compiled for several meshes."""
-    return dataclasses.replace(config, mask=MASK, ctr=dataclasses.replace(config.ctr, cross_layers=1, hidden=(8,)))
+    return dataclasses.replace(
+        config, mask=MASK, ctr=dataclasses.replace(config.ctr, options={"layers": 1}, hidden=(8,))
+    )
 
 
 def random_params(task: Pretrain) -> Any:

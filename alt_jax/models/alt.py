@@ -35,7 +35,7 @@ class ALT(nn.Module):
         """Names the submodules; Linen makes parameters only for those that a call reaches."""
         config = self.config
         self.ctr = CTRTower(config.ctr, self.schema.num_ids)
-        self.ctr_logit = CTRLogit(self.schema.num_ids)
+        self.ctr_logit = CTRLogit(config.ctr, self.schema.num_ids)
         self.text = TextTower(self.encoder, dtype=jnp.dtype(config.text.dtype))
         self.text_logit = TextLogit()
         self.fusion = Fusion(self.alpha)

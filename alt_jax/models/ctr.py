@@ -12,7 +12,7 @@ class CTRTower(nn.Module):
     """Feature ids to representation h_c.
 
     Attributes:
-      config: Sizes and the name of the interaction model.
+      config: Sizes, the name of the interaction model, and its options.
       num_ids: Rows of the shared embedding table (`Schema.num_ids`).
     """
 
@@ -21,10 +21,12 @@ class CTRTower(nn.Module):
 
     def setup(self) -> None:
         """The published init, N(0, init_std²), for the table; the interaction model brings its own."""
+        self.interaction = interactions.build(self.config)
         self.embedding = nn.Embed(
-            self.num_ids, self.config.dim, embedding_init=nn.initializers.normal(self.config.init_std)
+            self.num_ids,
+            self.interaction.embedding_width(),
+            embedding_init=nn.initializers.normal(self.config.init_std),
         )
-        self.interaction = interactions.get(self.config.tower)(self.config)
 
     def __call__(self, ids: Int[Array, "B F"], *, train: bool) -> Float[Array, "B C"]:
         """Computes h_c."""
@@ -32,16 +34,24 @@ class CTRTower(nn.Module):
 
 
 class CTRLogit(nn.Module):
-    """logit_c = Σ_f w[x_f] + Linear(h_c). Pretraining does not train it, so finetuning starts it fresh.
+    """logit_c = readout(h_c), plus Σ_f w[x_f] where the tower has a linear part.
+
+    Pretraining does not train it, so finetuning starts it fresh.
 
     Attributes:
+      config: Names the interaction model, which knows its readout.
       num_ids: Rows of the table of first-order weights.
     """
 
+    config: CTRConfig
     num_ids: int
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B F"], representation: Float[Array, "B C"]) -> Float[Array, " B"]:
         """The click logit."""
-        first_order = nn.Embed(self.num_ids, 1, embedding_init=nn.initializers.normal(1e-4), name="linear")(ids)
-        return jnp.sum(first_order[..., 0], axis=-1) + nn.Dense(1, name="dense")(representation)[:, 0]
+        interaction = interactions.build(self.config)
+        logit = interaction.readout()(representation)
+        if interaction.first_order:
+            weights = nn.Embed(self.num_ids, 1, embedding_init=nn.initializers.normal(1e-4), name="linear")(ids)
+            logit += jnp.sum(weights[..., 0], axis=-1)
+        return logit

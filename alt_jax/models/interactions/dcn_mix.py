@@ -4,8 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from pydantic import PositiveInt
 
 from alt_jax.models.interactions import Interaction, register
+from alt_jax.models.mlp import MLP
 
 
 class CrossMix(nn.Module):
@@ -41,17 +43,24 @@ class CrossMix(nn.Module):
 
 @register("dcn_mix")
 class DCNMix(Interaction):
-    """Cross layers beside a ReLU network, h_c = concat(cross, deep): F·dim + hidden[-1] wide."""
+    """Cross layers beside a deep part, h_c = concat(cross, deep): F·dim + hidden[-1] wide.
+
+    Attributes:
+      layers: Cross layers.
+      experts: Experts in each.
+      rank: Width of the experts' inner space.
+    """
+
+    layers: PositiveInt = 2
+    experts: PositiveInt = 4
+    rank: PositiveInt = 32
 
     @nn.compact
     def __call__(self, embeddings: Float[Array, "B F D"], *, train: bool) -> Float[Array, "B C"]:
         """Computes h_c."""
         x0 = embeddings.reshape(embeddings.shape[0], -1)
         cross = x0
-        for layer in range(self.config.cross_layers):
-            cross = CrossMix(self.config.experts, self.config.rank, name=f"cross_{layer}")(x0, cross)
-        deep = x0
-        for layer, width in enumerate(self.config.hidden):
-            deep = nn.relu(nn.Dense(width, name=f"deep_{layer}")(deep))
-            deep = nn.Dropout(self.config.dropout, deterministic=not train)(deep)
+        for layer in range(self.layers):
+            cross = CrossMix(self.experts, self.rank, name=f"cross_{layer}")(x0, cross)
+        deep = MLP(self.config.hidden, self.config.dropout, name="deep")(x0, train=train)
         return jnp.concatenate([cross, deep], axis=-1)

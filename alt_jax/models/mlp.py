@@ -1,0 +1,24 @@
+"""The plain deep part that most CTR towers have."""
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+
+class MLP(nn.Module):
+    """ReLU layers, dropout after each.
+
+    Attributes:
+      widths: Of the layers; none gives the input back.
+      dropout: Rate in training.
+    """
+
+    widths: tuple[int, ...]
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N"], *, train: bool) -> Float[Array, "B M"]:
+        """x_{l+1} = dropout(ReLU(W_l x_l + b_l))."""
+        for layer, width in enumerate(self.widths):
+            x = nn.relu(nn.Dense(width, name=f"dense_{layer}")(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return x
