@@ -46,7 +46,7 @@ def table(genre_lists: bool = False) -> pa.Table:
             "user": [f"u{u}" for u in user],
             "age": pa.array([None if u == 3 else 20.5 + u for u in user]),
             "item": [f"i{i}" for i in item],
-            "title": [f"The {'red blue old new'.split()[i % 4]} house, {i}?" for i in item],
+            "title": [f"The {['red', 'blue', 'old', 'new'][i % 4]} house, {i}?" for i in item],
             "genre": pa.array(lists, pa.list_(pa.string())) if genre_lists else ["|".join(each) for each in lists],
             "time": rng.integers(0, 150, ROWS),
             "label": (rng.random(ROWS) < 0.5).astype(int),
@@ -125,11 +125,12 @@ def test_the_jitted_prompt_is_the_numpy_twin(prepared):
 def test_feature_ids_of_every_kind(prepared):
     _, dataset, raw = prepared
     schema, train = dataset.schema, set(dataset.train.rows.tolist())
-    user, age, item, title, genre, liked = schema.fields
+    user, age, item, title, _genre, liked = schema.fields
     vocabulary = dataset.vocabulary()
     id_of = {(f, v): i for f, v, i in zip(vocabulary.field, vocabulary.value, vocabulary.feature, strict=True)}
     assert (title.size, liked.offset, liked.size) == (0, item.offset, item.size)
-    assert age.numeric is not None and age.size == 2 + len(age.numeric.edges)
+    assert age.numeric is not None
+    assert age.size == 2 + len(age.numeric.edges)
     ages = np.array([a for r, a in enumerate(raw["age"].to_pylist()) if r in train and a is not None])
     assert age.numeric.mean == pytest.approx(ages.mean())
     assert age.numeric.edges == pytest.approx(np.quantile(ages, [0.25, 0.5, 0.75]))
@@ -180,9 +181,13 @@ def test_rows_encode_as_prepared_and_new_values_are_kept(prepared):
     _, age, item, _, genre, _ = schema.fields
     ids = feature_ids(pieces, values)[0].tolist()
     known = feature_ids(dataset.pieces, np.asarray(dataset.train.values))
-    assert ids[0] == schema.fields[0].offset and ids[1] == age.offset + age.size - 1 and ids[3] == PAD_ID
-    assert ids[4] in known[:, 4:6] and ids[5] == genre.offset
-    assert ids[6] > item.offset and ids[7:] == [item.offset, PAD_ID]
+    assert ids[0] == schema.fields[0].offset
+    assert ids[1] == age.offset + age.size - 1
+    assert ids[3] == PAD_ID
+    assert ids[4] in known[:, 4:6]
+    assert ids[5] == genre.offset
+    assert ids[6] > item.offset
+    assert ids[7:] == [item.offset, PAD_ID]
     assert age.numeric is not None
     assert pieces.number[values[0, 1]] == pytest.approx((1000 - age.numeric.mean) / age.numeric.std)
     length = int(prompt_lengths(pieces, values, schema.widths)[0])
@@ -290,7 +295,8 @@ def test_a_masked_number_is_not_shown(prepared, batch, make_pretrain, monkeypatc
     pieces = jax.tree.map(jnp.asarray, dataset.pieces)
     task.loss(task.init(jax.random.key(0)), pieces, batch, jax.random.key(1))
     (ids, numbers), (masked_ids, masked_numbers) = seen
-    assert (numbers != 0).any() and (masked_numbers == 0).all()
+    assert (numbers != 0).any()
+    assert (masked_numbers == 0).all()
     assert (masked_ids == jnp.where(ids == PAD_ID, PAD_ID, MASK_ID)).all()
 
 
