@@ -43,10 +43,29 @@ Options = Annotated[
 
 @dataclass(frozen=True, config=_STRICT)
 class FieldConfig:
-    """One column of an own table: its name in the file and its name in the prompt (the column's name if empty)."""
+    """One field.
+
+    Attributes:
+      column: Its name in the file.
+      name: Its name in the prompt; the column's name if empty.
+      kind: `category`; `numeric`: quantile bins, and the number itself where the tower takes it; `multi`: a list;
+        `sequence`: the items that the row's user clicked last in training, newest first (the column is read by
+        `predict` only); `text`: for the text tower alone.
+      separator: Between the values of a list that the file stores as one string (`multi`, `sequence`).
+      slots: Values that are kept of a list at most (`multi`, `sequence`).
+      bins: Quantile bins at most (`numeric`).
+      of: Column of the item (`sequence`).
+      spelled: Column that spells an item in the prompt, e.g. its title (`sequence`); the item's own if empty.
+    """
 
     column: str
     name: str = ""
+    kind: Literal["category", "numeric", "multi", "sequence", "text"] = "category"
+    separator: str = "|"
+    slots: PositiveInt = 8
+    bins: PositiveInt = 32
+    of: str = ""
+    spelled: str = ""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -114,6 +133,7 @@ class CTRConfig:
       init_std: Standard deviation of the embedding's normal initialiser.
       hidden: Widths of the deep part, where the tower has one.
       dropout: Dropout of the deep part, where the tower has one.
+      history: How a `sequence` field is pooled: `mean`, or `din`: attention to it from the row's item.
       options: The tower's own options, e.g. `{"layers": 3}`; its module's docstring lists them.
     """
 
@@ -122,6 +142,7 @@ class CTRConfig:
     init_std: PositiveFloat = 1e-4
     hidden: tuple[PositiveInt, ...] = (300, 300, 128)
     dropout: Rate = 0.0
+    history: Literal["mean", "din"] = "mean"
     options: Options = ()
 
 

@@ -30,15 +30,16 @@ class Scorer:
         """
         self._mesh, self._host_pieces = mesh, pieces
         self._pieces = replicate(mesh, pieces)
+        self._widths = task.model.schema.widths
         self._batch = mesh.size * (ID_BATCH if task.strategy == "ctr" else TEXT_BATCH)
         self._logit: Callable[..., jax.Array] = jax.jit(task.logit, static_argnums=3)
 
-    def __call__(self, params: Params, values: Int[np.ndarray, "N F"]) -> Float[np.ndarray, " N"]:
+    def __call__(self, params: Params, values: Int[np.ndarray, "N S"]) -> Float[np.ndarray, " N"]:
         """σ(logit) of every row, in order."""
         logits = np.empty(len(values), np.float64)
         if not len(values):
             return logits
-        length = text_length(int(prompt_lengths(self._host_pieces, np.asarray(values)).max()))
+        length = text_length(int(prompt_lengths(self._host_pieces, np.asarray(values), self._widths).max()))
         low = 0
         for batch, real in in_order(values, self._batch):
             scores = self._logit(params, self._pieces, split_rows(self._mesh, batch), length)
@@ -70,7 +71,7 @@ def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -
         "gauc": float("nan"),
     }
     if schema.user is not None:
-        found["gauc"] = metrics.gauc(label, probability, np.asarray(rows.values[:, schema.index(schema.user)]))
+        found["gauc"] = metrics.gauc(label, probability, np.asarray(rows.values[:, schema.slot(schema.user)]))
     if schema.item is not None:
         new = unseen(dataset, split, schema.item)
         found["unseen_item_rows"] = int(new.sum())
@@ -80,6 +81,6 @@ def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -
 
 def unseen(dataset: Dataset, split: str, field: str) -> Bool[np.ndarray, " N"]:
     """Which rows of a split have a value of `field` without a feature id of its own."""
-    position = dataset.schema.index(field)
-    features = np.asarray(dataset.pieces.feature)[dataset.split(split).values[:, position]]
-    return features == dataset.schema.fields[position].offset
+    values = dataset.split(split).values[:, dataset.schema.slot(field)]
+    features = np.asarray(dataset.pieces.feature)[values]
+    return features == dataset.schema.fields[dataset.schema.index(field)].offset

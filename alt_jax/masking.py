@@ -11,9 +11,19 @@ from alt_jax.config import MaskConfig
 from alt_jax.schema import Schema
 
 
-def mask_units(schema: Schema, config: MaskConfig) -> tuple[tuple[int, ...], ...]:
-    """What is masked as one: every field by itself, or linked fields together."""
-    return schema.groups if config.unit == "group" else tuple((i,) for i in range(len(schema.fields)))
+def mask_units(schema: Schema, config: MaskConfig, *, tabular: bool = False) -> tuple[tuple[int, ...], ...]:
+    """What is masked as one: every field by itself, or linked fields together.
+
+    Args:
+      schema: Fields and links.
+      config: Chooses the unit.
+      tabular: Leave out the fields that the table does not have (kind `text`), which MTM cannot recover.
+    """
+    units = schema.groups if config.unit == "group" else tuple((i,) for i in range(len(schema.fields)))
+    if not tabular:
+        return units
+    ids = [tuple(i for i in unit if schema.fields[i].kind != "text") for unit in units]
+    return tuple(unit for unit in ids if unit)
 
 
 def num_masked_units(units: tuple[tuple[int, ...], ...], rate: float) -> int:
@@ -22,17 +32,25 @@ def num_masked_units(units: tuple[tuple[int, ...], ...], rate: float) -> int:
 
 
 def choose_fields(
-    key: jax.Array, batch: int, units: tuple[tuple[int, ...], ...], rate: float
+    key: jax.Array, batch: int, units: tuple[tuple[int, ...], ...], rate: float, fields: int | None = None
 ) -> Bool[Array, "{batch} F"]:
-    """Draws the masked fields of every row: `num_masked_units` units, uniformly, without replacement."""
+    """Draws the masked fields of every row: `num_masked_units` units, uniformly, without replacement.
+
+    Args:
+      key: Random key.
+      batch: Rows.
+      units: From `mask_units`.
+      rate: Share of the units.
+      fields: F, where units do not hold every field.
+    """
     n = num_masked_units(units, rate)
     noise = jax.random.uniform(key, (batch, len(units)))
     _, chosen = jax.lax.top_k(noise, n)  # the n largest of U independent uniforms: a uniform n-subset
     hit = jnp.any(chosen[:, :, None] == jnp.arange(len(units))[None, None, :], axis=1)
-    unit_of_field = np.empty(sum(map(len, units)), np.int32)
-    for unit, fields in enumerate(units):
-        unit_of_field[list(fields)] = unit
-    return hit[:, unit_of_field]
+    unit_of_field = np.full(sum(map(len, units)) if fields is None else fields, len(units), np.int32)
+    for unit, members in enumerate(units):
+        unit_of_field[list(members)] = unit
+    return jnp.pad(hit, ((0, 0), (0, 1)))[:, unit_of_field]  # the column behind the last unit: never chosen
 
 
 def max_masked_fields(units: tuple[tuple[int, ...], ...], rate: float) -> int:

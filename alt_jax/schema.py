@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -23,9 +24,21 @@ FORMAT_VERSION = 1
 _STRICT = ConfigDict(extra="forbid")
 
 
+Kind = Literal["category", "numeric", "multi", "sequence", "text"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Numeric:
+    """How a numeric field's numbers become bins and inputs: inner edges of the bins, mean and standard deviation."""
+
+    edges: tuple[float, ...]
+    mean: float
+    std: float
+
+
 @dataclass(frozen=True, config=_STRICT)
 class Field:
-    """One categorical field.
+    """One field.
 
     Attributes:
       name: As written in the prompt, `"<name> is <value>."`.
@@ -34,6 +47,10 @@ class Field:
       size: Number of feature ids, the out-of-vocabulary id included.
       max_tokens: Longer values are cut to this many tokens, the closing full stop included, so that the longest
         possible prompt fits `TextSchema.max_length` and no field is lost.
+      kind: See `alt_jax.data.fields`. A `text` field has no feature ids, a `sequence` those of its item's field.
+      slots: Values that a row has at most.
+      separator: Between values that a raw table stores as one string.
+      numeric: Bins of a numeric field.
     """
 
     name: str
@@ -41,6 +58,10 @@ class Field:
     offset: int
     size: int
     max_tokens: int
+    kind: Kind = "category"
+    slots: int = 1
+    separator: str = ""
+    numeric: Numeric | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -107,8 +128,7 @@ class Schema:
     @property
     def num_ids(self) -> int:
         """Rows of the shared embedding table."""
-        last = self.fields[-1]
-        return last.offset + last.size
+        return max(f.offset + f.size for f in self.fields)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,6 +146,34 @@ class Schema:
         return self.names.index(name)
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Slots of every field."""
+        return tuple(f.slots for f in self.fields)
+
+    def slot(self, name: str) -> int:
+        """Column of the first value of the field called `name`.
+
+        Raises:
+          InputError: There is no such field.
+        """
+        return sum(self.widths[: self.index(name)])
+
+    @property
+    def tabular(self) -> tuple[int, ...]:
+        """Positions of the fields that have feature ids, which are all but those of kind `text`."""
+        return tuple(f for f, field in enumerate(self.fields) if field.kind != "text")
+
+    @property
+    def numeric_slots(self) -> tuple[int, ...]:
+        """Columns of the numeric fields."""
+        return tuple(self.slot(field.name) for field in self.fields if field.kind == "numeric")
+
+    @property
+    def field_of_slot(self) -> tuple[int, ...]:
+        """Position of the field that every slot belongs to."""
+        return tuple(f for f, width in enumerate(self.widths) for _ in range(width))
+
+    @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """Maskable groups of field positions: the linked groups, and every other field on its own."""
         linked = [tuple(self.index(name) for name in group) for group in self.linked]
@@ -137,7 +185,8 @@ class Schema:
     def fingerprint(self) -> str:
         """What a checkpoint must share with a dataset: fields, vocabulary and tokenizer (not rows or lengths)."""
         parts = [
-            [(f.name, f.offset, f.size) for f in self.fields],
+            [(f.name, f.offset, f.size, f.kind, f.slots) for f in self.fields],
+            [dataclasses.asdict(f.numeric) for f in self.fields if f.numeric is not None],
             self.vocabulary_hash,
             self.text.fingerprint,
         ]

@@ -14,6 +14,7 @@ from alt_jax.checkpoint import load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
 from alt_jax.data.batches import steps_per_epoch
 from alt_jax.data.dataset import Dataset
+from alt_jax.data.prompt import maskable_tokens
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Scorer, report
 from alt_jax.models import interactions
@@ -67,9 +68,8 @@ def pretrain(config: Config, run_dir: Path) -> dict[str, Any]:
 
     units = masking.mask_units(dataset.schema, config.mask)
     sample = np.asarray(dataset.train.values[:_CAPACITY_SAMPLE])
-    capacity = masking.token_capacity(
-        np.asarray(dataset.pieces.maskable)[sample], plan.batch_size, units, config.mask.rate
-    )
+    maskable = maskable_tokens(dataset.pieces, sample, dataset.schema.widths)
+    capacity = masking.token_capacity(maskable, plan.batch_size, units, config.mask.rate)
     task = Pretrain(ALT(config, dataset.schema, encoder), capacity, dataset.feature_counts())
     params, summary = bridge.load_text(_init(task, config.seed), config.text, encoder)
     _announce("pretrain", config, summary)

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 from alt_jax import masking, objectives
 from alt_jax.config import Strategy
 from alt_jax.data.batches import Batch
-from alt_jax.data.prompt import Pieces, Prompt, compose, mask_fields
+from alt_jax.data.prompt import Pieces, Prompt, compose, feature_ids, mask_fields
 from alt_jax.models.alt import ALT
 from alt_jax.objectives import Mean
-from alt_jax.schema import MASK_ID
+from alt_jax.schema import MASK_ID, PAD_ID, Schema
 from alt_jax.sharding import constrain_rows
 
 Params = dict[str, Any]
@@ -37,8 +37,13 @@ class Task(Protocol):
         ...
 
 
-def _prompt(model: ALT, pieces: Pieces, values: Int[Array, "B F"], length: int) -> Prompt:
-    return compose(pieces, values, length=length, pad_id=model.schema.text.pad_id)
+def _prompt(model: ALT, pieces: Pieces, values: Int[Array, "B S"], length: int) -> Prompt:
+    schema = model.schema
+    return compose(pieces, values, length=length, pad_id=schema.text.pad_id, widths=schema.widths)
+
+
+def _numbers(model: ALT, pieces: Pieces, values: Int[Array, "B S"]) -> Float[Array, "B M"]:
+    return jnp.take(pieces.number, values[:, np.asarray(model.schema.numeric_slots, int)], mode="clip")
 
 
 def text_length(schema_length: int) -> int:
@@ -81,11 +86,11 @@ class Pretrain:
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters for what the loss weights call for."""
         schema, loss = self.model.schema, self.model.config.loss
-        ids = jnp.zeros((1, len(schema.fields)), jnp.int32)
+        ids, numbers = _blank_row(schema)
         tokens, mask = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
 
         def reach(model: ALT) -> None:
-            h = model.represent(ids, train=False)
+            h = model.represent(ids, numbers, train=False)
             states = model.read(tokens, mask, train=False)
             if loss.icl:
                 model.align(h, states, train=False)
@@ -103,7 +108,7 @@ class Pretrain:
         model, weights = self.model, self.model.config.loss
         mlm_key, mtm_key, noise_key, dropout_key = jax.random.split(key, 4)
         call = _caller(model, params, dropout_key)
-        ids = pieces.feature[batch.values]
+        ids, numbers = jnp.asarray(feature_ids(pieces, batch.values)), _numbers(model, pieces, batch.values)
         prompt = _prompt(model, pieces, batch.values, text_length(model.schema.text.length))
         same = objectives.equal_rows(batch.values)
         rows = jnp.ones(ids.shape[0])
@@ -111,7 +116,7 @@ class Pretrain:
         metrics = {"duplicates": objectives.weighted(has_twin, rows)}
         total = jnp.zeros(())
 
-        h: Any = call("represent", ids) if weights.icl or weights.mlm else None
+        h: Any = call("represent", ids, numbers) if weights.icl or weights.mlm else None
         states: Any = call("read", prompt.tokens, prompt.mask) if weights.icl or weights.mtm else None
         if weights.icl:
             icl = model.config.icl
@@ -130,14 +135,15 @@ class Pretrain:
             total += weights.mlm * loss
             metrics |= logged
         if weights.mtm:
-            loss, logged = self._mtm(call, params, ids, prompt, states, mtm_key, noise_key)
+            loss, logged = self._mtm(call, params, ids, numbers, prompt, states, mtm_key, noise_key)
             total += weights.mtm * loss
             metrics |= logged
         return total, {"loss": Mean(total, jnp.ones(())), **metrics}
 
-    def _choose(self, key: jax.Array, rows: int) -> Any:
-        config = self.model.config.mask
-        return masking.choose_fields(key, rows, masking.mask_units(self.model.schema, config), config.rate)
+    def _choose(self, key: jax.Array, rows: int, *, tabular: bool = False) -> Any:
+        schema, config = self.model.schema, self.model.config.mask
+        units = masking.mask_units(schema, config, tabular=tabular)
+        return masking.choose_fields(key, rows, units, config.rate, len(schema.fields))
 
     def _mlm(
         self, call: Callable[..., Any], prompt: Prompt, h: Float[Array, "B C"], key: jax.Array
@@ -162,30 +168,44 @@ class Pretrain:
         self,
         call: Callable[..., Any],
         params: Params,
-        ids: Int[Array, "B F"],
+        ids: Int[Array, "B S"],
+        numbers: Float[Array, "B M"],
         prompt: Prompt,
         states: Float[Array, "B L D"],
         mask_key: jax.Array,
         noise_key: jax.Array,
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-        """The chosen fields' ids, recovered from the masked row's h̃_c and the whole prompt."""
-        model, config = self.model, self.model.config.mtm
-        chosen = self._choose(mask_key, ids.shape[0])
-        hidden = call("represent", jnp.where(chosen, MASK_ID, ids))
+        """The chosen fields' ids, recovered from the masked row's h̃_c and the whole prompt.
+
+        Of a list, every value is a target, and all of them together count as one.
+        """
+        model, config, schema = self.model, self.model.config.mtm, self.model.schema
+        chosen = self._choose(mask_key, ids.shape[0], tabular=True)
+        slots, real = chosen[:, np.asarray(schema.field_of_slot)], ids != PAD_ID
+        numeric = np.asarray([f for f, field in enumerate(schema.fields) if field.kind == "numeric"], int)
+        shown = jnp.where(chosen[:, numeric], 0.0, numbers)
+        hidden = call("represent", jnp.where(slots & real, MASK_ID, ids), shown)
         vectors, table, bias = _apply(model, params, "recover_features", hidden, states, prompt.mask)
-        weight = chosen.astype(jnp.float32)
-        losses, metrics = [], {}
-        for f, field in enumerate(model.schema.fields):
-            own = slice(field.offset, field.offset + field.size)
-            logits = vectors[:, f] @ table[own].T + bias[own][None, :]
-            target = ids[:, f] - field.offset
-            right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
-            metrics[f"mtm/accuracy/{field.name}"] = objectives.weighted(right, weight[:, f])
-            if config.method == "softmax":
-                losses.append(objectives.softmax_cross_entropy(logits, target))
-        nce = config.method == "nce"
-        loss = self._nce(vectors, table, bias, ids, noise_key) if nce else jnp.stack(losses, axis=1)
-        mean = objectives.weighted(loss, weight)
+        share = (slots & real).astype(jnp.float32)
+        targets = jnp.where(real, ids, 0)
+        nce = self._nce(vectors, table, bias, ids, noise_key) if config.method == "nce" else None
+        losses, weights, metrics, first = [], [], {}, 0
+        for f, field in enumerate(schema.fields):
+            own, span = slice(first, first + field.slots), slice(field.offset, field.offset + field.size)
+            first += field.slots
+            if field.kind == "text":
+                continue
+            logits = vectors[:, schema.tabular.index(f)] @ table[span].T + bias[span][None, :]
+            target = jnp.maximum(targets[:, own] - field.offset, 0)
+            found = (jnp.argmax(logits, axis=-1)[:, None] == target) & real[:, own]
+            right, masked = (
+                x.astype(jnp.float32) for x in (jnp.any(found, axis=1), jnp.any(share[:, own] > 0, axis=1))
+            )
+            metrics[f"mtm/accuracy/{field.name}"] = objectives.weighted(right, masked)
+            every = jnp.broadcast_to(logits[:, None, :], (*target.shape, field.size))
+            losses.append(objectives.softmax_cross_entropy(every, target) if nce is None else nce[:, own])
+            weights.append(share[:, own] / jnp.maximum(jnp.sum(real[:, own], axis=1, keepdims=True), 1))
+        mean = objectives.weighted(jnp.concatenate(losses, axis=1), jnp.concatenate(weights, axis=1))
         return mean.value, {"mtm": mean, **metrics}
 
     def _nce(
@@ -193,16 +213,26 @@ class Pretrain:
         vectors: Float[Array, "B F E"],
         table: Float[Array, "N E"],
         bias: Float[Array, " N"],
-        ids: Int[Array, "B F"],
+        ids: Int[Array, "B S"],
         key: jax.Array,
-    ) -> Float[Array, "B F"]:
-        """NCE of every field against unigram noise over the ids of all fields, as in the released code."""
+    ) -> Float[Array, "B S"]:
+        """NCE of every slot against unigram noise over the ids of all fields, as in the released code."""
+        schema = self.model.schema
         q = jnp.asarray(self.counts / self.counts.sum(), jnp.float32)
         log_q = jnp.log(q)
         noise = jax.random.choice(key, q.shape[0], (*ids.shape, self.model.config.mtm.noise), p=q)
-        positive = jnp.einsum("bfe,bfe->bf", vectors, table[ids]) + bias[ids]
-        negative = jnp.einsum("bfe,bfke->bfk", vectors, table[noise]) + bias[noise]
-        return objectives.noise_contrastive(positive, negative, log_q[ids], log_q[noise])
+        # A field without ids has no vector: its slots borrow the first one's, and weigh nothing.
+        position = {f: t for t, f in enumerate(schema.tabular)}
+        of_slot = vectors[:, np.array([position.get(f, 0) for f in schema.field_of_slot])]
+        positive = jnp.einsum("bse,bse->bs", of_slot, table[ids]) + bias[ids]
+        negative = jnp.einsum("bse,bske->bsk", of_slot, table[noise]) + bias[noise]
+        # Padding was never counted, and its loss weighs nothing either.
+        return objectives.noise_contrastive(positive, negative, jnp.where(ids == PAD_ID, 0.0, log_q[ids]), log_q[noise])
+
+
+def _blank_row(schema: Schema) -> tuple[Int[Array, "1 S"], Float[Array, "1 M"]]:
+    """Ids and numbers of the shapes that a model is initialised with."""
+    return jnp.zeros((1, sum(schema.widths)), jnp.int32), jnp.zeros((1, len(schema.numeric_slots)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,23 +251,24 @@ class Finetune:
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters of what the strategy uses."""
-        ids = jnp.zeros((1, len(self.model.schema.fields)), jnp.int32)
+        ids, numbers = _blank_row(self.model.schema)
         tokens, mask = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
-        return self.model.init(key, self.strategy, ids, tokens, mask, train=False, method="click")["params"]
+        return self.model.init(key, self.strategy, ids, tokens, mask, numbers, train=False, method="click")["params"]
 
-    def _inputs(self, pieces: Pieces, values: Int[Array, "B F"], length: int) -> tuple[Any, Any, Any]:
-        ids = pieces.feature[values]
+    def _inputs(self, pieces: Pieces, values: Int[Array, "B S"], length: int) -> tuple[Any, Any, Any, Any]:
+        """What `click` takes behind the strategy."""
+        ids, numbers = feature_ids(pieces, values), _numbers(self.model, pieces, values)
         if self.strategy == "ctr":
-            return ids, None, None
+            return ids, None, None, numbers
         prompt = _prompt(self.model, pieces, values, length)
-        return ids, prompt.tokens, prompt.mask
+        return ids, prompt.tokens, prompt.mask, numbers
 
     def loss(
         self, params: Params, pieces: Pieces, batch: Batch, key: jax.Array
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
         """BCE of the strategy's logit, for `joint` also of its two parts, plus L2 on the tables of ids."""
-        ids, tokens, mask = self._inputs(pieces, batch.values, text_length(self.model.schema.text.length))
-        logits = _caller(self.model, params, key)("click", self.strategy, ids, tokens, mask)
+        inputs = self._inputs(pieces, batch.values, text_length(self.model.schema.text.length))
+        logits = _caller(self.model, params, key)("click", self.strategy, *inputs)
         means = {
             f"bce/{name}": objectives.binary_cross_entropy(logit, batch.label, batch.weight)
             for name, logit in logits.items()
@@ -250,8 +281,8 @@ class Finetune:
             total += self.l2 * optax.tree.norm(tables, squared=True)
         return total, {"loss": Mean(total, jnp.ones(())), **means}
 
-    def logit(self, params: Params, pieces: Pieces, values: Int[Array, "B F"], length: int) -> Float[Array, " B"]:
+    def logit(self, params: Params, pieces: Pieces, values: Int[Array, "B S"], length: int) -> Float[Array, " B"]:
         """The strategy's click logit, dropout off, prompts of up to `length` tokens."""
-        ids, tokens, mask = self._inputs(pieces, values, length)
-        logit: Float[Array, " B"] = _apply(self.model, params, "score", self.strategy, ids, tokens, mask)
+        inputs = self._inputs(pieces, values, length)
+        logit: Float[Array, " B"] = _apply(self.model, params, "score", self.strategy, *inputs)
         return logit

@@ -36,6 +36,7 @@ from alt_jax.config import (  # noqa: E402
 )
 from alt_jax.data.dataset import Dataset  # noqa: E402
 from alt_jax.data.prepare import prepare  # noqa: E402
+from alt_jax.data.prompt import maskable_tokens  # noqa: E402
 from alt_jax.models.alt import ALT  # noqa: E402
 from alt_jax.tasks import Pretrain  # noqa: E402
 
@@ -136,15 +137,17 @@ def plain_config(tiny_config: Config) -> Config:
 
 @pytest.fixture(scope="session")
 def make_pretrain(tiny_dataset: Dataset) -> Callable[..., Pretrain]:
-    """`make_pretrain(config, loss, batch_size)`: the pretraining task on `tiny_dataset`, as `stages` builds it."""
+    """`make_pretrain(config, loss, batch_size, dataset)`: the pretraining task, as `stages` builds it."""
 
-    def make(config: Config, loss: LossConfig | None = None, batch_size: int = 16) -> Pretrain:
+    def make(
+        config: Config, loss: LossConfig | None = None, batch_size: int = 16, dataset: Dataset = tiny_dataset
+    ) -> Pretrain:
         config = dataclasses.replace(config, loss=loss or LossConfig())
-        schema = tiny_dataset.schema
+        schema = dataset.schema
         units = masking.mask_units(schema, config.mask)
-        tokens = tiny_dataset.pieces.maskable[np.asarray(tiny_dataset.train.values)]
+        tokens = maskable_tokens(dataset.pieces, np.asarray(dataset.train.values), schema.widths)
         capacity = masking.token_capacity(tokens, batch_size, units, config.mask.rate)
         model = ALT(config, schema, bridge.encoder_config(config.text, schema))
-        return Pretrain(model, capacity, tiny_dataset.feature_counts())
+        return Pretrain(model, capacity, dataset.feature_counts())
 
     return make

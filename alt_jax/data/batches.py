@@ -14,7 +14,7 @@ from alt_jax.errors import InputError
 class Batch(NamedTuple):
     """What travels to the device (NumPy until then). A weight of 0 marks a row that does not count."""
 
-    values: Int[Array, "B F"]
+    values: Int[Array, "B S"]
     label: Float[Array, " B"]
     weight: Float[Array, " B"]
 
@@ -46,7 +46,7 @@ def batch_at(rows: Rows, *, seed: int, step: int, batch_size: int) -> Batch:
     return Batch(values, label, weight)
 
 
-def in_order(values: Int[np.ndarray, "N F"], batch_size: int) -> Iterator[tuple[Int[np.ndarray, "B F"], int]]:
+def in_order(values: Int[np.ndarray, "N S"], batch_size: int) -> Iterator[tuple[Int[np.ndarray, "B S"], int]]:
     """All rows in order, in batches of one size: the last is filled up with its own last row.
 
     Yields:

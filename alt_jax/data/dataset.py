@@ -24,15 +24,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from transformers import PreTrainedTokenizerFast
 
+from alt_jax.data import fields
 from alt_jax.data.prompt import Pieces, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
-from alt_jax.data.sources.raw import as_text, require_columns
+from alt_jax.data.sources.raw import require_columns
 from alt_jax.data.tokenizer import load_tokenizer
 from alt_jax.errors import InputError
-from alt_jax.schema import Schema
+from alt_jax.schema import PAD_ID, Field, Schema
 
 SCHEMA, VOCABULARY, PIECES, TOKENIZER = "schema.json", "vocabulary.parquet", "pieces.npz", "tokenizer"
 ENTRIES = (SCHEMA, VOCABULARY, PIECES, TOKENIZER, *SPLITS)
@@ -42,12 +43,12 @@ class Rows(NamedTuple):
     """Rows of one split, memory-mapped.
 
     Attributes:
-      values: Value id of every field.
+      values: Value id of every slot; -1 where a list is shorter than its field's slots.
       labels: 0 or 1.
       rows: Row number in the raw table, from 0.
     """
 
-    values: Int[np.ndarray, "N F"]
+    values: Int[np.ndarray, "N S"]
     labels: UInt8[np.ndarray, " N"]
     rows: Int[np.ndarray, " N"]
 
@@ -59,12 +60,14 @@ class Vocabulary:
     Attributes:
       field: Position of the field.
       value: The string, as in the raw table.
+      text: The string, as in the prompt.
       feature: Feature id.
       count: Training rows that have it.
     """
 
     field: Int[np.ndarray, " V"]
     value: list[str]
+    text: list[str]
     feature: Int[np.ndarray, " V"]
     count: Int[np.ndarray, " V"]
 
@@ -78,6 +81,7 @@ class Vocabulary:
         columns = {
             "field": pa.array(self.field, pa.int32()),
             "value": pa.array(self.value, pa.string()),
+            "text": pa.array(self.text, pa.string()),
             "feature_id": pa.array(self.feature, pa.int32()),
             "count": pa.array(self.count, pa.int64()),
         }
@@ -93,7 +97,8 @@ class Vocabulary:
         try:
             table = pq.read_table(path)
             numbers = {name: table[name].to_numpy() for name in ("field", "feature_id", "count")}
-            return cls(numbers["field"], table["value"].to_pylist(), numbers["feature_id"], numbers["count"])
+            value, text = (table[name].to_pylist() for name in ("value", "text"))
+            return cls(numbers["field"], value, text, numbers["feature_id"], numbers["count"])
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise _damaged(path, error) from None
 
@@ -151,7 +156,8 @@ class Dataset:
         """How many training rows have each feature id; the padding and mask ids have 0."""
         vocabulary = self.vocabulary()
         counts = np.zeros(self.schema.num_ids, np.int64)
-        np.add.at(counts, vocabulary.feature, vocabulary.count)
+        owns = np.array([field.kind not in ("sequence", "text") for field in self.schema.fields])[vocabulary.field]
+        np.add.at(counts, vocabulary.feature[owns], vocabulary.count[owns])
         return counts
 
 
@@ -190,7 +196,7 @@ class Encoder:
         tokenizer = load_tokenizer(str(folder / TOKENIZER))
         return cls(schema, pieces, tokenizer, vocabulary.fields(len(schema.fields)))
 
-    def encode(self, table: pa.Table, origin: str = "The table") -> tuple[Int[np.ndarray, "N F"], Pieces]:
+    def encode(self, table: pa.Table, origin: str = "The table") -> tuple[Int[np.ndarray, "N S"], Pieces]:
         """Value ids of raw rows.
 
         Strings that the dataset has not seen get new value ids behind all others: their text is kept, their feature id
@@ -207,45 +213,64 @@ class Encoder:
           InputError: A column is missing or cannot be spelled as text.
         """
         require_columns(table.column_names, [f.column for f in self.schema.fields], origin)
-        known = sum(len(strings) for strings in self.values)
-        ids = np.empty((table.num_rows, len(self.schema.fields)), np.int32)
+        parts: list[np.ndarray] = []
         new: list[list[str]] = []
-        base, fresh = 0, known
-        for f, (field, strings) in enumerate(zip(self.schema.fields, self.values, strict=True)):
-            text = as_text(table[field.column], field.column, origin)
-            codes = np.asarray(text.indices)
-            used = np.unique(codes)
+        base, fresh = 0, sum(len(strings) for strings in self.values)
+        for field, strings in zip(self.schema.fields, self.values, strict=True):
+            distinct, codes = fields.spell(table[field.column], field, origin)
+            used = np.unique(codes[codes >= 0])
             lookup = {string: base + i for i, string in enumerate(strings)}
-            distinct = text.dictionary.to_pylist()
             unseen = [distinct[code] for code in used if distinct[code] not in lookup]
             lookup |= {string: fresh + i for i, string in enumerate(unseen)}
-            remap = np.zeros(len(distinct), np.int32)
+            remap = np.full(len(distinct) + 1, -1, np.int32)  # the last entry serves code -1
             remap[used] = [lookup[distinct[code]] for code in used]
-            ids[:, f] = remap[codes]
+            parts.append(remap[codes])
             new.append(unseen)
             base, fresh = base + len(strings), fresh + len(unseen)
-        return ids, self._extended(new)
+        return np.concatenate(parts, axis=1), self._extended(new, origin)
 
-    def _extended(self, new: list[list[str]]) -> Pieces:
+    def _extended(self, new: list[list[str]], origin: str) -> Pieces:
         """The pieces with further values between the known ones and the template's."""
-        fields = self.schema.fields
-        features = np.repeat(np.array([f.offset for f in fields], np.int32), [len(strings) for strings in new])
-        caps = [f.max_tokens for f in fields]
-        text = self.schema.text
-        extra, _ = tokenize_pieces(self.tokenizer, self.schema.names, new, features, caps, text.max_length)
-        known = len(self.pieces.feature)
+        schema, text = self.schema, self.schema.text
+        ids = [self._new_ids(field, strings, origin) for field, strings in zip(schema.fields, new, strict=True)]
+        features, numbers = (np.concatenate(arrays) for arrays in zip(*ids, strict=True))
+        caps = [f.max_tokens for f in schema.fields]
+        extra, _ = tokenize_pieces(self.tokenizer, schema.names, new, features, caps, text.max_length, schema.widths)
+        known, template = len(self.pieces.feature), 2 + len(schema.fields)
+
+        def joined(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+            # values, template, then values in the form that another follows
+            own, more = ours[:known], theirs[: len(features)]
+            inner = ours[known + template :], theirs[len(features) + template :]
+            return np.concatenate([own, more, theirs[len(features) : len(features) + template], *inner])
+
         # The known values' pieces come first in `tokens` too, so the old template's tokens stay behind unused.
+        start = joined(np.asarray(self.pieces.start), np.asarray(extra.start) + np.int32(len(self.pieces.tokens)))
         arrays: list[Any] = [
             np.concatenate([self.pieces.tokens, extra.tokens]),
-            np.concatenate([self.pieces.start[:known], extra.start + np.int32(len(self.pieces.tokens))]),
-            np.concatenate([self.pieces.length[:known], extra.length]),
-            np.concatenate([self.pieces.maskable[:known], extra.maskable]),
+            start,
+            joined(np.asarray(self.pieces.length), np.asarray(extra.length)),
+            joined(np.asarray(self.pieces.maskable), np.asarray(extra.maskable)),
             np.concatenate([self.pieces.feature, features]),
+            np.concatenate([self.pieces.number, numbers]),
         ]
         return Pieces(*arrays)
 
+    def _new_ids(
+        self, field: Field, strings: list[str], origin: str
+    ) -> tuple[Int[np.ndarray, " V"], Float[np.ndarray, " V"]]:
+        """Feature ids and numbers of strings that the dataset has not seen."""
+        feature, number = np.full(len(strings), field.offset, np.int32), np.zeros(len(strings), np.float32)
+        if field.numeric is not None:
+            numbers = fields.parse_numbers(strings, field.column, origin)
+            feature = field.offset + fields.bin_of(field.numeric, numbers)
+            number = fields.standardised(field.numeric, numbers)
+        elif field.kind == "text":
+            feature[:] = PAD_ID
+        return feature.astype(np.int32), number
 
-def encode(dataset: Dataset, table: pa.Table, origin: str = "The table") -> tuple[Int[np.ndarray, "N F"], Pieces]:
+
+def encode(dataset: Dataset, table: pa.Table, origin: str = "The table") -> tuple[Int[np.ndarray, "N S"], Pieces]:
     """Value ids of raw rows, and pieces that also hold the strings new to the dataset; see `Encoder.encode`."""
     return Encoder.load(dataset.folder).encode(table, origin)
 
@@ -259,7 +284,7 @@ def copy_encoder(folder: Path, to: Path) -> None:
 
 
 def vocabulary_hash(names: Sequence[str], offsets: Sequence[int], vocabulary: Vocabulary) -> str:
-    """SHA-256 over the values of every field that have a feature id of their own, in the order of these ids."""
+    """SHA-256 over the values of every field that have a feature id of their own, in the order of value ids."""
     digest = hashlib.sha256()
     for f, (name, offset) in enumerate(zip(names, offsets, strict=True)):
         own = np.flatnonzero((vocabulary.field == f) & (vocabulary.feature > offset))
@@ -280,7 +305,8 @@ def _load_pieces(path: Path, schema: Schema) -> Pieces:
             pieces = Pieces(*(file[name] for name in Pieces._fields))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, error) from None
-    count = len(pieces.feature) + 2 + len(schema.fields)
+    values = len(pieces.feature)
+    count = values + 2 + len(schema.fields) + (values if max(schema.widths) > 1 else 0)
     if not len(pieces.start) == len(pieces.length) == len(pieces.maskable) == count:
         raise InputError(f"{path} does not belong to the fields of {SCHEMA} beside it; prepare again.")
     if pieces.feature.max(initial=0) >= schema.num_ids or pieces.tokens.max(initial=0) >= schema.text.vocab_size:
@@ -293,7 +319,7 @@ def _load_rows(folder: Path, schema: Schema, name: str) -> Rows:
     if stated is None:
         raise InputError(f"{folder.parent / SCHEMA} has no split {name}; prepare again.")
     expected = {
-        "values": ((stated.rows, len(schema.fields)), np.dtype(np.int32)),
+        "values": ((stated.rows, sum(schema.widths)), np.dtype(np.int32)),
         "labels": ((stated.rows,), np.dtype(np.uint8)),
         "rows": ((stated.rows,), np.dtype(np.int64)),
     }

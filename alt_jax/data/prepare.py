@@ -7,15 +7,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
 from jaxtyping import Int, UInt8
 from transformers import PreTrainedTokenizerFast
 
-from alt_jax.config import Config, FieldConfig
-from alt_jax.data import protocols, sources
+from alt_jax.config import Config
+from alt_jax.data import protocols, sources, values
 from alt_jax.data.dataset import (
     ENTRIES,
     PIECES,
@@ -29,20 +27,11 @@ from alt_jax.data.dataset import (
 )
 from alt_jax.data.prompt import Pieces, prompt_lengths, sentence, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
-from alt_jax.data.sources.raw import RawData, as_text
+from alt_jax.data.sources.raw import RawData
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
+from alt_jax.data.values import Values
 from alt_jax.errors import InputError
-from alt_jax.schema import FIRST_FIELD_ID, Field, Schema, Split, TextSchema
-
-
-class _Values(NamedTuple):
-    """One field's distinct values: in-vocabulary ones first, `known` of them."""
-
-    strings: list[str]
-    counts: Int[np.ndarray, " V"]
-    known: int
-    remap: Int[np.ndarray, " D"]  # from codes of the raw column to positions in `strings`
-    codes: Int[np.ndarray, " N"]
+from alt_jax.schema import Field, Schema, Split, TextSchema
 
 
 def prepare(config: Config) -> Dataset:
@@ -59,34 +48,37 @@ def prepare(config: Config) -> Dataset:
     raw = sources.load(config.data)
     split = protocols.apply(protocol, raw, config.data.positive_above)
 
-    fields = [_field_values(raw, field, split, config.data.min_count) for field in raw.fields]
-    offsets = np.cumsum([FIRST_FIELD_ID, *(1 + values.known for values in fields)]).tolist()
-    vocabulary = _vocabulary(fields, offsets)
+    fields = values.collect(raw, split, config.data.min_count)
+    vocabulary = _vocabulary(fields)
     names = tuple(f.name for f in raw.fields)
     if config.text.model:
         tokenizer = load_tokenizer(config.text.model)
     else:
         tokenizer = train_wordpiece(_training_texts(names, fields), config.text.vocab_size)
-    strings = [values.strings for values in fields]
-    pieces, caps = tokenize_pieces(tokenizer, names, strings, vocabulary.feature, None, config.text.max_length)
+    widths = tuple(found.codes.shape[1] for found in fields)
+    strings = [found.spelled for found in fields]
+    numbers = np.concatenate([found.number for found in fields])
+    pieces, caps = tokenize_pieces(
+        tokenizer, names, strings, vocabulary.feature, None, config.text.max_length, widths, numbers
+    )
 
     rows = {name: _value_ids(fields, numbers) for name, numbers in split.rows.items()}
     labels = {name: split.positive[numbers].astype(np.uint8) for name, numbers in split.rows.items()}
-    lengths = np.concatenate([np.asarray(prompt_lengths(pieces, rows[name])) for name in SPLITS])
+    lengths = np.concatenate([np.asarray(prompt_lengths(pieces, rows[name], widths)) for name in SPLITS])
     name_of = {f.column: f.name for f in raw.fields}
     schema = Schema(
         source=raw.source,
         protocol=protocol.name,
         fields=tuple(
-            Field(f.name, f.column, offset, 1 + values.known, cap)
-            for f, offset, values, cap in zip(raw.fields, offsets, fields, caps, strict=False)
+            Field(f.name, f.column, found.offset, found.size, cap, f.kind, width, f.separator, found.numeric)
+            for f, found, cap, width in zip(raw.fields, fields, caps, widths, strict=True)
         ),
         linked=tuple(tuple(name_of[column] for column in group) for group in raw.linked),
         user=None if raw.user is None else name_of[raw.user],
         item=None if raw.item is None else name_of[raw.item],
         text=_text_schema(config, tokenizer, int(lengths.max())),
         splits={name: Split(len(labels[name]), int(labels[name].sum(dtype=np.int64))) for name in SPLITS},
-        vocabulary_hash=vocabulary_hash(names, offsets[:-1], vocabulary),
+        vocabulary_hash=vocabulary_hash(names, [found.offset for found in fields], vocabulary),
         data_hash=_data_hash(names, vocabulary, rows, labels),
     )
     arrays = {
@@ -114,64 +106,37 @@ def _target(folder: str) -> Path:
     return target
 
 
-def _field_values(raw: RawData, field: FieldConfig, split: protocols.Split, min_count: int) -> _Values:
-    """Distinct values of one field among the kept rows; only training rows decide which are in the vocabulary."""
-    text = as_text(raw.table[field.column], field.column, raw.origin)
-    codes = np.asarray(text.indices)
-    size = len(text.dictionary)
-    counts = np.bincount(codes[split.rows["train"]], minlength=size)
-    kept = counts + sum(np.bincount(codes[split.rows[name]], minlength=size) for name in ("valid", "test"))
-    known = counts >= min_count
-    if not known.any():
-        raise InputError(
-            f"No value of column {field.column!r} of {raw.origin} occurs {min_count} times in training; "
-            "lower data.min_count or leave the column out."
-        )
-    rank = np.empty(size, np.int64)
-    rank[np.asarray(pc.sort_indices(text.dictionary))] = np.arange(size)  # by code point, as `sorted` does
-    order = np.lexsort((rank, -counts, ~known))
-    order = order[kept[order] > 0]
-    remap = np.full(size, -1, np.int32)
-    remap[order] = np.arange(len(order))
-    strings = text.dictionary.take(order).to_pylist()
-    return _Values(strings, counts[order], int(known.sum()), remap, codes)
-
-
-def _vocabulary(fields: list[_Values], offsets: list[int]) -> Vocabulary:
-    """All fields' values; those out of vocabulary have their field's first feature id."""
-    field, feature = [], []
-    for f, (values, offset) in enumerate(zip(fields, offsets, strict=False)):
-        position = np.arange(len(values.strings))
-        field.append(np.full(len(position), f, np.int32))
-        feature.append(np.where(position < values.known, offset + 1 + position, offset).astype(np.int32))
+def _vocabulary(found: list[Values]) -> Vocabulary:
     return Vocabulary(
-        field=np.concatenate(field),
-        value=[string for values in fields for string in values.strings],
-        feature=np.concatenate(feature),
-        count=np.concatenate([values.counts for values in fields]),
+        field=np.repeat(np.arange(len(found), dtype=np.int32), [len(values.strings) for values in found]),
+        value=[string for values in found for string in values.strings],
+        text=[string for values in found for string in values.spelled],
+        feature=np.concatenate([values.feature for values in found]),
+        count=np.concatenate([values.counts for values in found]),
     )
 
 
-def _training_texts(names: tuple[str, ...], fields: list[_Values]) -> Iterator[str]:
+def _training_texts(names: tuple[str, ...], fields: list[Values]) -> Iterator[str]:
     """Texts to train a WordPiece vocabulary on: every distinct training value, more often if it is frequent.
 
     Writing out every training row would make frequent values dominate and cost minutes; each value once would treat a
     genre like a typing error. A value that n rows have comes ⌈log2(1 + n)⌉ times.
     """
-    for name, values in zip(names, fields, strict=True):
-        for string, count in zip(values.strings, values.counts.tolist(), strict=True):
+    for name, found in zip(names, fields, strict=True):
+        for string, count in zip(found.spelled, found.counts.tolist(), strict=True):
             text = sentence([name], [string])
             for _ in range(math.ceil(math.log2(1 + count))):
                 yield text
 
 
-def _value_ids(fields: list[_Values], numbers: Int[np.ndarray, " N"]) -> Int[np.ndarray, "N F"]:
-    ids = np.empty((len(numbers), len(fields)), np.int32)
-    base = 0
-    for f, values in enumerate(fields):
-        ids[:, f] = values.remap[values.codes[numbers]] + base
-        base += len(values.strings)
-    return ids
+def _value_ids(fields: list[Values], numbers: Int[np.ndarray, " N"]) -> Int[np.ndarray, "N S"]:
+    """Value ids of raw rows, every field's slots side by side; -1 where a list is shorter than its slots."""
+    parts, base = [], 0
+    for found in fields:
+        codes = found.codes[numbers]
+        parts.append(np.where(codes < 0, -1, codes + base))
+        base += len(found.strings)
+    return np.concatenate(parts, axis=1).astype(np.int32)
 
 
 def _text_schema(config: Config, tokenizer: PreTrainedTokenizerFast, length: int) -> TextSchema:
@@ -251,13 +216,24 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _kind(field: Field) -> str:
+    """What a field is, where it is not a category."""
+    details = {
+        "numeric": f"{field.size - 1} bins",
+        "multi": f"up to {field.slots} values",
+        "sequence": f"up to {field.slots} items",
+        "text": "no feature ids",
+    }
+    return f"{field.kind}, {details[field.kind]}"
+
+
 def _report(
     raw: RawData,
     split: protocols.Split,
     *,
     schema: Schema,
     vocabulary: Vocabulary,
-    fields: list[_Values],
+    fields: list[Values],
     rows: dict[str, Int[np.ndarray, "_ F"]],
     lengths: Int[np.ndarray, " N"],
 ) -> None:
@@ -270,19 +246,18 @@ def _report(
     for name in SPLITS:
         part = schema.splits[name]
         print(f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive")
-    unseen = vocabulary.count == 0
+    absent = vocabulary.count == 0
     for what, column in (("user", schema.user), ("item", schema.item)):
         if column is not None:
-            share = unseen[rows["test"][:, schema.index(column)]].mean()
+            share = absent[rows["test"][:, schema.slot(column)]].mean()
             print(f"  test rows whose {what} is unseen in training: {share:.1%}")
     print(f"vocabulary ({schema.num_ids:,} feature ids)")
-    for field, values in zip(schema.fields, fields, strict=True):
-        rare = (
-            f", {(values.counts > 0).sum() - values.known:,} rare" if (values.counts > 0).sum() > values.known else ""
-        )
-        print(
-            f"  {field.name:<20}{values.known:>9,} in training, {(values.counts == 0).sum():,} in valid/test only{rare}"
-        )
+    for field, found in zip(schema.fields, fields, strict=True):
+        seen = int((found.counts > 0).sum())
+        rare = f", {seen - found.known:,} rare" if seen > found.known else ""
+        kind = "" if field.kind == "category" else f"  ({_kind(field)})"
+        unseen = f"{len(found.counts) - seen:,} in valid/test only{rare}{kind}"
+        print(f"  {field.name:<20}{found.known:>9,} in training, {unseen}")
     text = schema.text
     print(
         f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {lengths.mean():.1f} tokens on average, "

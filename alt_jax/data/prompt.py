@@ -2,8 +2,10 @@ r"""Prompts put together on the device from pieces that were tokenised once.
 
 A prompt `"<Field> is <value>. <Field> is <value>. ..."` is a function of the row, so only value ids travel. Each field
 contributes two pieces: its prefix `"<Field> is"` (with a leading space unless it comes first) and its value piece
-`" <value>."`, space and full stop inside. The composed tokens equal the tokenizer's own for the whole sentence, because
-nothing crosses from one piece to the next in the two families that text towers use:
+`" <value>."`, space and full stop inside. A field of several values, `"<Field> is a, b, c."`, contributes one piece for
+each of its slots, all but the last of the form `" <value>,"`; an absent slot has value id -1. The composed tokens equal
+the tokenizer's own for the whole sentence, because nothing crosses from one piece to the next in the two families that
+text towers use:
 
 - Every boundary lies between a visible character (the `s` of `is`, or the full stop) and a space.
 - BERT's WordPiece: cleaning, accent stripping, lower-casing and the spacing of CJK characters act on each character
@@ -28,11 +30,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from alt_jax.errors import InputError
+from alt_jax.schema import PAD_ID
 
 # Values tokenised at a time: enough to keep all cores busy, few enough that the encodings stay small in memory.
 _BATCH = 32768
@@ -57,13 +60,17 @@ _PROBES = (
 
 
 class Pieces(NamedTuple):
-    """Tokens of every piece of every prompt. Value ids come first, then [CLS], [SEP] and one prefix per field.
+    """Tokens of every piece of every prompt.
+
+    Value ids come first, then [CLS], [SEP] and one prefix per field; then, if a field has several slots, every value
+    once more in the form that another value follows (empty for the values of fields with one slot).
 
     Attributes:
       tokens: All pieces' tokens, one after the other.
       start, length: Where each piece lies in `tokens`.
       maskable: How many leading tokens of the piece belong to a field's value (0 for template pieces).
       feature: Feature id of each value id; unseen values have their field's out-of-vocabulary id.
+      number: Number of each value id of a numeric field, standardised; 0 elsewhere.
     """
 
     tokens: Int[Array, " T"]
@@ -71,6 +78,7 @@ class Pieces(NamedTuple):
     length: Int[Array, " P"]
     maskable: Int[Array, " P"]
     feature: Int[Array, " V"]
+    number: Float[Array, " V"]
 
 
 class Prompt(NamedTuple):
@@ -81,9 +89,19 @@ class Prompt(NamedTuple):
     field: Int[Array, "B L"]
 
 
-def sentence(names: Sequence[str], values: Sequence[str]) -> str:
-    """The prompt of one row as text: `"<Field> is <value>."` for every field, joined by spaces."""
-    return " ".join(f"{name} is {value}." for name, value in zip(names, values, strict=True))
+def sentence(names: Sequence[str], values: Sequence[str | Sequence[str]]) -> str:
+    """The prompt of one row as text: `"<Field> is <value>."` for every field, joined by spaces.
+
+    A field of several values has them joined: `"<Field> is a, b."`
+    """
+    spelled = [value if isinstance(value, str) else ", ".join(value) for value in values]
+    return " ".join(f"{name} is {value}." for name, value in zip(names, spelled, strict=True))
+
+
+def feature_ids(pieces: Pieces, values: Int[Array | np.ndarray, "B S"]) -> Int[Array | np.ndarray, "B S"]:
+    """Feature ids of value ids; an absent slot has the padding id."""
+    xp: Any = np if isinstance(pieces.feature, np.ndarray) and isinstance(values, np.ndarray) else jnp
+    return xp.where(values < 0, np.int32(PAD_ID), xp.take(pieces.feature, values, mode="clip"))
 
 
 def tokenize_pieces(
@@ -93,6 +111,8 @@ def tokenize_pieces(
     features: Int[np.ndarray, " V"],
     max_tokens: Sequence[int] | None,
     max_length: int,
+    widths: Sequence[int] | None = None,
+    numbers: Float[np.ndarray, " V"] | None = None,
 ) -> tuple[Pieces, tuple[int, ...]]:
     """Tokenises every value, prefix and special token once.
 
@@ -106,6 +126,8 @@ def tokenize_pieces(
       max_tokens: Cap of each field, closing full stop included; None chooses them: spare room is shared out evenly,
         missing room is taken from the longest fields.
       max_length: No prompt of these pieces is longer, special tokens included.
+      widths: Slots of each field; None: one each.
+      numbers: Number of every value id, where its field is numeric; None: there are none.
 
     Returns:
       The pieces as int32 NumPy arrays, and the caps.
@@ -117,86 +139,115 @@ def tokenize_pieces(
     count = sum(len(strings) for strings in values)
     if len(values) != len(names) or len(features) != count:
         raise ValueError(f"{len(names)} names, {len(values)} fields and {len(features)} features of {count} values")
+    slots = np.ones(len(names), np.int64) if widths is None else np.asarray(widths)
     prefixes = [f"{' ' if i else ''}{name} is" for i, name in enumerate(names)]
     backend = _plain_text_backend(tokenizer)
-    _check_composition(tokenizer, backend, names, prefixes, values)
+    _check_composition(tokenizer, backend, names, prefixes, values, slots)
     backend.post_processor = None  # It would add special tokens, and trim the spaces out of the tokens' offsets.
 
-    value_tokens, length, maskable = _encode_values(backend, list(chain.from_iterable(values)))
+    forms = [_encode_values(backend, list(chain.from_iterable(values)), ".")]
+    if slots.max(initial=1) > 1:  # a value that is never followed by another has an empty piece for that
+        several = [strings if width > 1 else None for strings, width in zip(values, slots, strict=True)]
+        forms.append(_encode_inner(backend, several, [len(strings) for strings in values]))
     prefix_tokens = [backend.encode(prefix).ids for prefix in prefixes]
     field = np.repeat(np.arange(len(names)), [len(strings) for strings in values])
     longest = np.full(len(names), 2)  # Leaves room for a value and the full stop even where only "" was seen.
-    np.maximum.at(longest, field, length)
+    for form in forms:
+        np.maximum.at(longest, field, form.length)
     room = max_length - 2 - sum(len(tokens) for tokens in prefix_tokens)
-    caps = _choose_caps(longest, room, max_length) if max_tokens is None else np.asarray(max_tokens)
-    if caps.min() < 2 or caps.sum() > room:
+    caps = _choose_caps(longest, slots, room, max_length) if max_tokens is None else np.asarray(max_tokens)
+    if caps.min() < 2 or caps @ slots > room:
         raise InputError(
             f"Values of up to {caps.tolist()} tokens do not fit prompts of {max_length} tokens, of which the template "
             f"takes {max_length - room}; prepare the data again."
         )
-
-    too_long = length > caps[field]
-    kept = np.minimum(length, caps[field])
-    start = np.cumsum(length) - length
-    offset = np.cumsum(kept) - kept
-    tokens = value_tokens[np.arange(kept.sum()) + np.repeat(start - offset, kept)]
-    tokens[(offset + kept - 1)[too_long]] = backend.encode("a.").ids[-1]
-    maskable = np.where(too_long, np.minimum(maskable, kept - 1), maskable)
-
-    template = [[tokenizer.cls_token_id], [tokenizer.sep_token_id], *prefix_tokens]
-    length = np.concatenate([kept, [len(piece) for piece in template]])
-    arrays: list[Any] = [
-        np.concatenate([tokens, *template]),
+    closing = [backend.encode(f"a{mark}").ids[-1] for mark in ".,"]
+    cut = [form.capped(caps[field], mark) for form, mark in zip(forms, closing, strict=False)]
+    pieces = [np.asarray(piece) for piece in ([tokenizer.cls_token_id], [tokenizer.sep_token_id], *prefix_tokens)]
+    template = _Encoded(
+        np.concatenate(pieces), np.array([len(piece) for piece in pieces]), np.zeros(len(pieces), np.int64)
+    )
+    parts = [cut[0], template, *cut[1:]]
+    length = np.concatenate([part.length for part in parts])
+    arrays = [
+        np.concatenate([part.tokens for part in parts]),
         np.cumsum(length) - length,
         length,
-        np.concatenate([maskable, np.zeros(len(template))]),
+        np.concatenate([part.maskable for part in parts]),
         features,
     ]
-    return Pieces(*(array.astype(np.int32) for array in arrays)), tuple(caps.tolist())
+    number = np.zeros(len(features), np.float32) if numbers is None else numbers
+    filled: list[Any] = [*(array.astype(np.int32) for array in arrays), number]
+    return Pieces(*filled), tuple(caps.tolist())
 
 
-def compose(pieces: Pieces, values: Int[Array | np.ndarray, "B F"], *, length: int, pad_id: int) -> Prompt:
+def compose(
+    pieces: Pieces,
+    values: Int[Array | np.ndarray, "B S"],
+    *,
+    length: int,
+    pad_id: int,
+    widths: Sequence[int] | None = None,
+) -> Prompt:
     """Puts prompts together: `[CLS] prefix_0 value_0 … prefix_F value_F [SEP]`, then padding.
 
-    Runs inside jit, and as its own twin on NumPy arrays. Each of the 2F + 2 segments shifts all positions from its own
-    first one on, so a position's place in `pieces.tokens` is a sum of steps: no search, one gather per token, and
-    intermediates of [B, L].
+    Runs inside jit, and as its own twin on NumPy arrays. Each segment shifts all positions from its own first one on,
+    so a position's place in `pieces.tokens` is a sum of steps: no search, one gather per token, and intermediates of
+    [B, L].
 
     Args:
       pieces: Of `tokenize_pieces`.
-      values: Value ids.
+      values: Value ids; -1 where a field has fewer values than slots.
       length: L, at least the longest of these prompts (see `prompt_lengths`).
       pad_id: Fills the rest.
+      widths: Slots of each field; None: one each.
     """
     xp: Any = np if isinstance(pieces.tokens, np.ndarray) and isinstance(values, np.ndarray) else jnp
-    rows, fields = values.shape
-    segments = _segments(xp, pieces, values)  # [B, 2F + 2]
-    lengths = xp.take(pieces.length, segments, mode="clip")
+    rows = values.shape[0]
+    widths = (1,) * values.shape[1] if widths is None else widths
+    segments = _segments(xp, pieces, values, widths)  # [B, F + S + 2]
+    lengths = xp.where(segments < 0, 0, xp.take(pieces.length, segments, mode="clip"))
     end = xp.cumsum(lengths, axis=1)
     begin = end - lengths
     shift = xp.take(pieces.start, segments, mode="clip") - begin
     step = xp.diff(shift, axis=1, prepend=0)
-    maskable_end = begin + xp.take(pieces.maskable, segments, mode="clip")
+    maskable_end = begin + xp.where(segments < 0, 0, xp.take(pieces.maskable, segments, mode="clip"))
 
     position = xp.arange(length, dtype=np.int32).reshape(1, length)
     index = xp.broadcast_to(position, (rows, length))
-    for s in range(2 * fields + 2):
+    for s in range(segments.shape[1]):
         index = index + xp.where(position >= begin[:, s : s + 1], step[:, s : s + 1], 0)
     field = xp.full((rows, length), -1, dtype=np.int32)
-    for f in range(fields):
-        s = 2 * f + 2
-        inside = (position >= begin[:, s : s + 1]) & (position < maskable_end[:, s : s + 1])
-        field = xp.where(inside, np.int32(f), field)
+    s = 1
+    for f, width in enumerate(widths):
+        for _ in range(width):
+            s += 1
+            inside = (position >= begin[:, s : s + 1]) & (position < maskable_end[:, s : s + 1])
+            field = xp.where(inside, np.int32(f), field)
+        s += 1
     mask = position < end[:, -1:]
     tokens = xp.where(mask, xp.take(pieces.tokens, index, mode="clip"), np.int32(pad_id))
     return Prompt(tokens, mask, field)
 
 
-def prompt_lengths(pieces: Pieces, values: Int[Array | np.ndarray, "N F"]) -> Int[Array | np.ndarray, " N"]:
+def prompt_lengths(
+    pieces: Pieces, values: Int[Array | np.ndarray, "N S"], widths: Sequence[int] | None = None
+) -> Int[Array | np.ndarray, " N"]:
     """Tokens of each row's prompt, special tokens included."""
     xp: Any = np if isinstance(pieces.tokens, np.ndarray) and isinstance(values, np.ndarray) else jnp
-    template = pieces.length[pieces.feature.shape[0] :].sum(dtype=np.int32)
-    return xp.take(pieces.length, values, mode="clip").sum(axis=1, dtype=np.int32) + template
+    widths = (1,) * values.shape[1] if widths is None else widths
+    first = pieces.feature.shape[0]
+    template = pieces.length[first : first + 2 + len(widths)].sum(dtype=np.int32)
+    forms = _forms(xp, pieces, values, widths)
+    lengths = xp.where(forms < 0, 0, xp.take(pieces.length, forms, mode="clip"))
+    return lengths.sum(axis=1, dtype=np.int32) + template
+
+
+def maskable_tokens(pieces: Pieces, values: Int[np.ndarray, "N S"], widths: Sequence[int]) -> Int[np.ndarray, "N F"]:
+    """Maskable tokens of every field of every row."""
+    forms = _forms(np, pieces, values, widths)
+    slots = np.where(forms < 0, 0, np.take(np.asarray(pieces.maskable), forms, mode="clip"))
+    return np.add.reduceat(slots, np.cumsum(widths) - np.asarray(widths), axis=1)
 
 
 def mask_fields(
@@ -214,29 +265,50 @@ def mask_fields(
     return xp.where(where, np.int32(mask_id), prompt.tokens), where
 
 
-def _segments(xp: Any, pieces: Pieces, values: Int[Array | np.ndarray, "B F"]) -> Any:
-    """Piece ids in prompt order: [CLS], then prefix and value of every field, [SEP]."""
-    rows, fields = values.shape
+def _forms(xp: Any, pieces: Pieces, values: Int[Array | np.ndarray, "B S"], widths: Sequence[int]) -> Any:
+    """Piece id of every slot: the form with a full stop for a field's last value, that with a comma for the others."""
+    if max(widths) == 1:
+        return values
+    comma = pieces.feature.shape[0] + 2 + len(widths)
+    ends = np.cumsum(widths) - 1  # the last slot of each field, behind which nothing of it can follow
+    followed = xp.concatenate([values[:, 1:] >= 0, xp.zeros_like(values[:, :1], dtype=bool)], axis=1)
+    followed = followed & ~np.isin(np.arange(values.shape[1]), ends)[None, :]
+    return xp.where((values >= 0) & followed, values + np.int32(comma), values)
+
+
+def _segments(xp: Any, pieces: Pieces, values: Int[Array | np.ndarray, "B S"], widths: Sequence[int]) -> Any:
+    """Piece ids in prompt order: [CLS], then prefix and values of every field, [SEP]; -1 for absent slots."""
+    rows = values.shape[0]
     cls_piece = pieces.feature.shape[0]
-    prefix = xp.broadcast_to(xp.arange(fields, dtype=np.int32).reshape(1, fields) + (cls_piece + 2), (rows, fields))
-    body = xp.stack([prefix, values], axis=2).reshape(rows, 2 * fields)
+    forms = _forms(xp, pieces, values, widths)
+    prefix = xp.broadcast_to(
+        xp.arange(len(widths), dtype=np.int32).reshape(1, -1) + (cls_piece + 2), (rows, len(widths))
+    )
+    # One permutation of [prefixes, slots] into prompt order, known when the program is written.
+    order, slot = [], len(widths)
+    for f, width in enumerate(widths):
+        order += [f, *range(slot, slot + width)]
+        slot += width
+    body = xp.concatenate([prefix, forms], axis=1)[:, np.asarray(order)]
     ends = xp.zeros((rows, 1), dtype=body.dtype) + cls_piece
     return xp.concatenate([ends, body, ends + 1], axis=1)
 
 
-def _choose_caps(longest: Int[np.ndarray, " F"], room: int, max_length: int) -> Int[np.ndarray, " F"]:
+def _choose_caps(
+    longest: Int[np.ndarray, " F"], slots: Int[np.ndarray, " F"], room: int, max_length: int
+) -> Int[np.ndarray, " F"]:
     """Shares spare room evenly; where room is missing, lowers the longest caps to the highest level that fits."""
-    missing = 2 * len(longest) - room
+    missing = 2 * slots.sum() - room
     if missing > 0:
         raise InputError(
-            f"A prompt of {len(longest)} fields needs at least {max_length + missing} tokens; text.max_length is "
+            f"A prompt of {slots.sum()} values needs at least {max_length + missing} tokens; text.max_length is "
             f"{max_length}."
         )
-    spare = room - longest.sum()
+    spare = room - longest @ slots
     if spare >= 0:
-        return longest + spare // len(longest)
+        return longest + spare // slots.sum()
     levels = np.arange(2, longest.max() + 1)
-    fits = np.minimum(longest[None, :], levels[:, None]).sum(axis=1) <= room
+    fits = np.minimum(longest[None, :], levels[:, None]) @ slots <= room
     return np.minimum(longest, levels[fits].max())
 
 
@@ -249,10 +321,26 @@ def _plain_text_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     return backend
 
 
-def _encode_values(
-    backend: Tokenizer, strings: Sequence[str]
-) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " V"], Int[np.ndarray, " V"]]:
-    """Tokens of all value pieces, and for each their number and that of the maskable ones.
+class _Encoded(NamedTuple):
+    """Tokens of pieces, one piece after the other; the length of each, and how many of its tokens are maskable."""
+
+    tokens: Int[np.ndarray, " T"]
+    length: Int[np.ndarray, " P"]
+    maskable: Int[np.ndarray, " P"]
+
+    def capped(self, caps: Int[np.ndarray, " P"], closing: int) -> "_Encoded":
+        """Cuts every piece to its cap; a cut one ends with the token `closing`."""
+        too_long = self.length > caps
+        kept = np.minimum(self.length, caps)
+        start = np.cumsum(self.length) - self.length
+        offset = np.cumsum(kept) - kept
+        tokens = self.tokens[np.arange(kept.sum()) + np.repeat(start - offset, kept)]
+        tokens[(offset + kept - 1)[too_long]] = closing
+        return _Encoded(tokens, kept, np.where(too_long, np.minimum(self.maskable, kept - 1), self.maskable))
+
+
+def _encode_values(backend: Tokenizer, strings: Sequence[str], mark: str) -> _Encoded:
+    """Tokens of all value pieces, `" <value>"` and the mark that closes it.
 
     A token is maskable if it spells characters of the value. So is a token of the template's space alone in front of
     such a one (the value then starts with white space), hence the maskable tokens are those up to the last one that
@@ -263,7 +351,7 @@ def _encode_values(
     maskable: list[int] = []
     for low in range(0, len(strings), _BATCH):
         batch = strings[low : low + _BATCH]
-        encodings = backend.encode_batch([f" {string}." for string in batch])
+        encodings = backend.encode_batch([f" {string}{mark}" for string in batch])
         ids = [encoding.ids for encoding in encodings]
         tokens.append(np.fromiter(chain.from_iterable(ids), np.int32))
         length += map(len, ids)
@@ -273,7 +361,19 @@ def _encode_values(
             while kept and not (offsets[kept - 1][0] < last and offsets[kept - 1][1] > 1):
                 kept -= 1
             maskable.append(kept)
-    return np.concatenate(tokens), np.asarray(length, np.int64), np.asarray(maskable, np.int64)
+    return _Encoded(np.concatenate(tokens), np.asarray(length, np.int64), np.asarray(maskable, np.int64))
+
+
+def _encode_inner(backend: Tokenizer, values: Sequence[Sequence[str] | None], counts: Sequence[int]) -> _Encoded:
+    """The values of fields with several slots as pieces that end in a comma; None gives as many empty pieces."""
+    empty = np.zeros(0, np.int64)
+    parts = [
+        _Encoded(empty, np.zeros(count, np.int64), np.zeros(count, np.int64))
+        if strings is None
+        else _encode_values(backend, strings, ",")
+        for strings, count in zip(values, counts, strict=True)
+    ]
+    return _Encoded(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _check_composition(
@@ -282,6 +382,7 @@ def _check_composition(
     names: Sequence[str],
     prefixes: Sequence[str],
     values: Sequence[Sequence[str]],
+    slots: Int[np.ndarray, " F"],
 ) -> None:
     """Raises InputError if the tokenizer joins text across pieces, as far as its added tokens and a sample tell."""
     for token in backend.get_added_tokens_decoder().values():
@@ -294,12 +395,17 @@ def _check_composition(
         [probe] * len(names) for probe in _PROBES
     ]
     for row in rows:
-        parts = [piece for prefix, value in zip(prefixes, row, strict=True) for piece in (prefix, f" {value}.")]
+        lists = [[value] * min(int(width), 2) for value, width in zip(row, slots, strict=True)]
+        parts = [
+            piece
+            for prefix, several in zip(prefixes, lists, strict=True)
+            for piece in (prefix, *(f" {value}," for value in several[:-1]), f" {several[-1]}.")
+        ]
         encodings = backend.encode_batch(parts, add_special_tokens=False)
         body = chain.from_iterable(encoding.ids for encoding in encodings)
-        whole = backend.encode(sentence(names, row)).ids
+        whole = backend.encode(sentence(names, lists)).ids
         if [tokenizer.cls_token_id, *body, tokenizer.sep_token_id] != whole:
             raise InputError(
-                f"The tokenizer does not read {sentence(names, row)!r} as [CLS], its parts split at spaces and [SEP], "
-                "so prompts cannot be put together from tokenised values; use that of a BERT or RoBERTa model."
+                f"The tokenizer does not read {sentence(names, lists)!r} as [CLS], its parts split at spaces and "
+                "[SEP], so prompts cannot be put together from tokenised values; use that of a BERT or RoBERTa model."
             )

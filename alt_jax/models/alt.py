@@ -34,8 +34,8 @@ class ALT(nn.Module):
     def setup(self) -> None:
         """Names the submodules; Linen makes parameters only for those that a call reaches."""
         config = self.config
-        self.ctr = CTRTower(config.ctr, self.schema.num_ids)
-        self.ctr_logit = CTRLogit(config.ctr, self.schema.num_ids)
+        self.ctr = CTRTower(config.ctr, self.schema.num_ids, self.schema.fields)
+        self.ctr_logit = CTRLogit(config.ctr, self.schema.num_ids, self.schema.fields)
         self.text = TextTower(self.encoder, dtype=jnp.dtype(config.text.dtype))
         self.text_logit = TextLogit()
         self.fusion = Fusion(self.alpha)
@@ -44,9 +44,11 @@ class ALT(nn.Module):
         self.mlm = MLMHead(self.encoder.vocab_size, config.pretrain.mlm_dropout)
         self.mtm = MTMHead(self.schema, config.mtm.dim)
 
-    def represent(self, ids: Int[Array, "B F"], *, train: bool) -> Float[Array, "B C"]:
-        """h_c of a row of feature ids."""
-        return self.ctr(ids, train=train)
+    def represent(
+        self, ids: Int[Array, "B S"], numbers: Float[Array, "B M"] | None = None, *, train: bool
+    ) -> Float[Array, "B C"]:
+        """h_c of a row of feature ids, and of its numbers."""
+        return self.ctr(ids, numbers, train=train)
 
     def read(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool) -> Float[Array, "B L D"]:
         """Token states of a prompt."""
@@ -73,9 +75,10 @@ class ALT(nn.Module):
     def click(
         self,
         strategy: Strategy,
-        ids: Int[Array, "B F"],
+        ids: Int[Array, "B S"],
         tokens: Int[Array, "B L"] | None,
         mask: Bool[Array, "B L"] | None,
+        numbers: Float[Array, "B M"] | None = None,
         *,
         train: bool,
     ) -> dict[str, Float[Array, " B"]]:
@@ -86,6 +89,7 @@ class ALT(nn.Module):
           ids: Feature ids.
           tokens: Prompts, or None for `ctr`.
           mask: Which tokens are real, or None for `ctr`.
+          numbers: Of the numeric fields.
           train: Whether dropout is on.
 
         Returns:
@@ -93,7 +97,7 @@ class ALT(nn.Module):
         """
         logits = {}
         if strategy != "plm":
-            logits["ctr"] = self.ctr_logit(ids, self.ctr(ids, train=train))
+            logits["ctr"] = self.ctr_logit(ids, self.ctr(ids, numbers, train=train))
         if strategy != "ctr":
             assert tokens is not None
             assert mask is not None
@@ -105,9 +109,10 @@ class ALT(nn.Module):
     def score(
         self,
         strategy: Strategy,
-        ids: Int[Array, "B F"],
+        ids: Int[Array, "B S"],
         tokens: Int[Array, "B L"] | None,
         mask: Bool[Array, "B L"] | None,
+        numbers: Float[Array, "B M"] | None = None,
     ) -> Float[Array, " B"]:
         """The strategy's own click logit, dropout off."""
-        return self.click(strategy, ids, tokens, mask, train=False)[strategy]
+        return self.click(strategy, ids, tokens, mask, numbers, train=False)[strategy]

@@ -82,14 +82,14 @@ class MTMHead(nn.Module):
           mask: Which tokens are real.
 
         Returns:
-          A vector per field, the output table over all N feature ids, and its bias.
+          A vector per tabular field, the output table over all N feature ids, and its bias.
         """
         states = states.astype(jnp.float32)
         query = nn.LayerNorm(name="norm")(nn.Dense(states.shape[-1], name="query")(representation))
         scores = jnp.einsum("bd,bld->bl", query, states) / math.sqrt(states.shape[-1])
         attention = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
         attended = jnp.einsum("bl,bld->bd", attention, states)
-        fields = len(self.schema.fields)
+        fields = len(self.schema.tabular)
         vectors = nn.Dense(fields * self.dim, name="output")(jnp.concatenate([representation, attended], axis=-1))
         table = self.param("table", nn.initializers.normal(0.02), (self.schema.num_ids, self.dim))
         bias = self.param("bias", nn.initializers.zeros, (self.schema.num_ids,))

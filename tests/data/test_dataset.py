@@ -1,5 +1,6 @@
 """The prepared folder: loading, damage, and encoding of new rows."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from alt_jax.config import Config, DataConfig, FieldConfig, TextConfig
-from alt_jax.data.dataset import Dataset, Encoder, Vocabulary, copy_encoder, encode
+from alt_jax.data.dataset import Dataset, Encoder, copy_encoder, encode
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import compose, prompt_lengths, sentence
 from alt_jax.data.tokenizer import load_tokenizer
@@ -134,7 +135,7 @@ def test_an_encoder_travels_without_the_rows(prepared: Dataset, tmp_path: Path):
 def test_another_datasets_vocabulary_is_refused(prepared: Dataset, tmp_path: Path):
     copy_encoder(prepared.folder, tmp_path / "export")
     vocabulary = prepared.vocabulary()
-    Vocabulary(vocabulary.field, [f"{v}!" for v in vocabulary.value], vocabulary.feature, vocabulary.count).save(
+    dataclasses.replace(vocabulary, value=[f"{v}!" for v in vocabulary.value]).save(
         tmp_path / "export" / "vocabulary.parquet"
     )
     with pytest.raises(InputError, match="is not the vocabulary of"):

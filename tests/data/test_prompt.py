@@ -308,7 +308,8 @@ def test_too_little_room_is_refused():
 
 def test_pieces_are_int32_numpy_and_keep_the_features():
     pieces, _ = pieces_of(wordpiece(), [("1", "2", "3"), ("2", "2", "4")])
-    assert all(isinstance(array, np.ndarray) and array.dtype == np.int32 for array in pieces)
+    assert all(isinstance(array, np.ndarray) and array.dtype == np.int32 for array in pieces[:-1])
+    assert pieces.number.dtype == np.float32
     np.testing.assert_array_equal(pieces.feature, np.arange(5) + 2)
     assert len(pieces.start) == len(pieces.length) == len(pieces.maskable) == 5 + 2 + len(NAMES)
     assert pieces.maskable[5:].sum() == 0

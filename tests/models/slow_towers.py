@@ -229,6 +229,11 @@ def dlrm(e, p):
     return mlp(p["top"], fwfm(e, p))
 
 
+def dlrm_numbers(e, numbers, p):
+    z = mlp(p["bottom"], numbers)
+    return mlp(p["top"], join(z, fwfm([z, *e], p)))
+
+
 def linear(h, r):
     return dense(r["dense"], h)[0]
 

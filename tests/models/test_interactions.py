@@ -92,6 +92,21 @@ def test_tower_is_the_published_equations(name, options):
         assert float(logit[row]) == pytest.approx(float(share), rel=1e-4, abs=1e-4)
 
 
+def test_dlrm_takes_numbers():
+    config = dataclasses.replace(CONFIG, tower="dlrm")
+    model, numbers = (
+        CTRTower(config, NUM_IDS),
+        np.random.default_rng(1).standard_normal((len(IDS), 2)).astype(np.float32),
+    )
+    inputs = jnp.asarray(IDS), jnp.asarray(numbers)
+    params = random_like(jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, train=False))["params"], seed=3)
+    h = model.apply({"params": params}, *inputs, train=False)
+    table = np.asarray(params["embedding"]["embedding"], np.float64)
+    for row in range(len(IDS)):
+        expected = slow_towers.dlrm_numbers(table[IDS[row]], numbers[row], params["interaction"])
+        assert np.asarray(h[row]) == pytest.approx(np.asarray(expected), rel=1e-4, abs=1e-5)
+
+
 # --- in use ---
 
 

@@ -5,6 +5,7 @@ rules, which would merge lines there. Whether the files are the originals is onl
 well-formed is what decides.
 """
 
+import dataclasses
 import hashlib
 import re
 import zipfile
@@ -152,15 +153,15 @@ def _chosen_fields(config: DataConfig) -> tuple[FieldConfig, ...]:
         return FIELDS
     own = {f.column: f.name for f in FIELDS}
     for field in config.fields:
-        if field.column not in own:
+        if field.column not in own and field.kind != "sequence":  # a sequence is made, not read
             raise InputError(f"{config.source} has no field {field.column!r}; {nearest(field.column, list(own))}")
     columns = [f.column for f in config.fields]
-    names = [f.name or own[f.column] for f in config.fields]
+    names = [f.name or own.get(f.column, f.column) for f in config.fields]
     for listed in (columns, names):
         twice = [entry for entry in listed if listed.count(entry) > 1]
         if twice:
             raise InputError(f"data.fields uses {twice[0]!r} twice; leave one of them out.")
-    return tuple(FieldConfig(column, name) for column, name in zip(columns, names, strict=True))
+    return tuple(dataclasses.replace(f, name=name) for f, name in zip(config.fields, names, strict=True))
 
 
 def read(source: str, release: Release, path: Path, fields: tuple[FieldConfig, ...] = FIELDS) -> RawData:

@@ -1,5 +1,6 @@
 """Own tables: CSV, TSV or Parquet (a file, or a folder of Parquet parts as Spark and Beam write them)."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,10 +28,10 @@ def load(config: DataConfig) -> RawData:
         raise InputError("Source 'table' needs data.raw, a CSV or Parquet file; set it or pass --data.raw PATH.")
     if not config.fields:
         raise InputError("Source 'table' needs data.fields: the columns to use, in prompt order.")
-    fields = tuple(FieldConfig(f.column, f.name or f.column) for f in config.fields)
+    fields = tuple(dataclasses.replace(f, name=f.name or f.column) for f in config.fields)
     check_fields(config, fields)
     path = Path(config.raw)
-    columns = [f.column for f in fields]
+    columns = [f.column for f in fields if f.kind != "sequence"]  # a sequence is made, not read
     rows = read(path, list(dict.fromkeys([*columns, config.label, *([config.timestamp] if config.timestamp else [])])))
     keep = {column: rows[column] for column in columns}
     keep["__label__"] = _label(rows[config.label], config.label, path)

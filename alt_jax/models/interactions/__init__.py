@@ -46,10 +46,12 @@ class Interaction(nn.Module):
     Attributes:
       config: What all towers share.
       first_order: Whether the logit also has the linear part Σ_f w[x_f].
+      takes_numbers: Whether `__call__` also takes the numeric fields' numbers [B, M], behind the embeddings.
     """
 
     config: CTRConfig
     first_order: ClassVar[bool] = True
+    takes_numbers: ClassVar[bool] = False
 
     @nn.nowrap
     def embedding_width(self) -> int:

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from alt_jax.models.interactions import Interaction, register
@@ -12,15 +13,24 @@ from alt_jax.models.mlp import MLP
 
 @register("dlrm")
 class DLRM(Interaction):
-    """h_c = MLP(⟨v_i, v_j⟩ for all pairs i < j), logit = wᵀ h_c + b.
+    """h_c = MLP(concat(z, ⟨v_i, v_j⟩ for all pairs i < j)), logit = wᵀ h_c + b.
 
-    The paper's bottom network turns dense inputs into one more vector; a table without dense inputs has none.
+    A bottom network turns the numbers of a row into one more vector v = z; a table without numeric fields has none.
     """
 
     first_order: ClassVar[bool] = False
+    takes_numbers: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, embeddings: Float[Array, "B F D"], *, train: bool) -> Float[Array, "B C"]:
+    def __call__(
+        self, embeddings: Float[Array, "B F D"], numbers: Float[Array, "B M"] | None = None, *, train: bool
+    ) -> Float[Array, "B C"]:
         """Computes h_c."""
-        products = inner_products(embeddings)
-        return MLP(self.config.hidden, self.config.dropout, name="top")(products, train=train)
+        config = self.config
+        if numbers is None:
+            top = inner_products(embeddings)
+        else:
+            bottom = MLP((*config.hidden[:-1], embeddings.shape[2]), config.dropout, name="bottom")
+            z = bottom(numbers, train=train)
+            top = jnp.concatenate([z, inner_products(jnp.concatenate([z[:, None], embeddings], axis=1))], axis=1)
+        return MLP(config.hidden, config.dropout, name="top")(top, train=train)

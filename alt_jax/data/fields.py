@@ -1,0 +1,149 @@
+"""Kinds of fields: raw columns to strings per slot, and strings to numbers, bins and histories.
+
+| kind | values of a row | feature id |
+|---|---|---|
+| `category` | one | its own |
+| `numeric` | one number | that of its quantile bin; a missing number has the field's first |
+| `multi` | a list, e.g. genres | its own |
+| `sequence` | the last items of the row's user, newest first | that of the item's field |
+| `text` | one | none: the CTR tower does not see it |
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float, Int
+
+from alt_jax.config import FieldConfig
+from alt_jax.data.sources.raw import as_text
+from alt_jax.errors import InputError
+from alt_jax.schema import Field, Numeric
+
+
+class Spelled(NamedTuple):
+    """A column as distinct strings and, for every row and slot, which of them stands there (-1: none)."""
+
+    strings: list[str]
+    codes: Int[np.ndarray, "N S"]
+
+
+def spell(column: pa.ChunkedArray, field: FieldConfig | Field, origin: str) -> Spelled:
+    """Reads a column as its field's kind declares it.
+
+    A list is cut to the field's slots; an empty or missing one holds the empty string, as a missing category does.
+
+    Raises:
+      InputError: The column has no plain spelling, or a numeric one holds something else than numbers.
+    """
+    if field.kind not in ("multi", "sequence"):
+        text = as_text(column, field.column, origin)
+        return Spelled(text.dictionary.to_pylist(), np.asarray(text.indices, np.int32)[:, None])
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        inside = as_text(lists.flatten(), field.column, origin)
+        length = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
+        row = np.repeat(np.arange(len(length)), length)
+        slot = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
+        strings, index = [*inside.dictionary.to_pylist(), ""], np.asarray(inside.indices, np.int32)
+        codes = np.full((len(length), field.slots), -1, np.int32)
+        kept = slot < field.slots
+        codes[row[kept], slot[kept]] = index[kept]
+        codes[length == 0, 0] = len(strings) - 1
+        return _merged(strings, codes)
+    text = as_text(column, field.column, origin)
+    several = [string.split(field.separator)[: field.slots] for string in text.dictionary.to_pylist()]
+    distinct = list(dict.fromkeys(part.strip() for parts in several for part in parts))
+    number = {string: i for i, string in enumerate(distinct)}
+    codes = np.full((len(several), field.slots), -1, np.int32)
+    for i, parts in enumerate(several):
+        codes[i, : len(parts)] = [number[part.strip()] for part in parts]
+    return Spelled(distinct, codes[np.asarray(text.indices)])
+
+
+def _merged(strings: list[str], codes: Int[np.ndarray, "N S"]) -> Spelled:
+    """Gives a string that occurs twice one code."""
+    distinct = list(dict.fromkeys(strings))
+    number = {string: i for i, string in enumerate(distinct)}
+    remap = np.array([*(number[string] for string in strings), -1], np.int32)
+    return Spelled(distinct, remap[codes])
+
+
+def parse_numbers(strings: list[str], column: str, origin: str) -> Float[np.ndarray, " V"]:
+    """The strings as numbers; NaN for an empty one.
+
+    Raises:
+      InputError: One is not a finite number.
+    """
+    numbers = np.full(len(strings), np.nan)
+    for i, string in enumerate(strings):
+        if string.strip():
+            try:
+                numbers[i] = float(string)
+            except ValueError:
+                numbers[i] = np.inf
+            if not np.isfinite(numbers[i]):
+                raise InputError(
+                    f"Numeric field {column!r} of {origin} holds {string!r}, which is not a finite number; correct it, "
+                    "leave it empty, or declare the field a category."
+                )
+    return numbers
+
+
+def fit_numeric(numbers: Float[np.ndarray, " N"], bins: int) -> Numeric:
+    """Quantile bins, mean and standard deviation of a training column; missing numbers (NaN) do not count."""
+    present = numbers[np.isfinite(numbers)]
+    if not len(present):
+        return Numeric((), 0.0, 1.0)
+    edges = np.unique(np.quantile(present, np.linspace(0, 1, bins + 1)[1:-1]))
+    return Numeric(tuple(edges.tolist()), float(present.mean()), float(present.std()) or 1.0)
+
+
+def bin_of(numeric: Numeric, numbers: Float[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:
+    """Bins from 1, edges belonging to the upper one; 0 for a missing number."""
+    bins = 1 + np.searchsorted(np.asarray(numeric.edges), numbers, side="right")
+    return np.where(np.isnan(numbers), 0, bins).astype(np.int32)
+
+
+def standardised(numeric: Numeric, numbers: Float[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
+    """(x − mean) / std of the training part; 0 for a missing number."""
+    return np.where(np.isnan(numbers), 0.0, (numbers - numeric.mean) / numeric.std).astype(np.float32)
+
+
+def history(
+    user: Int[np.ndarray, " N"],
+    time: np.ndarray,
+    item: Int[np.ndarray, " N"],
+    eligible: Bool[np.ndarray, " N"],
+    slots: int,
+) -> Int[np.ndarray, "N S"]:
+    """The last items of every row's user, newest first.
+
+    Only eligible rows (training rows that were clicked) count, and only those strictly before the row in time: a row
+    never sees itself, its label, a simultaneous row or the future.
+
+    Args:
+      user: User of every row.
+      time: What rows are ordered by.
+      item: Item of every row.
+      eligible: Rows that may enter a history.
+      slots: Most items.
+
+    Returns:
+      Items, -1 behind the last.
+    """
+    rank = np.unique(time, return_inverse=True)[1].astype(np.int64)
+    span = np.int64(rank.max(initial=0) + 1)
+    key = user.astype(np.int64) * span + rank
+    past = np.flatnonzero(eligible)
+    past = past[np.argsort(key[past], kind="stable")]
+    keys = key[past]
+    first = np.searchsorted(keys, user.astype(np.int64) * span)
+    end = np.searchsorted(keys, key)
+    items = np.full((len(user), slots), -1, np.int32)
+    for slot in range(slots):
+        at = end - 1 - slot
+        there = at >= first
+        items[there, slot] = item[past[at[there]]]
+    return items
