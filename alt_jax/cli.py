@@ -28,7 +28,8 @@ usage: alt-jax COMMAND …
   evaluate E [--split test] [--json]                  AUC, logloss, GAUC, ECE of a finetuned run
   predict  E|EXPORT rows.csv|parquet -o scores.parquet
   export   E OUT                                      safetensors, config, schema, Hugging Face folder
-  list     towers|texts|datasets|protocols            names that configs may use, one a line
+  ablate   CONFIG --study S --run-dir D [--seeds 3]   a study: runs side by side, a table, a figure
+  list     towers|texts|datasets|protocols|studies    names that configs may use, one a line
 
 CONFIG is a Python file with get_config(), see configs/. Any of its values can be overridden, e.g. --loss.mlm 0
 --data.raw ml-1m.zip --seed 1. `alt-jax COMMAND --help` shows a command's options.
@@ -115,13 +116,34 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class AblateOptions:
+    """Runs every arm of a study with several seeds, and writes a table, JSON, CSV and a figure.
+
+    Example: alt-jax ablate configs/movielens_100k.py --study losses --seeds 3 --run-dir runs/losses
+    """
+
+    config: _Values
+    study: str
+    """A name from `alt-jax list studies`, or a JSON file {"arm": {"loss.mlm": 0}, …}; the first arm is the baseline."""
+    run_dir: Path
+    """Where everything is kept; started again, what is finished is not repeated."""
+    seeds: int = 3
+    jobs: int = 1
+    """Runs side by side, as processes."""
+    task: str = "0/1"
+    """i/N: only every N-th part of the study from the i-th on, for arrays of machines that share the folder."""
+    strategies: tuple[Strategy, ...] = ()
+    """Which finetuning strategies; empty: those of the study."""
+
+
+@dataclass(frozen=True)
 class ListOptions:
     """Names that configs may use, one a line.
 
     Example: alt-jax list towers
     """
 
-    what: tyro.conf.Positional[Literal["towers", "texts", "datasets", "protocols"]]
+    what: tyro.conf.Positional[Literal["towers", "texts", "datasets", "protocols", "studies"]]
 
 
 @dataclass(frozen=True)
@@ -294,8 +316,27 @@ def _export(arguments: list[str]) -> None:
     print(f"exported {options.run_dir} to {options.out}")
 
 
+def _ablate(arguments: list[str]) -> None:
+    options = _configured(AblateOptions, arguments, "ablate")
+    index, _, count = options.task.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise InputError(f"--task {options.task} should be i/N with i from 0 to N - 1, e.g. 0/4.")
+    if options.seeds < 1 or options.jobs < 1:
+        raise InputError("--seeds and --jobs must be at least 1.")
+    from alt_jax import studies
+    from alt_jax.ablate import ablate
+
+    study = studies.get(options.study)
+    if options.strategies:
+        study = dataclasses.replace(study, strategies=options.strategies)
+    task = int(index), int(count)
+    table = ablate(options.config, study, seeds=options.seeds, folder=options.run_dir, jobs=options.jobs, task=task)
+    print(f"\n{table}\nalso in {options.run_dir}: table.json, table.csv, table.png")
+
+
 def _list(arguments: list[str]) -> None:
     options = _parse(ListOptions, arguments, "alt-jax list")
+    from alt_jax import studies
     from alt_jax.data import protocols, sources
     from alt_jax.models import bert, interactions
 
@@ -304,6 +345,7 @@ def _list(arguments: list[str]) -> None:
         "texts": lambda: bert.ARCHITECTURES,
         "datasets": sources.names,
         "protocols": lambda: protocols.PROTOCOLS,
+        "studies": lambda: studies.STUDIES,
     }
     print("\n".join(names[options.what]()))
 
@@ -323,5 +365,6 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "export": _export,
+    "ablate": _ablate,
     "list": _list,
 }

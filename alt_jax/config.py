@@ -292,6 +292,24 @@ class Config:
         except ValidationError as error:
             raise InputError(f"{source}: {first_problem(error)}") from None
 
+    def override(self, values: Mapping[str, Any]) -> "Config":
+        """The config with other values, given by their dotted names.
+
+        Raises:
+          InputError: A name does not exist, and the nearest is named; or a value does not fit.
+        """
+        tree, known = dataclasses.asdict(self), self.flat()
+        for name, value in values.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, list(known), n=1)
+                raise InputError(f"there is no config value {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
+            *groups, leaf = name.split(".")
+            place = tree
+            for group in groups:
+                place = place[group]
+            place[leaf] = value
+        return Config.from_json(json.dumps(tree), "overridden config")
+
     def flat(self) -> dict[str, Any]:
         """Every value under its dotted name."""
         return _flatten(dataclasses.asdict(self))

@@ -1,0 +1,166 @@
+"""Studies: what is run, what is shared, what is resumed, what is said; a real study of a tiny model."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import scipy.stats
+
+from alt_jax import ablate, studies
+from alt_jax.cli import run
+from alt_jax.config import Config
+from alt_jax.errors import InputError
+from alt_jax.studies import Arm, Study
+
+
+def test_the_losses_are_all_subsets():
+    study = studies.get("losses")
+    names = [arm.name for arm in study.arms]
+    assert names == ["none", "icl", "mlm", "mtm", "icl+mlm", "icl+mtm", "mlm+mtm", "icl+mlm+mtm"]
+    assert [arm.pretrain for arm in study.arms] == [False] + [True] * 7
+    assert dict(study.arms[5].values) == {"loss.icl": 1.0, "loss.mlm": 0.0, "loss.mtm": 1.0}
+
+
+@pytest.mark.parametrize("name", sorted(studies.STUDIES))
+def test_every_value_of_every_study_exists(name, tmp_path):
+    jobs = [job for group in ablate.plan(Config(), studies.get(name), 1, tmp_path) for job in group]
+    assert len({job.folder for job in jobs}) == len(jobs)
+    configs = {job.config.to_json() for job in jobs if job.strategy == studies.get(name).strategies[0]}
+    assert len(configs) >= len(studies.get(name).arms) - (name == "losses")
+
+
+def test_arms_that_differ_in_finetuning_share_a_pretraining(tmp_path):
+    arms = (
+        Arm("none", pretrain=False),
+        Arm("a", {"loss.mlm": 0.0}),
+        Arm("b", {"loss.mlm": 0.0}, {"finetune.joint.alpha": 0.0}),
+        Arm("c"),
+    )
+    groups = ablate.plan(Config(), Study(arms, ("joint", "ctr")), 2, tmp_path)
+    folders = [[str(job.folder.relative_to(tmp_path)) for job in group] for group in groups]
+    assert folders[:4] == [[f"{s}/none/seed-{n}"] for n in (0, 1) for s in ("joint", "ctr")]
+    assert [sorted(group) for group in folders[4:6]] == [
+        sorted([f"pretrain/a/seed-{n}", *(f"{s}/{arm}/seed-{n}" for s in ("joint", "ctr") for arm in "ab")])
+        for n in (0, 1)
+    ]
+    for group in groups[4:]:
+        assert group[0].strategy is None  # first, since the others wait for it
+        assert {job.init_from for job in group[1:]} == {group[0].folder}
+        assert len({job.config.seed for job in group}) == 1
+    assert groups[4][0].config.finetune.joint.alpha == 0.5
+
+
+def test_a_study_of_the_data_has_a_dataset_each(tmp_path):
+    config = Config().override({"data.dir": "prepared"})
+    jobs = [job for group in ablate.plan(config, studies.get("protocols"), 1, tmp_path) for job in group]
+    assert {job.config.data.dir for job in jobs} == {
+        "prepared" if job.config.data.protocol == "random" else f"prepared-{job.config.data.protocol}" for job in jobs
+    }
+
+
+def made_up(folder: Path, aucs: dict[str, list[float | None]]) -> None:
+    for arm, values in aucs.items():
+        for seed, auc in enumerate(values):
+            run_folder = folder / "ctr" / arm / f"seed-{seed}"
+            run_folder.mkdir(parents=True)
+            if auc is None:
+                ablate._beside(run_folder, ".log").write_text("Traceback\nMemoryError: no room\n")
+            else:
+                result = {"test": {"auc": auc, "logloss": 1 - auc}}
+                (run_folder / "result.json").write_text(json.dumps(result))
+
+
+def test_the_table_by_hand(tmp_path):
+    made_up(tmp_path, {"none": [0.70, 0.71, 0.72], "a": [0.72, 0.74, 0.73], "b": [0.71, None, None], "c": [None] * 3})
+    study = Study((Arm("none"), Arm("a", {"seed": 1}), Arm("b", {"seed": 2}), Arm("c", {"seed": 3})), ("ctr",))
+    lines = ablate.table(study, 3, tmp_path)
+    assert [len(line.auc) for line in lines] == [3, 3, 1, 0]
+    assert lines[1].relaimpr == pytest.approx((0.73 - 0.5) / (0.71 - 0.5) - 1)
+    differences = [0.02, 0.03, 0.01]
+    t = (sum(differences) / 3) / (0.01 / math.sqrt(3))
+    assert lines[1].p == pytest.approx(2 * scipy.stats.t.sf(t, 2))
+    assert math.isnan(lines[2].p)
+    text = ablate.write(lines, tmp_path)
+    assert "| ctr | a | 3 | 0.7300 ± 0.0100 | 0.2700 ± 0.0100 | +9.52 % | 0.074 |" in text
+    assert "| ctr | b | 1 (2 failed) | 0.7100 | 0.2900 | +0.00 % | – |" in text
+    assert "| ctr | c | 0 (3 failed) | failed | failed | – | – |" in text
+    assert "- ctr c seed 2: failed: MemoryError: no room" in text
+    assert json.loads((tmp_path / "table.json").read_text())[3]["p"] is None
+    assert (tmp_path / "table.csv").read_text().splitlines()[1] == "ctr,none,0,0.7,0.30000000000000004"
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_real_study(tmp_path, tiny_config, tiny_dataset, capfd):
+    """Two arms, one of which cannot run; then again, when nothing is left to do; then with another config."""
+    folder = tmp_path / "study"
+    study = Study(
+        (Arm("none", pretrain=False), Arm("icl", {"loss.mlm": 0.0, "loss.mtm": 0.0, "pretrain.batch_size": 10**6})),
+        ("ctr",),
+    )
+    text = ablate.ablate(tiny_config, study, seeds=1, folder=folder, jobs=2)
+    assert "| ctr | none | 1 | 0." in text
+    assert "- ctr icl seed 0: pretraining failed: A batch of 1000000 rows is larger than" in text
+    result = (folder / "ctr" / "none" / "seed-0" / "result.json").stat().st_mtime_ns
+    good = Study((study.arms[0], Arm("icl", {"loss.mlm": 0.0, "loss.mtm": 0.0})), ("ctr",))
+    text = ablate.ablate(tiny_config, good, seeds=1, folder=folder, jobs=1)
+    assert "| ctr | icl | 1 | 0." in text
+    assert (folder / "ctr" / "none" / "seed-0" / "result.json").stat().st_mtime_ns == result
+    with pytest.raises(InputError, match=r"seed-0 was run with ctr.dim = .*; give another --run-dir"):
+        ablate.ablate(tiny_config.override({"ctr.dim": 5}), good, seeds=1, folder=folder, jobs=1)
+
+
+def test_tasks_share_a_study(tmp_path, monkeypatch):
+    ran: list[Path] = []
+    monkeypatch.setattr(ablate, "run", lambda groups, jobs: ran.extend(job.folder for g in groups for job in g))
+    monkeypatch.setattr("alt_jax.ablate.prepare", lambda config: None)
+    for index in range(3):
+        ablate.ablate(Config(), studies.get("losses"), seeds=2, folder=tmp_path, jobs=1, task=(index, 3))
+    jobs = [job.folder for group in ablate.plan(Config(), studies.get("losses"), 2, tmp_path) for job in group]
+    assert sorted(ran) == sorted(jobs)
+
+
+# --- what cannot be ---
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "should hold an object of arms"),
+        ("{", "cannot be read as JSON"),
+        ('{"a": {"los.mlm": 0}}', "there is no config value 'los.mlm'; did you mean 'loss.mlm'?"),
+        ('{"a": {"loss.mlm": -1}}', "loss.mlm: Input should be greater than or equal to 0"),
+    ],
+)
+def test_an_own_study_that_cannot_be(tmp_path, content, said):
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(InputError) as refused:
+        ablate.plan(Config(), studies.get(str(tmp_path / "study.json")), 1, tmp_path)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--study", "loses"], "there is no study 'loses'; did you mean 'losses'?"),
+        (["--study", "losses", "--task", "3/3"], "--task 3/3 should be i/N"),
+        (["--study", "losses", "--seeds", "0"], "must be at least 1"),
+    ],
+)
+def test_refused_in_one_sentence(tmp_path, flags, said, capsys):
+    config = tmp_path / "c.py"
+    config.write_text("from alt_jax.config import Config\ndef get_config():\n    return Config()\n")
+    assert run(["ablate", str(config), "--run-dir", str(tmp_path / "d"), *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+
+
+def test_override_changes_what_it_names():
+    config = Config().override({"loss.mlm": 0.5, "ctr.options": {"rank": 2}, "seed": 3})
+    assert config == dataclasses.replace(
+        Config(),
+        loss=dataclasses.replace(Config().loss, mlm=0.5),
+        ctr=dataclasses.replace(Config().ctr, options=(("rank", 2),)),
+        seed=3,
+    )
