@@ -1,12 +1,12 @@
 """ID-only CTR towers, each with the L2 that its validation part likes best: writes the studies for `alt-jax ablate`.
 
     python benchmarks/tune_towers.py grid > grid.json
-    alt-jax ablate configs/movielens_1m.py:scratch --study grid.json --seeds 1 --strategies ctr --run-dir runs/grid …
-    python benchmarks/tune_towers.py best runs/grid > towers.json
-    alt-jax ablate configs/movielens_1m.py:scratch --study towers.json --seeds 3 --strategies ctr --run-dir runs/towers …
+    alt-jax ablate configs/movielens_1m.py:scratch --study grid.json --seeds 1 --strategies ctr --run-dir runs/grid
+    python benchmarks/tune_towers.py best runs/grid > best.json
+    alt-jax ablate configs/movielens_1m.py:scratch --study best.json --seeds 3 --strategies ctr --run-dir runs/towers
 
-L2 acts on embeddings, and how far they are from where it pulls them differs from tower to tower: one value for all would
-compare the towers' luck. The choice looks at validation AUC of seed 0 only.
+L2 acts on embeddings, and how much of it a tower bears differs from tower to tower: one value for all would compare the
+towers' luck. The choice looks at validation AUC of seed 0 only.
 """
 
 import json
