@@ -108,7 +108,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         return done
     mesh = make_mesh()
     _steps(mesh, dataset, plan)
-    task = Finetune(ALT(config, dataset.schema, encoder, recipe.alpha), strategy, recipe.l2)
+    task = Finetune(ALT(config, dataset.schema, encoder), strategy, recipe.l2)
     params = _init(task, config.seed)
     if init_from is None:
         params, summary = bridge.load_text(params, config.text, encoder)
@@ -164,7 +164,7 @@ def finetune_task(run: Run) -> Finetune:
     strategy = run.origin.strategy
     assert strategy is not None
     recipe: FinetuneConfig = getattr(run.config.finetune, strategy)
-    return Finetune(ALT(run.config, run.schema, run.encoder, recipe.alpha), strategy, recipe.l2)
+    return Finetune(ALT(run.config, run.schema, run.encoder), strategy, recipe.l2)
 
 
 def open_dataset(run: Run) -> Dataset:
