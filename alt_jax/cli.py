@@ -25,7 +25,7 @@ usage: alt-jax COMMAND …
   prepare  CONFIG                                     raw ratings or clicks to a prepared dataset
   pretrain CONFIG --run-dir D                         align the CTR tower and the text tower
   finetune CONFIG --strategy ctr|plm|joint --init-from D|none --run-dir E
-  evaluate E [--split test] [--json]                  AUC, logloss, GAUC, ECE of a finetuned run
+  evaluate E… [--split test] [--json]                 AUC, logloss, GAUC, ECE of a run, or of several runs' mean
   predict  E|EXPORT rows.csv|parquet -o scores.parquet
   export   E OUT                                      safetensors, config, schema, Hugging Face folder
   ablate   CONFIG --study S --run-dir D [--seeds 3]   a study: runs side by side, a table, a figure
@@ -80,12 +80,12 @@ class FinetuneOptions:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Metrics of a finished finetuning run.
+    """Metrics of a finished finetuning run, or of the mean of several runs' probabilities.
 
     Example: alt-jax evaluate runs/joint --json
     """
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: tyro.conf.Positional[tuple[Path, ...]]
     split: Literal["train", "valid", "test"] = "test"
     json: bool = False
     """Print one JSON object."""
@@ -296,6 +296,8 @@ def _evaluate(arguments: list[str]) -> None:
     options = _parse(EvaluateOptions, arguments, "alt-jax evaluate")
     from alt_jax import stages
 
+    if not options.run_dir:
+        raise InputError("give the folder of a finished run, e.g. alt-jax evaluate runs/joint.")
     found = stages.evaluate(options.run_dir, options.split)
     print(stages.to_json(found) if options.json else stages.format_report(found))
 

@@ -239,7 +239,9 @@ class FinetuneConfig:
       text_learning_rate: Of the text tower (AdamW).
       weight_decay: Decoupled, on the text tower's matrices.
       l2: Times the sum of squares of all embeddings and first-order weights, added to the loss.
-      alpha: Where the joint prediction's mixing weight of the CTR logit starts.
+      fusion: How `joint` mixes α · logit_c + (1 − α) · logit_t: `free`: α a learned number; `sigmoid`: α = σ(a), so
+        within 0 and 1; `gated`: α = σ(w·[h_c, h_t] + b), one for every row; `average`: α = ½, not learned.
+      alpha: Where α starts (`average` has no use for it).
     """
 
     batch_size: PositiveInt = 1024
@@ -249,7 +251,15 @@ class FinetuneConfig:
     text_learning_rate: PositiveFloat = 5e-5
     weight_decay: Weight = 1e-3
     l2: Weight = 0.0
+    fusion: Literal["free", "sigmoid", "gated", "average"] = "free"
     alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuses what the fusion cannot start from."""
+        if self.fusion in ("sigmoid", "gated") and not 0 < self.alpha < 1:
+            raise ValueError(f"alpha {self.alpha:g} must lie between 0 and 1 where fusion is {self.fusion!r}")
+        if self.fusion == "average" and self.alpha != 0.5:
+            raise ValueError(f"alpha {self.alpha:g} has no effect where fusion is 'average'; leave it at 0.5")
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -1,6 +1,7 @@
 """The stages of an experiment: pretrain, finetune, and the scoring of a finished run."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         return done
     mesh = make_mesh()
     _steps(mesh, dataset, plan)
-    task = Finetune(ALT(config, dataset.schema, encoder, recipe.alpha), strategy, recipe.l2)
+    task = Finetune(ALT(config, dataset.schema, encoder), strategy, recipe.l2)
     params = _init(task, config.seed)
     if init_from is None:
         params, summary = bridge.load_text(params, config.text, encoder)
@@ -164,7 +165,7 @@ def finetune_task(run: Run) -> Finetune:
     strategy = run.origin.strategy
     assert strategy is not None
     recipe: FinetuneConfig = getattr(run.config.finetune, strategy)
-    return Finetune(ALT(run.config, run.schema, run.encoder, recipe.alpha), strategy, recipe.l2)
+    return Finetune(ALT(run.config, run.schema, run.encoder), strategy, recipe.l2)
 
 
 def open_dataset(run: Run) -> Dataset:
@@ -182,18 +183,27 @@ def open_dataset(run: Run) -> Dataset:
     return dataset
 
 
-def evaluate(folder: Path, split: str) -> dict[str, float]:
-    """Metrics of a finished finetuning run on one split.
+def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
+    """Metrics on one split of a finished finetuning run, or of the mean of several runs' probabilities.
 
     Raises:
-      InputError: The run or its dataset is missing or damaged.
+      InputError: A run or its dataset is missing or damaged, or the runs have different datasets.
     """
-    trained = load_finetuned(folder)
-    dataset = open_dataset(trained.run)
-    rows = dataset.split(split)
+    runs = [load_finetuned(folder) for folder in folders]
+    dataset = open_dataset(runs[0].run)
+    values = dataset.split(split).values
     mesh = make_mesh()
-    scorer = Scorer(trained.task, mesh, dataset.pieces)
-    return report(dataset, split, scorer(replicate(mesh, trained.params), rows.values))
+    probability = np.zeros(len(values))
+    for trained in runs:
+        if trained.run.schema.data_hash != dataset.schema.data_hash:
+            raise InputError(
+                f"{trained.run.folder} was trained on another dataset than {runs[0].run.folder}; their scores are of "
+                "different rows and cannot be averaged."
+            )
+        own = open_dataset(trained.run)  # its prompts may come from another tokenizer
+        scorer = Scorer(trained.task, mesh, own.pieces)
+        probability += scorer(replicate(mesh, trained.params), own.split(split).values) / len(runs)
+    return report(dataset, split, probability)
 
 
 def _steps(mesh: Mesh, dataset: Dataset, plan: Plan) -> int:

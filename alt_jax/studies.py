@@ -78,7 +78,11 @@ def _text() -> Study:
 
 
 def _fusion() -> Study:
-    arms = [Arm(f"alpha={alpha:g}", finetune={"finetune.joint.alpha": alpha}) for alpha in (0.5, 0.0, 1.0)]
+    kinds = [("free", 0.5), ("free", 0.0), ("sigmoid", 0.5), ("gated", 0.5), ("average", 0.5)]
+    arms = [
+        Arm(f"{kind},alpha={alpha:g}", finetune={"finetune.joint.fusion": kind, "finetune.joint.alpha": alpha})
+        for kind, alpha in kinds
+    ]
     return Study(tuple(arms), ("joint",))
 
 

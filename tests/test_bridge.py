@@ -208,7 +208,7 @@ def test_two_steps_from_the_model_folder(
     assert (first["step"], second["step"], valid["step"], result["best_step"]) == (1, 2, 2, 2)
     assert first["loss"] != second["loss"]
     assert valid["valid/auc"] == result["valid"]["auc"]
-    assert stages.to_json(stages.evaluate(tmp_path / "run", "test")) == stages.to_json(result["test"])
+    assert stages.to_json(stages.evaluate([tmp_path / "run"], "test")) == stages.to_json(result["test"])
 
 
 def test_dataset_of_a_model_needs_that_model(modelled: tuple[Config, Dataset], tiny_config: Config) -> None:

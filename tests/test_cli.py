@@ -150,7 +150,7 @@ def test_flag_that_cannot_be(refused: Callable[..., str], config: str, flags: li
         (["pretrain", "--run-dir", "x"], "give a config file first"),
         (["finetune", "CONFIG", "--strategy", "both"], "invalid choice 'both'"),
         (["finetune", "CONFIG", "--strategy", "ctr", "--run-dir", "x"], "give --init-from"),
-        (["evaluate"], "give run-dir"),
+        (["evaluate"], "give the folder of a finished run"),
         (["evaluate", "x", "--split", "dev"], "invalid choice 'dev'"),
         (["predict", "x", "y"], "give -o"),
         (["list", "tower"], "invalid choice 'tower'"),

@@ -79,6 +79,8 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
         lambda: PretrainConfig(checkpoint_every=-1),
         lambda: FinetuneConfig(patience=0),
         lambda: FinetuneConfig(alpha=float("nan")),
+        lambda: FinetuneConfig(alpha=0.0, fusion="sigmoid"),
+        lambda: FinetuneConfig(alpha=0.4, fusion="average"),
         lambda: DataConfig(positive_above=float("nan")),
         lambda: DataConfig(min_count=0),
         lambda: Config(seed=-1),

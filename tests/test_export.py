@@ -18,7 +18,7 @@ from alt_jax.checkpoint import load_params
 from alt_jax.config import Config
 from alt_jax.data.dataset import Dataset
 from alt_jax.errors import InputError
-from alt_jax.evaluate import Scorer
+from alt_jax.evaluate import Scorer, report
 from alt_jax.export import PARAMS, export, predict
 from alt_jax.models import huggingface
 from alt_jax.run import Run
@@ -53,6 +53,16 @@ def evaluated(runs: Runs, tiny_dataset: Dataset) -> np.ndarray:
     return scorer(replicate(mesh, opened.params), tiny_dataset.test.values)
 
 
+def test_several_runs_are_averaged(runs: Runs, tiny_dataset: Dataset, evaluated: np.ndarray):
+    other = stages.load_finetuned(runs.ctr)
+    mesh = make_mesh()
+    theirs = Scorer(other.task, mesh, tiny_dataset.pieces)(replicate(mesh, other.params), tiny_dataset.test.values)
+    found = stages.evaluate([runs.joint, runs.ctr], "test")
+    expected = report(tiny_dataset, "test", (evaluated + theirs) / 2)
+    assert stages.to_json(found) == stages.to_json(expected)
+    assert found["auc"] not in (stages.evaluate([folder], "test")["auc"] for folder in (runs.joint, runs.ctr))
+
+
 def write(table: pa.Table, path: Path) -> Path:
     (pq.write_table if path.suffix == ".parquet" else pyarrow.csv.write_csv)(table, path)
     return path
@@ -69,7 +79,7 @@ def test_evaluate_gives_the_numbers_of_result_json(runs: Runs, name: str) -> Non
     folder: Path = getattr(runs, name)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     for split in ("valid", "test"):
-        assert json.loads(stages.to_json(stages.evaluate(folder, split))) == result[split]
+        assert json.loads(stages.to_json(stages.evaluate([folder], split))) == result[split]
     assert result["test"].keys() >= {"auc", "logloss", "gauc", "ece", "rows", "unseen_item_auc"}
     assert result["test"]["rows"] == 60
 

@@ -327,7 +327,8 @@ def test_mtm_learns_to_recover_features(method, make_pretrain, plain_config, tin
 def test_finetuning_losses(strategy, plain_config, tiny_dataset, pieces, batch):
     """BCE of the strategy's logit; for `joint` those of both parts too; L2 on the whole id tables but for `plm`."""
     schema = tiny_dataset.schema
-    model = ALT(plain_config, schema, bridge.encoder_config(plain_config.text, schema), alpha=0.3)
+    config = plain_config.override({"finetune.joint.alpha": 0.3})
+    model = ALT(config, schema, bridge.encoder_config(plain_config.text, schema))
     task = Finetune(model, strategy, l2=0.01)
     params = fresh(task)
     weighted = batch._replace(weight=batch.weight.at[2].set(0.0))

@@ -23,13 +23,11 @@ class ALT(nn.Module):
       config: Sizes and options.
       schema: Feature ids.
       encoder: The text tower's architecture.
-      alpha: Where the joint strategy's mixing weight starts.
     """
 
     config: Config
     schema: Schema
     encoder: EncoderConfig
-    alpha: float = 0.5
 
     def setup(self) -> None:
         """Names the submodules; Linen makes parameters only for those that a call reaches."""
@@ -38,7 +36,7 @@ class ALT(nn.Module):
         self.ctr_logit = CTRLogit(config.ctr, self.schema.num_ids, self.schema.fields)
         self.text = TextTower(self.encoder, dtype=jnp.dtype(config.text.dtype))
         self.text_logit = TextLogit()
-        self.fusion = Fusion(self.alpha)
+        self.fusion = Fusion(config.finetune.joint.fusion, config.finetune.joint.alpha)
         self.align_ctr = Projection(config.icl.dim, config.icl.dropout, config.icl.normalize)
         self.align_text = Projection(config.icl.dim, config.icl.dropout, config.icl.normalize)
         self.mlm = MLMHead(self.encoder.vocab_size, config.pretrain.mlm_dropout)
@@ -97,13 +95,15 @@ class ALT(nn.Module):
         """
         logits = {}
         if strategy != "plm":
-            logits["ctr"] = self.ctr_logit(ids, self.ctr(ids, numbers, train=train))
+            h = self.ctr(ids, numbers, train=train)
+            logits["ctr"] = self.ctr_logit(ids, h)
         if strategy != "ctr":
             assert tokens is not None
             assert mask is not None
-            logits["plm"] = self.text_logit(self.text(tokens, mask, train=train))
+            states = self.text(tokens, mask, train=train)
+            logits["plm"] = self.text_logit(states)
         if strategy == "joint":
-            logits["joint"] = self.fusion(logits["ctr"], logits["plm"])
+            logits["joint"] = self.fusion(logits["ctr"], logits["plm"], h, states)
         return logits
 
     def score(

@@ -1,6 +1,7 @@
 """What stands on the towers: projections for ICL, the MLM and MTM heads of pretraining, the logits of finetuning."""
 
 import math
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -106,16 +107,38 @@ class TextLogit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The joint logit α · logit_c + (1 − α) · logit_t with one learned scalar α.
+    """The joint logit α · logit_c + (1 − α) · logit_t.
 
     Attributes:
+      kind: `free`: α is a learned scalar, as in the released code; `sigmoid`: α = σ(a); `gated`:
+        α = σ(w·[h_c, h_t] + b) for every row; `average`: α = ½.
       alpha: Where α starts. At 0, as in the released code, the CTR tower gets no joint gradient at first.
     """
 
+    kind: Literal["free", "sigmoid", "gated", "average"]
     alpha: float
 
     @nn.compact
-    def __call__(self, ctr: Float[Array, " B"], text: Float[Array, " B"]) -> Float[Array, " B"]:
-        """Mixes the two logits."""
-        alpha = self.param("alpha", nn.initializers.constant(self.alpha), ())
+    def __call__(
+        self,
+        ctr: Float[Array, " B"],
+        text: Float[Array, " B"],
+        representation: Float[Array, "B C"],
+        states: Float[Array, "B L D"],
+    ) -> Float[Array, " B"]:
+        """Mixes the two logits; h_c and h_t, the state of [CLS], decide in `gated` only."""
+        alpha: Array | float = 0.5
+        if self.kind == "free":
+            alpha = self.param("alpha", nn.initializers.constant(self.alpha), ())
+        elif self.kind == "sigmoid":
+            alpha = jax.nn.sigmoid(self.param("logit", nn.initializers.constant(_logit(self.alpha)), ()))
+        elif self.kind == "gated":
+            views = jnp.concatenate([representation, states[:, 0].astype(jnp.float32)], axis=1)
+            start = nn.initializers.constant(_logit(self.alpha))
+            gate = nn.Dense(1, kernel_init=nn.initializers.zeros, bias_init=start, name="gate")
+            alpha = jax.nn.sigmoid(gate(views)[:, 0])
         return alpha * ctr + (1 - alpha) * text
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))

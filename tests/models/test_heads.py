@@ -170,25 +170,50 @@ def test_text_logit_reads_the_cls_state():
     assert np.asarray(found) == pytest.approx(dense(STATES[:, 0], params["dense"])[:, 0], rel=1e-5, abs=1e-5)
 
 
+CTR, TEXT = jnp.asarray([1.0, -2.0, 4.0]), jnp.asarray([3.0, 0.5, -1.0])
+VIEWS = jnp.asarray([[0.5, 1.0], [2.0, -1.0], [0.0, 1.5]]), jnp.asarray([[[1.0]], [[-2.0]], [[0.5]]])
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 0.3])
 def test_fusion_mixes_the_logits(alpha):
-    ctr, text = jnp.asarray([1.0, -2.0, 4.0]), jnp.asarray([3.0, 0.5, -1.0])
-    model = Fusion(alpha)
-    found, variables = model.init_with_output(jax.random.key(0), ctr, text)
+    model = Fusion("free", alpha)
+    found, variables = model.init_with_output(jax.random.key(0), CTR, TEXT, *VIEWS)
     assert variables["params"]["alpha"].shape == ()
-    slow = [alpha * float(c) + (1 - alpha) * float(t) for c, t in zip(ctr, text, strict=True)]
+    slow = [alpha * float(c) + (1 - alpha) * float(t) for c, t in zip(CTR, TEXT, strict=True)]
     assert np.asarray(found) == pytest.approx(slow, rel=1e-6)
     # dL/dα = Σ (logit_c − logit_t): the scalar learns
-    grad = jax.grad(lambda v: model.apply(v, ctr, text).sum())(variables)["params"]["alpha"]
-    assert grad == pytest.approx(float((ctr - text).sum()), rel=1e-6)
+    grad = jax.grad(lambda v: model.apply(v, CTR, TEXT, *VIEWS).sum())(variables)["params"]["alpha"]
+    assert grad == pytest.approx(float((CTR - TEXT).sum()), rel=1e-6)
 
 
 def test_at_alpha_0_the_ctr_logit_gets_no_joint_gradient():
     """Why α starts at ½ here and not at 0, as in the released code."""
-    text = jnp.ones(3)
 
     def gradient(alpha: float):
-        return jax.grad(lambda ctr: Fusion(alpha).apply({"params": {"alpha": alpha}}, ctr, text).sum())(jnp.ones(3))
+        fusion, params = Fusion("free", alpha), {"params": {"alpha": alpha}}
+        return jax.grad(lambda ctr: fusion.apply(params, ctr, TEXT, *VIEWS).sum())(jnp.ones(3))
 
     assert jnp.all(gradient(0.0) == 0)
     assert jnp.all(gradient(0.5) == 0.5)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "gated"])
+def test_bounded_fusion_starts_at_alpha(kind):
+    found, variables = Fusion(kind, 0.3).init_with_output(jax.random.key(0), CTR, TEXT, *VIEWS)
+    assert np.asarray(found) == pytest.approx(np.asarray(0.3 * CTR + 0.7 * TEXT), rel=1e-5)
+    grads = jax.grad(lambda v: (Fusion(kind, 0.3).apply(v, CTR, TEXT, *VIEWS) * jnp.arange(1.0, 4)).sum())(variables)
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(grads))
+
+
+def test_the_gate_is_the_equation():
+    params = {"gate": {"kernel": jnp.asarray([[0.7], [-0.4], [1.1]]), "bias": jnp.asarray([0.2])}}
+    found = Fusion("gated", 0.5).apply({"params": params}, CTR, TEXT, *VIEWS)
+    for r, (h, t) in enumerate(zip(np.asarray(VIEWS[0]), np.asarray(VIEWS[1])[:, 0], strict=True)):
+        alpha = 1 / (1 + np.exp(-(0.7 * h[0] - 0.4 * h[1] + 1.1 * t[0] + 0.2)))
+        assert float(found[r]) == pytest.approx(float(alpha * CTR[r] + (1 - alpha) * TEXT[r]), rel=1e-5)
+
+
+def test_the_average_has_nothing_to_learn():
+    found, variables = Fusion("average", 0.5).init_with_output(jax.random.key(0), CTR, TEXT, *VIEWS)
+    assert variables == {}
+    assert np.asarray(found) == pytest.approx(np.asarray((CTR + TEXT) / 2))
