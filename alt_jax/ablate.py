@@ -31,6 +31,7 @@ from alt_jax.data.dataset import SCHEMA
 from alt_jax.data.prepare import prepare
 from alt_jax.errors import InputError
 from alt_jax.metrics import relaimpr
+from alt_jax.run import write_json
 from alt_jax.studies import Arm, Study
 
 _RESULT = "result.json"
@@ -64,7 +65,7 @@ class Line:
       auc, logloss: On test, by seed, of the runs that finished.
       seeds: Those seeds.
       failed: Why the others have no result, by seed.
-      relaimpr: Of the mean AUC over the first arm's (0.01 is one per cent); NaN where there is none.
+      relaimpr: Of the mean AUC over the strategy's first arm's (0.01 is one per cent); NaN where there is none.
       p: Two-sided, of a paired t-test against the first arm over the seeds that both have; NaN below two.
     """
 
@@ -87,13 +88,15 @@ def plan(config: Config, study: Study, seeds: int, folder: Path) -> list[list[Jo
     groups: dict[tuple[str, int], list[Job]] = {}
     shared: dict[str, str] = {}  # what is pretrained alike, under the name of its first arm
     for arm in study.arms:
+        if arm.mean_of:
+            continue  # what it averages is trained by the first arm
         base = _arm_config(config, arm)
         tuned = base.override(arm.finetune)
         key = shared.setdefault(_alike(arm), _name(arm)) if arm.pretrain else ""
         for seed in range(seeds):
             origin = folder / "pretrain" / key / f"seed-{seed}" if arm.pretrain else None
             # Without a pretraining nothing is shared: each run may go by itself
-            for strategy in study.strategies:
+            for strategy in study.of(arm):
                 group = groups.setdefault((key or f"{_name(arm)}/{strategy}", seed), [])
                 if origin is not None and not group:
                     group.append(Job(origin, base.override({"seed": seed})))
@@ -125,6 +128,20 @@ def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
         list(pool.map(one, groups))
 
 
+def average(study: Study, seeds: int, folder: Path) -> None:
+    """Evaluates the arms that are the mean of other runs, as soon as those are finished."""
+    for arm in study.arms:
+        for strategy in study.of(arm) if arm.mean_of else ():
+            for seed in range(seeds):
+                parts = [folder / part / _name(study.arms[0]) / f"seed-{seed}" for part in arm.mean_of]
+                target = folder / strategy / _name(arm) / f"seed-{seed}"
+                if (target / _RESULT).is_file() or not all((part / _RESULT).is_file() for part in parts):
+                    continue
+                target.mkdir(parents=True, exist_ok=True)
+                found = {split: stages.evaluate(parts, split) for split in ("valid", "test")}
+                write_json(target / _RESULT, {"mean_of": [str(part) for part in parts], "seed": seed, **found})
+
+
 def why_failed(folder: Path) -> str:
     """The last line of a run's log."""
     log = _beside(folder, ".log")
@@ -136,8 +153,10 @@ def table(study: Study, seeds: int, folder: Path) -> list[Line]:
     """What the run folders say, by strategy and arm."""
     lines = []
     for strategy in study.strategies:
-        base: dict[int, float] = {}
-        for number, arm in enumerate(study.arms):
+        base: dict[int, float] | None = None
+        for arm in study.arms:
+            if strategy not in study.of(arm):
+                continue
             folders = [folder / strategy / _name(arm) / f"seed-{seed}" for seed in range(seeds)]
             tests = {
                 s: json.loads((f / _RESULT).read_text())["test"]
@@ -146,7 +165,7 @@ def table(study: Study, seeds: int, folder: Path) -> list[Line]:
             }
             auc = {seed: test["auc"] for seed, test in tests.items()}
             gain, p = float("nan"), float("nan")
-            if number == 0:
+            if base is None:
                 base = auc
             elif auc and base:
                 gain = relaimpr(statistics.mean(auc.values()), statistics.mean(base.values()))
@@ -307,6 +326,7 @@ def ablate(config: Config, study: Study, *, seeds: int, folder: Path, jobs: int,
         if not (Path(data.dir) / SCHEMA).is_file():
             prepare(next(job.config for group in groups for job in group if job.config.data == data))
     run(groups[task[0] :: task[1]], jobs)
+    average(study, seeds, folder)
     return write(table(study, seeds, folder), folder)
 
 

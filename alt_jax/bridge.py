@@ -1,13 +1,13 @@
 """The bridge between the stages: which parameters a run starts from, every leaf accounted for."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from alt_jax.checkpoint import load_params
-from alt_jax.config import Strategy, TextConfig
+from alt_jax.config import PLMConfig, Strategy, TextConfig
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from alt_jax.errors import InputError
 from alt_jax.models import huggingface
@@ -15,7 +15,14 @@ from alt_jax.models.bert import EncoderConfig
 from alt_jax.run import Run
 from alt_jax.schema import Schema
 
-TRANSFERRED: dict[Strategy, tuple[str, ...]] = {"ctr": ("ctr",), "plm": ("text",), "joint": ("ctr", "text")}
+# What each stage takes from a pretraining: new sub-tree ← old sub-tree.
+TRANSFERRED: dict[str, dict[str, str]] = {
+    "pretrain": {"ctr": "ctr", "text": "text"},
+    "ctr": {"ctr": "ctr"},
+    "plm": {"text": "text", "text_second": "text"},
+    "joint": {"ctr": "ctr", "text": "text"},
+}
+_TEXT_TOWERS = ("text", "text_second")
 
 
 def encoder_config(config: TextConfig, schema: Schema) -> EncoderConfig:
@@ -61,29 +68,43 @@ def encoder_config(config: TextConfig, schema: Schema) -> EncoderConfig:
     return encoder
 
 
+def check_towers(config: PLMConfig, schema: Schema) -> None:
+    """Refuses two text towers where the prompt cannot be split between them.
+
+    Raises:
+      InputError: The dataset declares no item, or no field comes before it.
+    """
+    if config.towers == "two" and (schema.item is None or schema.index(schema.item) == 0):
+        raise InputError(
+            "finetune.plm.towers 'two' splits the prompt before the item's field, but the dataset "
+            f"{'declares no item' if schema.item is None else 'has no field before it'}; set data.item, or order "
+            "data.fields with the user's first."
+        )
+
+
 def load_text(params: dict[str, Any], config: TextConfig, encoder: EncoderConfig) -> tuple[dict[str, Any], list[str]]:
     """Puts a language model's weights into fresh parameters; returns them and a summary."""
-    if "text" not in params or not config.model:
+    towers = [name for name in params if name in _TEXT_TOWERS]
+    if not towers or not config.model or config.init == "scratch":
         return params, [f"{name}: fresh ({count(tree):,} parameters)" for name, tree in params.items()]
     weights = huggingface.load_weights(huggingface.resolve(config.model), encoder)
     summary = [
-        f"{name}: {f'from {config.model}' if name == 'text' else 'fresh'} ({count(tree):,} parameters)"
+        f"{name}: {f'from {config.model}' if name in towers else 'fresh'} ({count(tree):,} parameters)"
         for name, tree in params.items()
     ]
-    return {**params, "text": weights}, summary
+    return {**params, **dict.fromkeys(towers, weights)}, summary
 
 
 def transfer(
-    params: dict[str, Any], strategy: Strategy, pretrained: Path, schema: Schema, encoder: EncoderConfig
+    params: dict[str, Any], stage: Literal["pretrain"] | Strategy, pretrained: Path, schema: Schema
 ) -> tuple[dict[str, Any], list[str]]:
-    """Replaces the sub-trees that a strategy takes over by those of a pretraining run.
+    """Replaces the sub-trees that a stage takes over by those of a pretraining run.
 
     Args:
-      params: Fresh parameters of the strategy.
-      strategy: Decides which sub-trees are taken: `TRANSFERRED`.
+      params: Fresh parameters of the stage.
+      stage: A finetuning strategy, or a further pretraining; decides which sub-trees are taken: `TRANSFERRED`.
       pretrained: Run folder of the pretraining.
-      schema: Of the dataset to finetune on.
-      encoder: The text tower to finetune.
+      schema: Of the dataset to train on.
 
     Returns:
       The parameters, and a summary line per sub-tree: loaded or fresh.
@@ -97,23 +118,25 @@ def transfer(
     if run.schema.fingerprint != schema.fingerprint:
         raise InputError(
             f"{pretrained} was pretrained on another schema (fields, vocabulary or tokenizer differ); "
-            "finetune on the dataset it was pretrained on, or pretrain again."
+            "train on the dataset it was pretrained on, or pretrain again."
         )
     if run.result() is None:
         raise InputError(f"The pretraining in {pretrained} is not finished; run its command again until it is.")
     found, step = load_params(pretrained)
-    summary = []
+    taken, summary = {}, []
     for name, fresh in params.items():
-        if name in TRANSFERRED[strategy]:
-            if name not in found:
-                raise InputError(f"{pretrained} has no parameters for {name!r}; it has {', '.join(found)}.")
-            _check_leaves(found[name], fresh, name, pretrained)
-            summary.append(f"{name}: from {pretrained}, step {step} ({count(fresh):,} parameters)")
-        else:
+        old = TRANSFERRED[stage].get(name)
+        # A first pretraining on texts alone has no CTR tower, which a second one then starts fresh.
+        if old is None or (stage == "pretrain" and old not in found):
             summary.append(f"{name}: fresh ({count(fresh):,} parameters)")
-    unused = [name for name in found if name not in TRANSFERRED[strategy]]
-    summary.append(f"left behind: {', '.join(unused) or 'nothing'}")
-    taken = {name: found[name] for name in TRANSFERRED[strategy]}
+            continue
+        if old not in found:
+            raise InputError(f"{pretrained} has no parameters for {old!r}; it has {', '.join(found)}.")
+        _check_leaves(found[old], fresh, old, pretrained)
+        taken[name] = found[old]
+        summary.append(f"{name}: from {pretrained}, step {step} ({count(fresh):,} parameters)")
+    used = {TRANSFERRED[stage][name] for name in taken}
+    summary.append(f"left behind: {', '.join(name for name in found if name not in used) or 'nothing'}")
     return {**params, **taken}, summary
 
 

@@ -23,13 +23,13 @@ usage: alt-jax COMMAND …
 
   demo                                                the whole story on generated data, without a network
   prepare  CONFIG                                     raw ratings or clicks to a prepared dataset
-  pretrain CONFIG --run-dir D                         align the CTR tower and the text tower
+  pretrain CONFIG --run-dir D [--init-from D0]        align the CTR tower and the text tower
   finetune CONFIG --strategy ctr|plm|joint --init-from D|none --run-dir E
   evaluate E… [--split test] [--json]                 AUC, logloss, GAUC, ECE of a run, or of several runs' mean
   predict  E|EXPORT rows.csv|parquet -o scores.parquet
   export   E OUT                                      safetensors, config, schema, Hugging Face folder
   ablate   CONFIG --study S --run-dir D [--seeds 3]   a study: runs side by side, a table, a figure
-  list     towers|texts|datasets|protocols|studies    names that configs may use, one a line
+  list     towers|texts|datasets|protocols|presets|studies   names that configs may use, one a line
 
 CONFIG is a Python file with get_config(), see configs/. Any of its values can be overridden, e.g. --loss.mlm 0
 --data.raw ml-1m.zip --seed 1. `alt-jax COMMAND --help` shows a command's options.
@@ -60,6 +60,10 @@ class PretrainOptions:
     config: _Values
     run_dir: Path
     """Where the run is kept; started again with the same folder, a stopped run goes on."""
+    init_from: str = "none"
+    """Run folder of an earlier pretraining whose towers this one starts from, or none."""
+    preset: str = ""
+    """Values of a named preset (`alt-jax list presets`), which other options still override."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class FinetuneOptions:
     """Run folder of a pretraining, or none: the baseline."""
     run_dir: Path
     """Where the run is kept; started again with the same folder, a stopped run goes on."""
+    preset: str = ""
+    """Values of a named preset (`alt-jax list presets`), which other options still override."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,8 @@ class AblateOptions:
     """i/N: only every N-th part of the study from the i-th on, for arrays of machines that share the folder."""
     strategies: tuple[Strategy, ...] = ()
     """Which finetuning strategies; empty: those of the study."""
+    preset: str = ""
+    """Values of a named preset (`alt-jax list presets`), which other options and the arms still override."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ class ListOptions:
     Example: alt-jax list towers
     """
 
-    what: tyro.conf.Positional[Literal["towers", "texts", "datasets", "protocols", "studies"]]
+    what: tyro.conf.Positional[Literal["towers", "texts", "datasets", "protocols", "presets", "studies"]]
 
 
 @dataclass(frozen=True)
@@ -262,11 +270,21 @@ def _configured(kind: type[T], arguments: list[str], command: str) -> T:
         raise InputError(f"give a config file first, e.g. alt-jax {command} configs/movielens_100k.py.")
     else:
         config = load_config(Path(path))
+        for name in _given(flags, "--preset"):
+            from alt_jax import presets
+
+            config = presets.apply(config, name)
     with_default = dataclasses.make_dataclass(
         kind.__name__, [("config", _Values, config)], bases=(kind,), frozen=True, kw_only=True
     )
     with_default.__doc__ = kind.__doc__
     return _parse(with_default, flags, f"alt-jax {command} {path}")
+
+
+def _given(flags: list[str], option: str) -> list[str]:
+    """The values that an option is given, before the others are read: presets come first."""
+    after = [flags[i + 1] for i, flag in enumerate(flags[:-1]) if flag == option]
+    return after + [flag.removeprefix(f"{option}=") for flag in flags if flag.startswith(f"{option}=")]
 
 
 def _prepare(arguments: list[str]) -> None:
@@ -280,7 +298,8 @@ def _pretrain(arguments: list[str]) -> None:
     options = _configured(PretrainOptions, arguments, "pretrain")
     from alt_jax import stages
 
-    stages.pretrain(options.config, options.run_dir)
+    init_from = None if options.init_from == "none" else Path(options.init_from)
+    stages.pretrain(options.config, options.run_dir, init_from)
 
 
 def _finetune(arguments: list[str]) -> None:
@@ -338,7 +357,7 @@ def _ablate(arguments: list[str]) -> None:
 
 def _list(arguments: list[str]) -> None:
     options = _parse(ListOptions, arguments, "alt-jax list")
-    from alt_jax import studies
+    from alt_jax import presets, studies
     from alt_jax.data import protocols, sources
     from alt_jax.models import bert, interactions
 
@@ -347,6 +366,7 @@ def _list(arguments: list[str]) -> None:
         "texts": lambda: bert.ARCHITECTURES,
         "datasets": sources.names,
         "protocols": lambda: protocols.PROTOCOLS,
+        "presets": lambda: presets.PRESETS,
         "studies": lambda: studies.STUDIES,
     }
     print("\n".join(names[options.what]()))

@@ -108,6 +108,8 @@ class TextConfig:
       model: A Hugging Face folder or hub name (config, tokenizer, safetensors weights). Empty: a BERT of the sizes
         below that starts from random weights, with a WordPiece vocabulary trained on the training part's prompts.
       vocab_size, hidden, layers, heads, intermediate, dropout: Sizes of that BERT; unused when `model` is given.
+      init: Where the tower starts: `weights`: those of `model` (there are none if it is empty); `scratch`: random,
+        with the architecture and the tokenizer of `model` all the same.
       max_length: Upper bound on prompt tokens; long values are cut, field by field, to keep every prompt within it.
       dtype: Precision of the tower's arithmetic. Parameters, softmaxes and losses are always float32.
     """
@@ -119,6 +121,7 @@ class TextConfig:
     heads: PositiveInt = 2
     intermediate: PositiveInt = 512
     dropout: Rate = 0.1
+    init: Literal["weights", "scratch"] = "weights"
     max_length: PositiveInt = 128
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -160,17 +163,47 @@ class ICLConfig:
     """Instance-level contrast.
 
     Attributes:
+      objective: `infonce`: softmax over the batch, both ways (the paper); `sigmoid`: every pair by itself, with a
+        learned bias (SigLIP, arXiv 2303.15343).
       dim: Width of the space in which both views of a row meet.
       temperature: Divides the similarities.
+      learn_temperature: Whether it is learned, from there on; similarities are multiplied by 100 at most.
       normalize: Whether vectors are scaled to unit length; 0.7 suits unnormalised vectors, about 0.07 unit ones.
       duplicates: What an equal row elsewhere in the batch is: a further positive, left out, or a negative.
+      leave_out: Rows of the same user, of the same item, or both, which are no negatives of each other.
+      chunk: Rows of the similarity matrix that are in memory at a time; 0: all of them.
       dropout: Dropout inside the projection heads.
     """
 
+    objective: Literal["infonce", "sigmoid"] = "infonce"
     dim: PositiveInt = 128
     temperature: PositiveFloat = 0.7
+    learn_temperature: bool = False
     normalize: bool = False
     duplicates: Literal["positive", "ignore", "negative"] = "positive"
+    leave_out: tuple[Literal["user", "item"], ...] = ()
+    chunk: Annotated[int, Constrained(ge=0)] = 0
+    dropout: Rate = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuses a temperature beyond the clamp."""
+        if self.learn_temperature and self.temperature < 0.01:
+            raise ValueError(f"a learned temperature starts at 0.01 or above, not at {self.temperature:g}")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MLMConfig:
+    """Masked language modelling.
+
+    Attributes:
+      unit: What is hidden: `field`: the values of some fields, token by token; `span`: the same, but a whole value
+        behind one mask, so that its length does not show; `token`: single tokens of any value.
+      with_table: Whether the row's CTR representation helps; without, this is the plain MLM of BERT on the prompts.
+      dropout: Dropout inside the head.
+    """
+
+    unit: Literal["field", "span", "token"] = "field"
+    with_table: bool = True
     dropout: Rate = 0.2
 
 
@@ -179,14 +212,20 @@ class MTMConfig:
     """Masked tabular modelling.
 
     Attributes:
-      method: `softmax` over the masked field's own ids, or `nce` against noise from the unigram counts of all fields.
+      method: `softmax` over the masked field's own ids; `sampled`: softmax over the true id and noise, with log-Q
+        correction, for fields of very many ids; `nce`: the true id against noise, one by one; `rfd`: ids are replaced
+        by those of other rows instead of masked, and the replaced ones are to be found.
       dim: Width of the output table.
-      noise: Noise samples per masked field (`nce`).
+      noise: Noise samples per masked value (`nce`) or per field (`sampled`).
+      noise_from: Whose unigram counts noise is drawn by: the `field`'s own, or `all` fields' (the released code).
+      attention: To the tokens: `scaled`, padding left out; or neither, as `released`.
     """
 
-    method: Literal["softmax", "nce"] = "softmax"
+    method: Literal["softmax", "sampled", "nce", "rfd"] = "softmax"
     dim: PositiveInt = 32
     noise: PositiveInt = 25
+    noise_from: Literal["field", "all"] = "field"
+    attention: Literal["scaled", "released"] = "scaled"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -194,12 +233,17 @@ class MaskConfig:
     """Masking.
 
     Attributes:
-      rate: Share of the units that is masked, at least one.
+      rate: Share of the units that is masked, at least one; with `mlm.unit token`, of the tokens.
       unit: `field`: each field by itself; `group`: linked fields (an id and its title) go together.
+      pairing: Which units MLM and MTM hide: `independent` ones, the `same`, or `complementary`, never the same.
+      helper: What helps to recover them: the other view of the row `whole`, or `masked` as its own loss masks it. With
+        `same` and `group` an id and its title are then hidden on both sides.
     """
 
     rate: Annotated[float, Constrained(gt=0, lt=1)] = 0.15
     unit: Literal["field", "group"] = "field"
+    pairing: Literal["independent", "same", "complementary"] = "independent"
+    helper: Literal["whole", "masked"] = "whole"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -213,7 +257,6 @@ class PretrainConfig:
       text_learning_rate: Of the text tower.
       weight_decay: Decoupled, on matrices only (not on biases, layer norms or embedding tables).
       warmup: Share of the steps over which the learning rate rises.
-      mlm_dropout: Dropout inside the MLM head.
       checkpoint_every: Steps between checkpoints besides the one at each epoch's end; 0 for none.
     """
 
@@ -223,7 +266,6 @@ class PretrainConfig:
     text_learning_rate: PositiveFloat = 1e-4
     weight_decay: Weight = 1e-3
     warmup: Rate = 0.0
-    mlm_dropout: Rate = 0.2
     checkpoint_every: Annotated[int, Constrained(ge=0)] = 0
 
 
@@ -239,9 +281,6 @@ class FinetuneConfig:
       text_learning_rate: Of the text tower (AdamW).
       weight_decay: Decoupled, on the text tower's matrices.
       l2: Times the sum of squares of all embeddings and first-order weights, added to the loss.
-      fusion: How `joint` mixes α · logit_c + (1 − α) · logit_t: `free`: α a learned number; `sigmoid`: α = σ(a), so
-        within 0 and 1; `gated`: α = σ(w·[h_c, h_t] + b), one for every row; `average`: α = ½, not learned.
-      alpha: Where α starts (`average` has no use for it).
     """
 
     batch_size: PositiveInt = 1024
@@ -251,6 +290,30 @@ class FinetuneConfig:
     text_learning_rate: PositiveFloat = 5e-5
     weight_decay: Weight = 1e-3
     l2: Weight = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PLMConfig(FinetuneConfig):
+    """The language model alone.
+
+    Attributes:
+      towers: `one` reads the whole prompt; or `two`: the first reads the fields before the item, the second those from
+        the item on, and a network joins them (CTR-BERT).
+    """
+
+    towers: Literal["one", "two"] = "one"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class JointConfig(FinetuneConfig):
+    """Both towers.
+
+    Attributes:
+      fusion: How the logits mix, α · logit_c + (1 − α) · logit_t: `free`: α a learned number; `sigmoid`: α = σ(a), so
+        within 0 and 1; `gated`: α = σ(w·[h_c, h_t] + b), one for every row; `average`: α = ½, not learned.
+      alpha: Where α starts (`average` has no use for it).
+    """
+
     fusion: Literal["free", "sigmoid", "gated", "average"] = "free"
     alpha: float = 0.5
 
@@ -267,8 +330,8 @@ class FinetuneConfigs:
     """The three strategies, each with its own recipe."""
 
     ctr: FinetuneConfig = FinetuneConfig(l2=1e-3)
-    plm: FinetuneConfig = FinetuneConfig(batch_size=128, epochs=25)
-    joint: FinetuneConfig = FinetuneConfig(batch_size=128, epochs=25, l2=1e-4)
+    plm: PLMConfig = PLMConfig(batch_size=128, epochs=25)
+    joint: JointConfig = JointConfig(batch_size=128, epochs=25, l2=1e-4)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -280,11 +343,20 @@ class Config:
     ctr: CTRConfig = CTRConfig()
     loss: LossConfig = LossConfig()
     icl: ICLConfig = ICLConfig()
+    mlm: MLMConfig = MLMConfig()
     mtm: MTMConfig = MTMConfig()
     mask: MaskConfig = MaskConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfigs = FinetuneConfigs()
     seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        """Refuses values that have no meaning beside each other."""
+        if self.mlm.unit == "token" and self.mask.pairing != "independent":
+            raise ValueError(
+                f"mask.pairing {self.mask.pairing!r} pairs the fields that MLM and MTM hide, but mlm.unit is 'token'; "
+                "change one of them"
+            )
 
     def to_json(self) -> str:
         """The config as indented JSON."""

@@ -27,6 +27,8 @@ from alt_jax.config import (
     FieldConfig,
     FinetuneConfig,
     FinetuneConfigs,
+    JointConfig,
+    PLMConfig,
     PretrainConfig,
     Strategy,
     TextConfig,
@@ -70,8 +72,8 @@ RECIPE: Final = Config(
     pretrain=PretrainConfig(batch_size=128, epochs=4, learning_rate=4e-3, text_learning_rate=1e-3, warmup=0.1),
     finetune=FinetuneConfigs(
         ctr=FinetuneConfig(batch_size=64, epochs=6, patience=1, learning_rate=1e-3, l2=1e-3),
-        plm=FinetuneConfig(batch_size=64, epochs=3, patience=1, learning_rate=1e-3, text_learning_rate=1e-3),
-        joint=FinetuneConfig(batch_size=64, epochs=3, patience=1, learning_rate=1e-3, text_learning_rate=1e-3, l2=1e-3),
+        plm=PLMConfig(batch_size=64, epochs=3, patience=1, learning_rate=1e-3, text_learning_rate=1e-3),
+        joint=JointConfig(batch_size=64, epochs=3, patience=1, learning_rate=1e-3, text_learning_rate=1e-3, l2=1e-3),
     ),
 )
 _STRATEGIES: Final[tuple[Strategy, ...]] = get_args(Strategy)

@@ -5,6 +5,7 @@ params.safetensors    every parameter, named by its path: ctr/embedding/embeddin
 config.json · schema.json · encoder.json · run.json · result.json
 vocabulary.parquet · pieces.npz · tokenizer/      what raw rows are encoded with
 text_tower/           the text tower as a Hugging Face folder (strategies plm and joint)
+second_text_tower/    likewise, if the run has one
 ```
 """
 
@@ -145,9 +146,10 @@ def export(folder: Path, out: Path) -> None:
             copy_encoder(dataset.folder, partial)
             for name in _RUN_FILES:
                 shutil.copy(folder / name, partial / name)
-            if "text" in trained.params:
-                tokenizer = Encoder.load(partial).tokenizer
-                huggingface.save(partial / "text_tower", trained.run.encoder, trained.params["text"], tokenizer)
+            for name, tower in (("text", "text_tower"), ("text_second", "second_text_tower")):
+                if name in trained.params:
+                    tokenizer = Encoder.load(partial).tokenizer
+                    huggingface.save(partial / tower, trained.run.encoder, trained.params[name], tokenizer)
             partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Which fields of a row are hidden, and which token positions that hides."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from alt_jax.config import MaskConfig
+from alt_jax.errors import InputError
 from alt_jax.schema import Schema
 
 
@@ -31,6 +33,57 @@ def num_masked_units(units: tuple[tuple[int, ...], ...], rate: float) -> int:
     return max(1, math.floor(len(units) * rate))
 
 
+class Masks(NamedTuple):
+    """Fields that a row hides from each tower."""
+
+    text: Bool[Array, "B F"]
+    table: Bool[Array, "B F"]
+
+
+def check_masks(schema: Schema, config: MaskConfig) -> None:
+    """Refuses complementary masks where there are not enough units for both sides.
+
+    Raises:
+      InputError: There are not.
+    """
+    units = mask_units(schema, config)
+    hidden = num_masked_units(units, config.rate)
+    if config.pairing == "complementary" and 2 * hidden > len(units):
+        raise InputError(
+            f"mask.pairing 'complementary' hides {hidden} of {len(units)} units on each side, which are not that many; "
+            "lower mask.rate or choose another pairing."
+        )
+
+
+def choose_masks(keys: tuple[jax.Array, jax.Array], batch: int, schema: Schema, config: MaskConfig) -> Masks:
+    """Draws the fields that MLM hides in the prompt and those that MTM hides in the table.
+
+    A row of `same` or `complementary` masks may draw fields of kind `text` alone for the table, which it does not have:
+    MTM then recovers nothing of it.
+
+    Args:
+      keys: One for each side; paired masks need the first only.
+      batch: Rows.
+      schema: Fields and links.
+      config: Rate, units and pairing.
+    """
+    units, fields = mask_units(schema, config), len(schema.fields)
+    text_key, table_key = keys
+    if config.pairing == "independent":
+        tabular = mask_units(schema, config, tabular=True)
+        return Masks(
+            choose_fields(text_key, batch, units, config.rate, fields),
+            choose_fields(table_key, batch, tabular, config.rate, fields),
+        )
+    n = num_masked_units(units, config.rate)
+    has_ids = np.array([field.kind != "text" for field in schema.fields])
+    if config.pairing == "same":
+        chosen = _spread(_draw(text_key, batch, len(units), n), units, fields)
+        return Masks(chosen, chosen & has_ids[None, :])
+    drawn = _draw(text_key, batch, len(units), 2 * n)
+    return Masks(_spread(drawn[:, :n], units, fields), _spread(drawn[:, n:], units, fields) & has_ids[None, :])
+
+
 def choose_fields(
     key: jax.Array, batch: int, units: tuple[tuple[int, ...], ...], rate: float, fields: int | None = None
 ) -> Bool[Array, "{batch} F"]:
@@ -43,11 +96,19 @@ def choose_fields(
       rate: Share of the units.
       fields: F, where units do not hold every field.
     """
-    n = num_masked_units(units, rate)
-    noise = jax.random.uniform(key, (batch, len(units)))
-    _, chosen = jax.lax.top_k(noise, n)  # the n largest of U independent uniforms: a uniform n-subset
+    drawn = _draw(key, batch, len(units), num_masked_units(units, rate))
+    return _spread(drawn, units, sum(map(len, units)) if fields is None else fields)
+
+
+def _draw(key: jax.Array, batch: int, count: int, n: int) -> Int[Array, "B n"]:
+    """The n largest of `count` independent uniforms: a uniform n-subset, in random order."""
+    return jax.lax.top_k(jax.random.uniform(key, (batch, count)), n)[1]
+
+
+def _spread(chosen: Int[Array, "B n"], units: tuple[tuple[int, ...], ...], fields: int) -> Bool[Array, "B F"]:
+    """Units to their fields."""
     hit = jnp.any(chosen[:, :, None] == jnp.arange(len(units))[None, None, :], axis=1)
-    unit_of_field = np.full(sum(map(len, units)) if fields is None else fields, len(units), np.int32)
+    unit_of_field = np.full(fields, len(units), np.int32)
     for unit, members in enumerate(units):
         unit_of_field[list(members)] = unit
     return jnp.pad(hit, ((0, 0), (0, 1)))[:, unit_of_field]  # the column behind the last unit: never chosen
@@ -84,6 +145,20 @@ def token_capacity(tokens: Int[np.ndarray, "N F"], batch: int, units: tuple[tupl
     typical = batch * mean + 8 * math.sqrt(batch * (within + between))
     largest = batch * np.sort(per_unit.max(axis=0))[max(0, count - n) :].sum()
     return max(8, 8 * math.ceil(min(typical, largest) / 8))
+
+
+def single_token_capacity(tokens: Int[np.ndarray, "N F"], batch: int, rate: float) -> int:
+    """The same bound where every maskable token is hidden by itself: a sum of binomials.
+
+    Args:
+      tokens: Maskable tokens of each field in a sample of rows.
+      batch: Rows in a batch.
+      rate: Chance of each token.
+    """
+    per_row = tokens.sum(axis=1).astype(np.float64)
+    variance = rate * (1 - rate) * per_row.mean() + rate**2 * per_row.var()
+    typical = batch * rate * per_row.mean() + 8 * math.sqrt(batch * variance)
+    return max(8, 8 * math.ceil(min(typical, batch * per_row.max()) / 8))
 
 
 def gather_positions(

@@ -34,63 +34,123 @@ def binary_cross_entropy(logit: Float[Array, " B"], label: Float[Array, " B"], w
     return weighted(optax.losses.sigmoid_binary_cross_entropy(logit.astype(jnp.float32), label), weight)
 
 
-def equal_rows(values: Int[Array, "B F"]) -> Bool[Array, "B B"]:
-    """Which rows of a batch are the same in every field. Reflexive, so the diagonal is True."""
-    return jnp.all(values[:, None, :] == values[None, :, :], axis=-1)
-
-
 class Contrast(NamedTuple):
-    """InfoNCE and what it retrieves: rows whose most similar partner is their own (or an equal row's), both ways."""
+    """ICL of a batch.
+
+    Attributes:
+      loss: The contrastive loss.
+      ctr_to_text, text_to_ctr: Rows whose most similar partner is their own (or an equal row's).
+      twins: Rows that are equal to another one of the batch.
+    """
 
     loss: Mean
     ctr_to_text: Mean
     text_to_ctr: Mean
+    twins: Mean
 
 
 def instance_contrast(
     ctr: Float[Array, "B D"],
     text: Float[Array, "B D"],
-    same: Bool[Array, "B B"],
+    values: Int[Array, "B S"],
     *,
-    temperature: float,
-    duplicates: Literal["positive", "ignore", "negative"],
+    scale: float | Float[Array, ""],
+    bias: float | Float[Array, ""] = 0.0,
+    objective: Literal["infonce", "sigmoid"] = "infonce",
+    duplicates: Literal["positive", "ignore", "negative"] = "positive",
+    apart: Int[Array, "B G"] | None = None,
+    chunk: int = 0,
 ) -> Contrast:
-    """ICL: symmetric InfoNCE over the global batch, ½(CE(S) + CE(Sᵀ)) with S = Z_c Z_tᵀ / τ.
+    """ICL over the global batch, from S = scale · Z_c Z_tᵀ + bias.
+
+    `infonce` is ½(CE(S) + CE(Sᵀ)) (arXiv 2310.19453); `sigmoid` is −1/B Σ_ij log σ(±S_ij), plus where j is i
+    (SigLIP, arXiv 2303.15343, eq. 1).
 
     Equal rows elsewhere in the batch are false negatives. `positive` spreads the target evenly over a row's equals,
-    `ignore` takes them out of the softmax, `negative` is the plain loss of the paper (arXiv 2310.19453).
+    `ignore` takes them out, `negative` is the plain loss of the paper.
 
     Args:
       ctr: Z_c, projected CTR representations.
       text: Z_t, projected text representations.
-      same: From `equal_rows`.
-      temperature: τ.
+      values: What makes two rows equal.
+      scale: 1/τ.
+      bias: Of `sigmoid`; a softmax would not notice it.
+      objective: Softmax over the batch, or every pair by itself.
       duplicates: What an equal row elsewhere in the batch is.
+      apart: Different rows that agree in any of these columns are left out of each other's negatives.
+      chunk: Rows of S that are in memory at a time, forward and backward; 0: all.
     """
-    logits = jnp.matmul(ctr.astype(jnp.float32), text.astype(jnp.float32).T) / temperature
-    own = jnp.eye(logits.shape[0], dtype=bool)
-    if duplicates == "ignore":
-        logits = jnp.where(same & ~own, -jnp.inf, logits)
-    target = same if duplicates == "positive" else own
-    share = target / jnp.sum(target, axis=1, keepdims=True)
+    rows = ctr.shape[0]
+    apart = jnp.zeros((rows, 0), jnp.int32) if apart is None else apart
+    ctr, text = ctr.astype(jnp.float32), text.astype(jnp.float32)
 
-    def one_way(scores: Float[Array, "B B"]) -> Float[Array, " B"]:
-        # where= keeps 0 · (−inf) of ignored pairs out of the sum
-        log_p = jax.nn.log_softmax(scores, axis=1)
-        return -jnp.sum(share * log_p, axis=1, where=target)
+    def one_way(
+        scores: Float[Array, "C B"], target: Bool[Array, "C B"], out: Bool[Array, "C B"], same: Bool[Array, "C B"]
+    ) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+        scores = scale * scores + bias
+        best = jnp.argmax(jnp.where(out & ~same, -jnp.inf, scores), axis=1)
+        found = jnp.take_along_axis(same, best[:, None], axis=1)[:, 0].astype(jnp.float32)
+        if objective == "sigmoid":
+            terms = -jax.nn.log_sigmoid(jnp.where(target, scores, -scores))
+            return jnp.sum(terms, axis=1, where=~out), found
+        # where= keeps 0 · (−inf) of pairs that are out from the sum
+        log_p = jax.nn.log_softmax(jnp.where(out, -jnp.inf, scores), axis=1)
+        share = target / jnp.sum(target, axis=1, keepdims=True)
+        return -jnp.sum(share * log_p, axis=1, where=target), found
 
-    def retrieved(scores: Float[Array, "B B"]) -> Float[Array, " B"]:
-        best = jnp.argmax(scores, axis=1)
-        return jnp.take_along_axis(same, best[:, None], axis=1)[:, 0].astype(jnp.float32)
+    def part(piece: tuple[Array, ...]) -> tuple[Float[Array, " C"], ...]:
+        """Some rows of S and of Sᵀ; a row's relations to the others are the same in both."""
+        c, t, own_values, own_apart, number = piece
+        own = number[:, None] == jnp.arange(rows)[None, :]
+        same = jnp.all(own_values[:, None, :] == values[None, :, :], axis=-1)
+        out = jnp.any(own_apart[:, None, :] == apart[None, :, :], axis=-1)
+        out = (out | same if duplicates == "ignore" else out) & ~own
+        target = own
+        if duplicates == "positive":
+            target, out = same, out & ~same
+        there, found = one_way(c @ text.T, target, out, same)
+        back, found_back = one_way(t @ ctr.T, target, out, same)
+        twin = (jnp.sum(same, axis=1) > 1).astype(jnp.float32)
+        return 0.5 * (there + back), found, found_back, twin
 
-    ones = jnp.ones(logits.shape[0])
-    loss = 0.5 * (one_way(logits) + one_way(logits.T))  # `same`, so `share`, is symmetric up to row scaling
-    return Contrast(weighted(loss, ones), weighted(retrieved(logits), ones), weighted(retrieved(logits.T), ones))
+    whole = (ctr, text, values, apart, jnp.arange(rows))
+    if chunk:
+        if rows % chunk:
+            raise ValueError(f"{rows} rows cannot be split into chunks of {chunk}")
+        # Every chunk takes rows from all over the batch, hence from all devices that share it.
+        pieces = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(chunk, rows // chunk, *x.shape[1:]), 0, 1), whole)
+        parts = jax.lax.map(jax.checkpoint(part), pieces)
+    else:
+        parts = part(whole)
+    return Contrast(*(weighted(x, jnp.ones_like(x)) for x in parts))
 
 
 def softmax_cross_entropy(logits: Float[Array, "... C"], target: Int[Array, "..."]) -> Float[Array, "..."]:
     """−log softmax(logits)[target] in float32."""
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), target)
+
+
+def sampled_softmax(
+    target: Float[Array, "..."],
+    noise: Float[Array, "... K"],
+    log_q_noise: Float[Array, "... K"],
+    hit: Bool[Array, "... K"],
+) -> Float[Array, "..."]:
+    """Softmax over the true id and K draws from q, whose scores are corrected by log K q (arXiv 1907.10747, eq. 5).
+
+    −s⁺ + log(exp s⁺ + Σ_k exp(s_k − log K q_k)) over the draws that are not the true id: in expectation the sum is that
+    over all other ids, so with K the loss tends to the full softmax, whatever q is.
+
+    Args:
+      target: Score s⁺ of the true id.
+      noise: Scores s_k of the K noise ids.
+      log_q_noise: log q of the noise ids.
+      hit: Noise ids that are the true id.
+    """
+    positive = target.astype(jnp.float32)
+    corrected = noise.astype(jnp.float32) - jnp.log(float(noise.shape[-1])) - log_q_noise
+    scores = jnp.concatenate([positive[..., None], jnp.where(hit, -jnp.inf, corrected)], axis=-1)
+    return jax.nn.logsumexp(scores, axis=-1) - positive
 
 
 def noise_contrastive(

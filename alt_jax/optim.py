@@ -45,7 +45,7 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
-_TEXT, _REST = r"text/.*", r"(?!text/).*"
+_TEXT, _REST = r"text(_second)?/.*", r"(?!text(_second)?/).*"
 
 
 def pretrain_optimizer(config: PretrainConfig, steps: int) -> optax.GradientTransformation:

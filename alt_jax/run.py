@@ -194,5 +194,5 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _sentence(origin: Origin) -> str:
     if origin.stage == "pretrain":
-        return "a pretraining"
+        return f"a pretraining from {origin.init_from}" if origin.init_from else "a pretraining"
     return f"a {origin.strategy} finetuning from {origin.init_from or 'no pretraining'}"

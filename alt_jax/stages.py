@@ -4,29 +4,28 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alt_jax import bridge, masking
+from alt_jax import bridge, pretraining
 from alt_jax.checkpoint import load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
 from alt_jax.data.batches import steps_per_epoch
 from alt_jax.data.dataset import Dataset
-from alt_jax.data.prompt import maskable_tokens
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Scorer, report
 from alt_jax.models import interactions
 from alt_jax.models.alt import ALT
+from alt_jax.models.bert import EncoderConfig
 from alt_jax.optim import finetune_optimizer, pretrain_optimizer
+from alt_jax.pretraining import Pretrain
 from alt_jax.run import Origin, Run
 from alt_jax.sharding import check_batch, make_mesh, replicate
-from alt_jax.tasks import Finetune, Params, Pretrain
+from alt_jax.tasks import Finetune, Params
 from alt_jax.train import Plan, train
-
-_CAPACITY_SAMPLE = 100_000
 
 
 @dataclass(frozen=True)
@@ -39,44 +38,41 @@ class Trained:
     step: int
 
 
-def pretrain(config: Config, run_dir: Path) -> dict[str, Any]:
+def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> dict[str, Any]:
     """Aligns the towers: ICL, MLM and MTM on the training part.
 
     Args:
       config: The experiment.
       run_dir: Where the run is kept; a run that was stopped goes on there.
+      init_from: Run folder of an earlier pretraining, e.g. MLM on the prompts alone, whose towers this one starts from.
 
     Returns:
       What `result.json` holds.
 
     Raises:
-      InputError: The dataset, the model or the folder does not fit.
+      InputError: The dataset, the model, the earlier pretraining or the folder does not fit.
       alt_jax.errors.Stopped: A signal came.
     """
-    if not any((config.loss.icl, config.loss.mlm, config.loss.mtm)):
-        raise InputError("All three loss weights are 0, so there is nothing to pretrain; set one of --loss.*.")
     interactions.build(config.ctr)  # refused before data is read
     dataset = Dataset.load(config.data.dir)
+    pretraining.check(config, dataset.schema)
     encoder = bridge.encoder_config(config.text, dataset.schema)
     plan = Plan(config.pretrain.batch_size, config.pretrain.epochs, config.seed, config.pretrain.checkpoint_every)
-    run = Run(run_dir, Origin("pretrain"), config, dataset.schema, encoder)
+    origin = Origin("pretrain", init_from=None if init_from is None else str(init_from))
+    run = Run(run_dir, origin, config, dataset.schema, encoder)
     if (done := run.finished()) is not None:
         print(f"{run_dir} is already finished.")
         return done
     mesh = make_mesh()
     steps = _steps(mesh, dataset, plan)
+    task = Pretrain.build(config, dataset, encoder)
+    params, summary = _start(task, config, "pretrain", init_from, dataset, encoder)
     run.start()
 
-    units = masking.mask_units(dataset.schema, config.mask)
-    sample = np.asarray(dataset.train.values[:_CAPACITY_SAMPLE])
-    maskable = maskable_tokens(dataset.pieces, sample, dataset.schema.widths)
-    capacity = masking.token_capacity(maskable, plan.batch_size, units, config.mask.rate)
-    task = Pretrain(ALT(config, dataset.schema, encoder), capacity, dataset.feature_counts())
-    params, summary = bridge.load_text(_init(task, config.seed), config.text, encoder)
     _announce("pretrain", config, summary)
     optimizer = pretrain_optimizer(config.pretrain, steps)
     train(task, run, mesh, dataset.train, replicate(mesh, dataset.pieces), params, optimizer, plan)
-    result = {"stage": "pretrain", "steps": steps, "seed": config.seed}
+    result = {"stage": "pretrain", "init_from": origin.init_from, "steps": steps, "seed": config.seed}
     run.finish(result)
     return result
 
@@ -99,6 +95,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     """
     interactions.build(config.ctr)  # refused before data is read
     dataset = Dataset.load(config.data.dir)
+    bridge.check_towers(config.finetune.plm, dataset.schema)
     encoder = bridge.encoder_config(config.text, dataset.schema)
     recipe: FinetuneConfig = getattr(config.finetune, strategy)
     plan = Plan(recipe.batch_size, recipe.epochs, config.seed, patience=recipe.patience)
@@ -110,11 +107,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     mesh = make_mesh()
     _steps(mesh, dataset, plan)
     task = Finetune(ALT(config, dataset.schema, encoder), strategy, recipe.l2)
-    params = _init(task, config.seed)
-    if init_from is None:
-        params, summary = bridge.load_text(params, config.text, encoder)
-    else:
-        params, summary = bridge.transfer(params, strategy, init_from, dataset.schema, encoder)
+    params, summary = _start(task, config, strategy, init_from, dataset, encoder)
     run.start()
 
     _announce(f"finetune {strategy}", config, summary)
@@ -212,9 +205,19 @@ def _steps(mesh: Mesh, dataset: Dataset, plan: Plan) -> int:
     return steps_per_epoch(len(dataset.train.labels), plan.batch_size) * plan.epochs
 
 
-def _init(task: Pretrain | Finetune, seed: int) -> Params:
-    params: Params = jax.jit(task.init)(jax.random.key(seed))
-    return params
+def _start(
+    task: Pretrain | Finetune,
+    config: Config,
+    stage: Literal["pretrain"] | Strategy,
+    init_from: Path | None,
+    dataset: Dataset,
+    encoder: EncoderConfig,
+) -> tuple[Params, list[str]]:
+    """Parameters to start from, and where each sub-tree of them comes from."""
+    params: Params = jax.jit(task.init)(jax.random.key(config.seed))
+    if init_from is None:
+        return bridge.load_text(params, config.text, encoder)
+    return bridge.transfer(params, stage, init_from, dataset.schema)
 
 
 def _announce(stage: str, config: Config, summary: list[str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alt_jax import presets
 from alt_jax.config import Strategy
 from alt_jax.data import protocols
 from alt_jax.data.sources.raw import nearest
@@ -25,12 +26,16 @@ class Arm:
       values: Config values by dotted name, for every stage.
       finetune: Further ones for finetuning alone: arms that differ only in these share a pretraining.
       pretrain: Whether finetuning starts from a pretraining.
+      strategies: Those of the study that it takes part in; empty: all.
+      mean_of: Nothing is trained: the mean of the probabilities of the study's first arm under these strategies.
     """
 
     name: str
     values: Mapping[str, Any] = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     pretrain: bool = True
+    strategies: tuple[Strategy, ...] = ()
+    mean_of: tuple[Strategy, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,37 @@ class Study:
     arms: tuple[Arm, ...]
     strategies: tuple[Strategy, ...] = ALL
 
+    def of(self, arm: Arm) -> tuple[Strategy, ...]:
+        """The strategies that an arm is judged by."""
+        return tuple(s for s in self.strategies if s in arm.strategies or not arm.strategies)
+
+
+_NONE = Arm("no pretraining", pretrain=False)
+
+
+def _only(*losses: str) -> dict[str, float]:
+    return {f"loss.{name}": float(name in losses) for name in ("icl", "mlm", "mtm")}
+
 
 def _losses() -> Study:
     names = ("icl", "mlm", "mtm")
     subsets = [chosen for n in (1, 2, 3) for chosen in itertools.combinations(names, n)]
-    arms = [Arm("+".join(chosen), {f"loss.{name}": float(name in chosen) for name in names}) for chosen in subsets]
-    return Study((Arm("none", pretrain=False), *arms))
+    return Study((_NONE, *(Arm("+".join(chosen), _only(*chosen)) for chosen in subsets)))
+
+
+def _baselines() -> Study:
+    return Study(
+        (
+            _NONE,  # ID-only, text-only, and both without pretraining
+            Arm("average of the two", strategies=("joint",), mean_of=("ctr", "plm")),
+            Arm("PTab", {**_only("mlm"), "mlm.unit": "token", "mlm.with_table": False}, strategies=("plm",)),
+            Arm("CTR-BERT", finetune={"finetune.plm.towers": "two"}, pretrain=False, strategies=("plm",)),
+            Arm("CTRL", _only("icl")),  # alignment by contrast alone
+            Arm("MLM only", _only("mlm")),
+            Arm("MTM only", _only("mtm")),
+            Arm("ALT", _only("icl", "mlm", "mtm")),
+        )
+    )
 
 
 def _weights() -> Study:
@@ -55,7 +85,51 @@ def _weights() -> Study:
 
 def _masking() -> Study:
     grid = itertools.product(("field", "group"), (0.15, 0.3, 0.5))
-    return Study(tuple(Arm(f"{unit},{rate:g}", {"mask.unit": unit, "mask.rate": rate}) for unit, rate in grid))
+    rates = [Arm(f"{unit},{rate:g}", {"mask.unit": unit, "mask.rate": rate}) for unit, rate in grid]
+    paired = itertools.product(("same", "complementary"), ("whole", "masked"))
+    pairs = [
+        Arm(f"group,{pairing},{helper}", {"mask.unit": "group", "mask.pairing": pairing, "mask.helper": helper})
+        for pairing, helper in paired
+    ]
+    return Study((*rates, *pairs))
+
+
+def _icl() -> Study:
+    unit = {"icl.normalize": True, "icl.temperature": 0.07}
+    return Study(
+        (
+            Arm("equal rows are positives"),
+            Arm("plain", {"icl.duplicates": "negative"}),
+            Arm("same user left out", {"icl.leave_out": ("user",)}),
+            Arm("same item left out", {"icl.leave_out": ("item",)}),
+            Arm("same user or item left out", {"icl.leave_out": ("user", "item")}),
+            Arm("unit, 0.07", unit),
+            Arm("unit, learned from 0.07", {**unit, "icl.learn_temperature": True}),
+            Arm("sigmoid", {**unit, "icl.temperature": 0.1, "icl.learn_temperature": True, "icl.objective": "sigmoid"}),
+        )
+    )
+
+
+def _mlm() -> Study:
+    arms = [Arm(unit, {"mlm.unit": unit}) for unit in ("field", "span", "token")]
+    return Study((*arms, Arm("field, without the table", {"mlm.with_table": False})))
+
+
+def _mtm() -> Study:
+    methods = [Arm(method, {"mtm.method": method}) for method in ("softmax", "sampled", "nce", "rfd")]
+    return Study((*methods, Arm("nce, noise of all fields", {"mtm.method": "nce", "mtm.noise_from": "all"})))
+
+
+def _presets() -> Study:
+    """The presets' method; the recipe stays the config's, or a preset's many epochs would decide."""
+    recipe = ("pretrain.", "finetune.ctr", "finetune.plm", "finetune.joint")
+    keep = ("finetune.joint.fusion", "finetune.joint.alpha")
+    arms = []
+    for name, values in presets.PRESETS.items():
+        method = {key: value for key, value in values.items() if key in keep or not key.startswith(recipe)}
+        late = {key: method.pop(key) for key in keep}
+        arms.append(Arm(name, method, late))
+    return Study(tuple(arms))
 
 
 def _temperature() -> Study:
@@ -91,22 +165,28 @@ def _protocols() -> Study:
 
 
 STUDIES: dict[str, Callable[[], Study]] = {
+    "baselines": _baselines,
     "losses": _losses,
     "weights": _weights,
     "masking": _masking,
+    "icl": _icl,
+    "mlm": _mlm,
+    "mtm": _mtm,
     "temperature": _temperature,
     "towers": _towers,
     "text": _text,
     "fusion": _fusion,
     "protocols": _protocols,
+    "presets": _presets,
 }
 
 
 def get(name: str) -> Study:
     """The study of that name, or the one that a JSON file describes.
 
-    A file holds `{"arm": {"loss.mlm": 0, …}, …}`; an arm with `"pretrain": false` starts from scratch, and values under
-    `finetune.` hold for finetuning alone. The first arm is what the others are compared with.
+    A file holds `{"arm": {"loss.mlm": 0, …}, …}`; an arm with `"pretrain": false` starts from scratch, `"preset": NAME`
+    takes a preset's values, `"strategies": […]` restricts it to some, and values under `finetune.` hold for finetuning
+    alone. The first arm is what the others are compared with.
 
     Raises:
       InputError: There is no such study; names the nearest. Or the file is missing or is something else.
@@ -124,7 +204,13 @@ def get(name: str) -> Study:
     return Study(tuple(_arm(arm, values) for arm, values in content.items()))
 
 
-def _arm(name: str, values: dict[str, Any]) -> Arm:
-    pretrain = values.pop("pretrain", True)
+def _arm(name: str, content: dict[str, Any]) -> Arm:
+    values = dict(content)
+    pretrain, chosen = values.pop("pretrain", True), tuple(values.pop("strategies", ()))
+    for strategy in chosen:
+        if strategy not in ALL:
+            raise InputError(f"arm {name!r} names the strategy {strategy!r}; {nearest(str(strategy), ALL)}")
+    if "preset" in values:
+        values = presets.get(values.pop("preset")) | values
     late = {key: value for key, value in values.items() if key.startswith("finetune.")}
-    return Arm(name, {k: v for k, v in values.items() if k not in late}, late, bool(pretrain))
+    return Arm(name, {k: v for k, v in values.items() if k not in late}, late, bool(pretrain), chosen)

@@ -13,7 +13,16 @@ part took, is in the README under Results; `benchmarks/movielens_100k.sh` runs e
 Batch, rates, L2 and lengths were chosen on the validation part.
 """
 
-from alt_jax.config import Config, DataConfig, FinetuneConfig, FinetuneConfigs, PretrainConfig, TextConfig
+from alt_jax.config import (
+    Config,
+    DataConfig,
+    FinetuneConfig,
+    FinetuneConfigs,
+    JointConfig,
+    PLMConfig,
+    PretrainConfig,
+    TextConfig,
+)
 
 
 def get_config() -> Config:
@@ -32,8 +41,8 @@ def get_config() -> Config:
         ),
         finetune=FinetuneConfigs(
             ctr=FinetuneConfig(batch_size=1024, epochs=30, learning_rate=1e-3, l2=2e-3),
-            plm=FinetuneConfig(batch_size=256, epochs=4, patience=2, text_learning_rate=1e-3),
-            joint=FinetuneConfig(
+            plm=PLMConfig(batch_size=256, epochs=4, patience=2, text_learning_rate=1e-3),
+            joint=JointConfig(
                 batch_size=256, epochs=4, patience=2, learning_rate=1e-3, text_learning_rate=1e-3, l2=2e-3
             ),
         ),

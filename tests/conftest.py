@@ -20,7 +20,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # stand for a float, as it may for mypy (PEP 484).
 install_import_hook("alt_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from alt_jax import bridge, masking  # noqa: E402
+from alt_jax import bridge, pretraining  # noqa: E402
 from alt_jax.config import (  # noqa: E402
     Config,
     CTRConfig,
@@ -29,16 +29,16 @@ from alt_jax.config import (  # noqa: E402
     FinetuneConfig,
     FinetuneConfigs,
     ICLConfig,
+    JointConfig,
     LossConfig,
     MTMConfig,
+    PLMConfig,
     PretrainConfig,
     TextConfig,
 )
 from alt_jax.data.dataset import Dataset  # noqa: E402
 from alt_jax.data.prepare import prepare  # noqa: E402
-from alt_jax.data.prompt import maskable_tokens  # noqa: E402
-from alt_jax.models.alt import ALT  # noqa: E402
-from alt_jax.tasks import Pretrain  # noqa: E402
+from alt_jax.pretraining import Pretrain  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,8 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         pretrain=PretrainConfig(batch_size=16, epochs=1, learning_rate=1e-3, text_learning_rate=1e-3),
         finetune=FinetuneConfigs(
             ctr=FinetuneConfig(batch_size=16, epochs=1, l2=1e-3),
-            plm=FinetuneConfig(batch_size=16, epochs=1),
-            joint=FinetuneConfig(batch_size=16, epochs=1, l2=1e-3),
+            plm=PLMConfig(batch_size=16, epochs=1),
+            joint=JointConfig(batch_size=16, epochs=1, l2=1e-3),
         ),
     )
 
@@ -125,7 +125,7 @@ def without_dropout(config: Config) -> Config:
         text=dataclasses.replace(config.text, dropout=0.0),
         ctr=dataclasses.replace(config.ctr, dropout=0.0),
         icl=dataclasses.replace(config.icl, dropout=0.0),
-        pretrain=dataclasses.replace(config.pretrain, mlm_dropout=0.0),
+        mlm=dataclasses.replace(config.mlm, dropout=0.0),
     )
 
 
@@ -142,12 +142,9 @@ def make_pretrain(tiny_dataset: Dataset) -> Callable[..., Pretrain]:
     def make(
         config: Config, loss: LossConfig | None = None, batch_size: int = 16, dataset: Dataset = tiny_dataset
     ) -> Pretrain:
-        config = dataclasses.replace(config, loss=loss or LossConfig())
-        schema = dataset.schema
-        units = masking.mask_units(schema, config.mask)
-        tokens = maskable_tokens(dataset.pieces, np.asarray(dataset.train.values), schema.widths)
-        capacity = masking.token_capacity(tokens, batch_size, units, config.mask.rate)
-        model = ALT(config, schema, bridge.encoder_config(config.text, schema))
-        return Pretrain(model, capacity, dataset.feature_counts())
+        pretrain = dataclasses.replace(config.pretrain, batch_size=batch_size)
+        config = dataclasses.replace(config, loss=loss or LossConfig(), pretrain=pretrain)
+        pretraining.check(config, dataset.schema)
+        return Pretrain.build(config, dataset, bridge.encoder_config(config.text, dataset.schema))
 
     return make

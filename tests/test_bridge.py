@@ -45,8 +45,8 @@ def copy(run: Path, to: Path) -> Path:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_exactly_the_sub_trees_are_taken(tiny_config: Config, tiny_dataset: Dataset, strategy: Strategy) -> None:
     runs = trained(tiny_config)
-    params, encoder = fresh(runs.config, tiny_dataset, strategy)
-    found, summary = transfer(params, strategy, runs.pretrain, tiny_dataset.schema, encoder)
+    params, _ = fresh(runs.config, tiny_dataset, strategy)
+    found, summary = transfer(params, strategy, runs.pretrain, tiny_dataset.schema)
     pretrained, _ = load_params(runs.pretrain)
     assert found.keys() == params.keys()
     for name, tree in found.items():
@@ -89,9 +89,9 @@ def test_another_width_is_refused(
     tiny_config: Config, tiny_dataset: Dataset, change: Callable[[Config], Config]
 ) -> None:
     runs = trained(tiny_config)
-    params, encoder = fresh(change(runs.config), tiny_dataset, "joint")
+    params, _ = fresh(change(runs.config), tiny_dataset, "joint")
     with pytest.raises(InputError, match="use the tower sizes") as caught:
-        transfer(params, "joint", runs.pretrain, tiny_dataset.schema, encoder)
+        transfer(params, "joint", runs.pretrain, tiny_dataset.schema)
     assert "\n" not in str(caught.value)
 
 
@@ -106,20 +106,20 @@ def test_another_width_is_refused(
 )
 def test_another_schema_is_refused(tiny_config: Config, tiny_dataset: Dataset, change: Callable[[Any], Any]) -> None:
     runs = trained(tiny_config)
-    params, encoder = fresh(runs.config, tiny_dataset, "joint")
+    params, _ = fresh(runs.config, tiny_dataset, "joint")
     with pytest.raises(InputError, match="another schema"):
-        transfer(params, "joint", runs.pretrain, change(tiny_dataset.schema), encoder)
+        transfer(params, "joint", runs.pretrain, change(tiny_dataset.schema))
 
 
 def test_a_run_that_is_no_finished_pretraining_is_refused(
     tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset
 ) -> None:
     runs = trained(tiny_config)
-    params, encoder = fresh(runs.config, tiny_dataset, "joint")
+    params, _ = fresh(runs.config, tiny_dataset, "joint")
 
     def refused(folder: Path, said: str) -> None:
         with pytest.raises(InputError, match=said):
-            transfer(params, "joint", folder, tiny_dataset.schema, encoder)
+            transfer(params, "joint", folder, tiny_dataset.schema)
 
     refused(runs.ctr, "is a finetuning run")
     refused(tmp_path, "is not a run folder")

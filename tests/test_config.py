@@ -6,7 +6,16 @@ import pytest
 from pydantic import ValidationError
 
 import alt_jax
-from alt_jax.config import Config, DataConfig, FinetuneConfig, LossConfig, MaskConfig, PretrainConfig, load_config
+from alt_jax.config import (
+    Config,
+    DataConfig,
+    FinetuneConfig,
+    JointConfig,
+    LossConfig,
+    MaskConfig,
+    PretrainConfig,
+    load_config,
+)
 from alt_jax.errors import InputError
 
 PACKAGE = Path(alt_jax.__file__).parent
@@ -78,9 +87,9 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
         lambda: PretrainConfig(warmup=1.0),
         lambda: PretrainConfig(checkpoint_every=-1),
         lambda: FinetuneConfig(patience=0),
-        lambda: FinetuneConfig(alpha=float("nan")),
-        lambda: FinetuneConfig(alpha=0.0, fusion="sigmoid"),
-        lambda: FinetuneConfig(alpha=0.4, fusion="average"),
+        lambda: JointConfig(alpha=float("nan")),
+        lambda: JointConfig(alpha=0.0, fusion="sigmoid"),
+        lambda: JointConfig(alpha=0.4, fusion="average"),
         lambda: DataConfig(positive_above=float("nan")),
         lambda: DataConfig(min_count=0),
         lambda: Config(seed=-1),

@@ -19,6 +19,8 @@ from alt_jax.config import (
     FinetuneConfig,
     FinetuneConfigs,
     ICLConfig,
+    JointConfig,
+    PLMConfig,
     PretrainConfig,
     TextConfig,
     load_config,
@@ -39,7 +41,7 @@ TINY = dataclasses.replace(
     ctr=CTRConfig(dim=4, hidden=(8,), options=(("experts", 1), ("layers", 1), ("rank", 2))),
     icl=ICLConfig(dim=8),
     pretrain=PretrainConfig(batch_size=64, epochs=1),
-    finetune=FinetuneConfigs(ctr=FEW, plm=FEW, joint=FEW),
+    finetune=FinetuneConfigs(ctr=FEW, plm=PLMConfig(**vars(FEW)), joint=JointConfig(**vars(FEW))),
 )
 
 

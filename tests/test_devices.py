@@ -18,9 +18,10 @@ from alt_jax import masking
 from alt_jax.config import Config, LossConfig, MaskConfig
 from alt_jax.data.batches import batch_at
 from alt_jax.data.prompt import compose, mask_fields
+from alt_jax.pretraining import Pretrain
 from alt_jax.schema import MASK_ID
 from alt_jax.sharding import make_mesh, replicate, split_rows
-from alt_jax.tasks import Pretrain, text_length
+from alt_jax.tasks import text_length
 from alt_jax.train import State, make_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

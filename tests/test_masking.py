@@ -1,5 +1,7 @@
 """Masks: how many, how even, what goes together, and that static bounds hold."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +79,44 @@ def test_units_of_a_schema(tiny_dataset):
     assert masking.mask_units(schema, MaskConfig(unit="group")) == ((0,), (1,), (2,), (3, 4), (5,))
 
 
+# --- both sides of a row ---
+
+
+@pytest.mark.parametrize("unit", ["field", "group"])
+@pytest.mark.parametrize("rate", [0.15, 0.4])
+def test_pairing(tiny_dataset, unit, rate):
+    schema, keys = tiny_dataset.schema, (jax.random.key(0), jax.random.key(1))
+    rows, n = 4000, {}
+    for pairing in ("independent", "same", "complementary"):
+        config = MaskConfig(rate=rate, unit=unit, pairing=pairing)
+        units = masking.mask_units(schema, config)
+        text, table = (np.asarray(side) for side in masking.choose_masks(keys, rows, schema, config))
+        for side in (text, table):
+            hit = np.stack([side[:, list(unit)].any(axis=1) for unit in units], axis=1)
+            assert (hit == np.stack([side[:, list(unit)].all(axis=1) for unit in units], axis=1)).all()
+            assert (hit.sum(axis=1) == masking.num_masked_units(units, rate)).all()
+            share = masking.num_masked_units(units, rate) / len(units)
+            assert hit.mean(axis=0) == pytest.approx(np.full(len(units), share), abs=5 * np.sqrt(0.25 / rows))
+        n[pairing] = (text & table).any(axis=1).mean()
+        if pairing == "same":
+            assert (text == table).all()
+    assert n["complementary"] == 0
+    assert n["same"] == 1
+    assert 0 < n["independent"] < 1
+
+
+def test_paired_masks_leave_the_table_alone_where_a_field_has_no_ids(tiny_dataset):
+    fields = tuple(dataclasses.replace(f, kind="text") if f.name == "Title" else f for f in tiny_dataset.schema.fields)
+    schema = dataclasses.replace(tiny_dataset.schema, fields=fields)
+    keys = (jax.random.key(0), jax.random.key(1))
+    for pairing in ("independent", "same", "complementary"):
+        config = MaskConfig(rate=0.4, unit="group", pairing=pairing)
+        text, table = masking.choose_masks(keys, 500, schema, config)
+        assert not np.asarray(table)[:, schema.index("Title")].any()
+        assert np.asarray(text)[:, schema.index("Title")].any()
+        assert np.asarray(table)[:, schema.index("Item ID")].any()
+
+
 # --- capacity ---
 
 
@@ -119,6 +159,20 @@ def test_capacity_holds_for_real_batches(tiny_dataset):
         assert (tokens[hidden] == text.mask_id).all()
         assert (tokens[~hidden] == prompt.tokens[~hidden]).all()
         assert 0 < hidden.sum() <= capacity
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.05, 0.15, 0.5]))
+@settings(deadline=None, max_examples=30)
+def test_capacity_of_single_tokens_holds_and_is_not_wasteful(seed, rate):
+    rng, batch = np.random.default_rng(seed), 64
+    tokens = np.minimum(rng.geometric(0.3, (500, 7)) - 1, 20).astype(np.int32)
+    capacity = masking.single_token_capacity(tokens, batch, rate)
+    assert capacity % 8 == 0
+    assert capacity <= max(8, batch * tokens.sum(axis=1).max() + 8)
+    assert capacity < 4 * batch * rate * tokens.sum(axis=1).mean() + 64
+    for _ in range(10):
+        rows = tokens[rng.integers(0, len(tokens), batch)].sum(axis=1)
+        assert rng.binomial(rows, rate).sum() <= capacity
 
 
 # --- gathering ---

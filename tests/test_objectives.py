@@ -26,9 +26,8 @@ def views(scale: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def contrast(ctr, text, values=VALUES, *, temperature: float = 0.7, duplicates: str) -> objectives.Contrast:
-    same = objectives.equal_rows(jnp.asarray(values))
     return objectives.instance_contrast(
-        jnp.asarray(ctr), jnp.asarray(text), same, temperature=temperature, duplicates=duplicates
+        jnp.asarray(ctr), jnp.asarray(text), jnp.asarray(values), scale=1 / temperature, duplicates=duplicates
     )
 
 
@@ -352,9 +351,10 @@ def test_no_weight_is_a_loss_of_zero_with_no_gradient():
 
 
 @pytest.mark.parametrize(("rows", "fields", "seed"), [(1, 1, 0), (6, 1, 1), (6, 3, 2), (6, 3, 3)])
-def test_equal_rows_compares_every_field(rows, fields, seed):
-    values = np.random.default_rng(seed).integers(0, 2, (rows, fields)).astype(np.int32)
-    found = np.asarray(objectives.equal_rows(jnp.asarray(values)))
-    for i in range(rows):
-        for j in range(rows):
-            assert found[i, j] == (values[i].tolist() == values[j].tolist())
+def test_twins_are_equal_in_every_field(rows, fields, seed):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 2, (rows, fields)).astype(np.int32)
+    ctr, text = rng.standard_normal((2, rows, D)).astype(np.float32)
+    listed = values.tolist()
+    expected = sum(listed.count(row) > 1 for row in listed) / rows
+    assert contrast(ctr, text, values, duplicates="negative").twins.value == pytest.approx(expected)

@@ -188,6 +188,7 @@ def compose(
     length: int,
     pad_id: int,
     widths: Sequence[int] | None = None,
+    fields: Sequence[int] | None = None,
 ) -> Prompt:
     """Puts prompts together: `[CLS] prefix_0 value_0 … prefix_F value_F [SEP]`, then padding.
 
@@ -201,11 +202,13 @@ def compose(
       length: L, at least the longest of these prompts (see `prompt_lengths`).
       pad_id: Fills the rest.
       widths: Slots of each field; None: one each.
+      fields: Positions of the fields to spell out; None: all. The first keeps the space that it has in a whole prompt.
     """
     xp: Any = np if isinstance(pieces.tokens, np.ndarray) and isinstance(values, np.ndarray) else jnp
     rows = values.shape[0]
     widths = (1,) * values.shape[1] if widths is None else widths
-    segments = _segments(xp, pieces, values, widths)  # [B, F + S + 2]
+    fields = range(len(widths)) if fields is None else fields
+    segments = _segments(xp, pieces, values, widths, fields)  # [B, F + S + 2]
     lengths = xp.where(segments < 0, 0, xp.take(pieces.length, segments, mode="clip"))
     end = xp.cumsum(lengths, axis=1)
     begin = end - lengths
@@ -219,8 +222,8 @@ def compose(
         index = index + xp.where(position >= begin[:, s : s + 1], step[:, s : s + 1], 0)
     field = xp.full((rows, length), -1, dtype=np.int32)
     s = 1
-    for f, width in enumerate(widths):
-        for _ in range(width):
+    for f in fields:
+        for _ in range(widths[f]):
             s += 1
             inside = (position >= begin[:, s : s + 1]) & (position < maskable_end[:, s : s + 1])
             field = xp.where(inside, np.int32(f), field)
@@ -276,7 +279,9 @@ def _forms(xp: Any, pieces: Pieces, values: Int[Array | np.ndarray, "B S"], widt
     return xp.where((values >= 0) & followed, values + np.int32(comma), values)
 
 
-def _segments(xp: Any, pieces: Pieces, values: Int[Array | np.ndarray, "B S"], widths: Sequence[int]) -> Any:
+def _segments(
+    xp: Any, pieces: Pieces, values: Int[Array | np.ndarray, "B S"], widths: Sequence[int], fields: Sequence[int]
+) -> Any:
     """Piece ids in prompt order: [CLS], then prefix and values of every field, [SEP]; -1 for absent slots."""
     rows = values.shape[0]
     cls_piece = pieces.feature.shape[0]
@@ -285,10 +290,10 @@ def _segments(xp: Any, pieces: Pieces, values: Int[Array | np.ndarray, "B S"], w
         xp.arange(len(widths), dtype=np.int32).reshape(1, -1) + (cls_piece + 2), (rows, len(widths))
     )
     # One permutation of [prefixes, slots] into prompt order, known when the program is written.
-    order, slot = [], len(widths)
-    for f, width in enumerate(widths):
-        order += [f, *range(slot, slot + width)]
-        slot += width
+    order = []
+    for f in fields:
+        slot = len(widths) + sum(widths[:f])
+        order += [f, *range(slot, slot + widths[f])]
     body = xp.concatenate([prefix, forms], axis=1)[:, np.asarray(order)]
     ends = xp.zeros((rows, 1), dtype=body.dtype) + cls_piece
     return xp.concatenate([ends, body, ends + 1], axis=1)

@@ -1,9 +1,11 @@
 """Both towers and what stands on them, as one module tree whose sub-trees the stages share.
 
 `ctr`, `plm` and `joint` are this module with a tower left out. Submodules that a method does not reach have no
-parameters, so pretraining holds `ctr text align_ctr align_text mlm mtm` and finetuning `ctr ctr_logit text text_logit
-fusion`, each only as far as it is used.
+parameters, so pretraining holds `ctr text align_ctr align_text similarity mlm mtm` and finetuning `ctr ctr_logit text
+text_logit fusion`, or for two text towers `text text_second two_text_logit`, each only as far as it is used.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,7 +14,16 @@ from jaxtyping import Array, Bool, Float, Int
 from alt_jax.config import Config, Strategy
 from alt_jax.models.bert import EncoderConfig, TextTower
 from alt_jax.models.ctr import CTRLogit, CTRTower
-from alt_jax.models.heads import Fusion, MLMHead, MTMHead, Projection, TextLogit
+from alt_jax.models.heads import (
+    Fusion,
+    MLMHead,
+    MTMHead,
+    Projection,
+    RFDHead,
+    Similarity,
+    TextLogit,
+    TwoTextLogit,
+)
 from alt_jax.schema import Schema
 
 
@@ -35,12 +46,19 @@ class ALT(nn.Module):
         self.ctr = CTRTower(config.ctr, self.schema.num_ids, self.schema.fields)
         self.ctr_logit = CTRLogit(config.ctr, self.schema.num_ids, self.schema.fields)
         self.text = TextTower(self.encoder, dtype=jnp.dtype(config.text.dtype))
+        self.text_second = TextTower(self.encoder, dtype=jnp.dtype(config.text.dtype))
         self.text_logit = TextLogit()
+        self.two_text_logit = TwoTextLogit()
         self.fusion = Fusion(config.finetune.joint.fusion, config.finetune.joint.alpha)
         self.align_ctr = Projection(config.icl.dim, config.icl.dropout, config.icl.normalize)
         self.align_text = Projection(config.icl.dim, config.icl.dropout, config.icl.normalize)
-        self.mlm = MLMHead(self.encoder.vocab_size, config.pretrain.mlm_dropout)
-        self.mtm = MTMHead(self.schema, config.mtm.dim)
+        biased = config.icl.objective == "sigmoid"
+        self.similarity = Similarity(config.icl.temperature, config.icl.learn_temperature, biased)
+        self.mlm = MLMHead(self.encoder.vocab_size, config.mlm.dropout)
+        if config.mtm.method == "rfd":
+            self.mtm: MTMHead | RFDHead = RFDHead(self.schema, config.mtm.attention)
+        else:
+            self.mtm = MTMHead(self.schema, config.mtm.dim, config.mtm.attention)
 
     def represent(
         self, ids: Int[Array, "B S"], numbers: Float[Array, "B M"] | None = None, *, train: bool
@@ -58,16 +76,21 @@ class ALT(nn.Module):
         """Both views of a row, the second from its [CLS] state, in the space where ICL compares them."""
         return self.align_ctr(representation, train=train), self.align_text(states[:, 0], train=train)
 
+    def compare(self) -> tuple[float | Float[Array, ""], float | Float[Array, ""]]:
+        """Scale and bias of the similarities that ICL is made of."""
+        scale: tuple[Any, Any] = self.similarity()
+        return scale
+
     def recover_tokens(
-        self, states: Float[Array, "K D"], representation: Float[Array, "K C"], *, train: bool
+        self, states: Float[Array, "K D"], representation: Float[Array, "K C"] | None, *, train: bool
     ) -> Float[Array, "K V"]:
         """Vocabulary logits at masked positions (MLM)."""
         return self.mlm(states, representation, train=train)
 
     def recover_features(
         self, representation: Float[Array, "B C"], states: Float[Array, "B L D"], mask: Bool[Array, "B L"]
-    ) -> tuple[Float[Array, "B F E"], Float[Array, "N E"], Float[Array, " N"]]:
-        """Field vectors, output table and bias (MTM)."""
+    ) -> tuple[Float[Array, "B F E"], Float[Array, "N E"], Float[Array, " N"]] | Float[Array, "B F"]:
+        """Field vectors, output table and bias (MTM), or logits of "was replaced" (RFD)."""
         return self.mtm(representation, states, mask)
 
     def click(
@@ -77,6 +100,7 @@ class ALT(nn.Module):
         tokens: Int[Array, "B L"] | None,
         mask: Bool[Array, "B L"] | None,
         numbers: Float[Array, "B M"] | None = None,
+        second: tuple[Int[Array, "B L"], Bool[Array, "B L"]] | None = None,
         *,
         train: bool,
     ) -> dict[str, Float[Array, " B"]]:
@@ -88,6 +112,7 @@ class ALT(nn.Module):
           tokens: Prompts, or None for `ctr`.
           mask: Which tokens are real, or None for `ctr`.
           numbers: Of the numeric fields.
+          second: Tokens and mask for the second text tower (`plm`), if there is one.
           train: Whether dropout is on.
 
         Returns:
@@ -101,7 +126,10 @@ class ALT(nn.Module):
             assert tokens is not None
             assert mask is not None
             states = self.text(tokens, mask, train=train)
-            logits["plm"] = self.text_logit(states)
+            if second is None:
+                logits["plm"] = self.text_logit(states)
+            else:
+                logits["plm"] = self.two_text_logit(states, self.text_second(*second, train=train))
         if strategy == "joint":
             logits["joint"] = self.fusion(logits["ctr"], logits["plm"], h, states)
         return logits
@@ -113,6 +141,7 @@ class ALT(nn.Module):
         tokens: Int[Array, "B L"] | None,
         mask: Bool[Array, "B L"] | None,
         numbers: Float[Array, "B M"] | None = None,
+        second: tuple[Int[Array, "B L"], Bool[Array, "B L"]] | None = None,
     ) -> Float[Array, " B"]:
         """The strategy's own click logit, dropout off."""
-        return self.click(strategy, ids, tokens, mask, numbers, train=False)[strategy]
+        return self.click(strategy, ids, tokens, mask, numbers, second, train=False)[strategy]

@@ -34,7 +34,7 @@ class Projection(nn.Module):
 
 
 class MLMHead(nn.Module):
-    """Token logits from a masked position's state beside the whole row's CTR representation (arXiv 2310.19453).
+    """Token logits from a masked position's state beside the row's CTR representation (arXiv 2310.19453).
 
     concat(state, h_c) → Linear → tanh → dropout → Linear(V), untied from the embeddings.
 
@@ -48,28 +48,92 @@ class MLMHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "K D"], representation: Float[Array, "K C"], *, train: bool
+        self, states: Float[Array, "K D"], representation: Float[Array, "K C"] | None, *, train: bool
     ) -> Float[Array, "K V"]:
-        """Logits at K masked positions, each with the representation of its row."""
-        x = jnp.concatenate([states.astype(jnp.float32), representation], axis=-1)
+        """Logits at K masked positions, each with the representation of its row, or without help from the table."""
+        x = states.astype(jnp.float32)
+        x = x if representation is None else jnp.concatenate([x, representation], axis=-1)
         x = nn.Dropout(self.dropout, deterministic=not train)(jnp.tanh(nn.Dense(states.shape[-1], name="hidden")(x)))
         return nn.Dense(self.vocab_size, name="output")(x)
 
 
-class MTMHead(nn.Module):
-    """One vector per field from the masked row's representation, helped by the unmasked prompt.
+class Similarity(nn.Module):
+    """What similarities are multiplied by, 1/τ, and what is added to them.
 
-    A query LN(Linear(h̃_c)) attends to the token states (scaled by √D, padding left out; the released code does
-    neither); concat(h̃_c, attended) → Linear(F·dim), cut into one vector per field. The score of a feature id is the dot
-    product with its row of an output table plus a bias.
+    Attributes:
+      temperature: τ, or where it starts.
+      learned: Whether 1/τ is learned, as exp of a parameter, clamped at 100 (CLIP, arXiv 2103.00020, sec. 2.5).
+      biased: Whether a bias is learned, from −10 on (SigLIP, arXiv 2303.15343, sec. 3.2): at first all pairs are taken
+        for different, which all but one in B are.
+    """
+
+    temperature: float
+    learned: bool
+    biased: bool
+
+    @nn.compact
+    def __call__(self) -> tuple[float | Float[Array, ""], float | Float[Array, ""]]:
+        """Scale and bias."""
+        scale: float | Array = 1 / self.temperature
+        if self.learned:
+            start = nn.initializers.constant(-math.log(self.temperature))
+            scale = _at_most_100(jnp.exp(self.param("log_scale", start, ())))
+        bias = self.param("bias", nn.initializers.constant(-10.0), ()) if self.biased else 0.0
+        return scale, bias
+
+
+@jax.custom_vjp
+def _at_most_100(scale: Float[Array, ""]) -> Float[Array, ""]:
+    """min(scale, 100). Beyond it the gradient that would lead back still passes, so nothing gets stuck there."""
+    return jnp.minimum(scale, 100.0)
+
+
+_at_most_100.defvjp(
+    lambda scale: (jnp.minimum(scale, 100.0), scale),
+    lambda scale, g: (jnp.where((scale > 100.0) & (g < 0), 0.0, g),),
+)
+
+
+class TextHelp(nn.Module):
+    """The masked row's representation beside what it asks of the prompt: concat(h̃_c, Σ_l a_l H_l).
+
+    a = softmax(⟨LN(Linear(h̃_c)), H_l⟩ / √D) over the real tokens.
+
+    Attributes:
+      attention: `scaled`; or as `released`: not divided by √D, and over padding as well.
+    """
+
+    attention: Literal["scaled", "released"]
+
+    @nn.compact
+    def __call__(
+        self, representation: Float[Array, "B C"], states: Float[Array, "B L D"], mask: Bool[Array, "B L"]
+    ) -> Float[Array, "B C+D"]:
+        """Attends from the rows to their prompts' tokens."""
+        states = states.astype(jnp.float32)
+        query = nn.LayerNorm(name="norm")(nn.Dense(states.shape[-1], name="query")(representation))
+        scores = jnp.einsum("bd,bld->bl", query, states)
+        if self.attention == "scaled":
+            scores = jnp.where(mask, scores / math.sqrt(states.shape[-1]), -jnp.inf)
+        attended = jnp.einsum("bl,bld->bd", jax.nn.softmax(scores, axis=-1), states)
+        return jnp.concatenate([representation, attended], axis=-1)
+
+
+class MTMHead(nn.Module):
+    """One vector per field from the masked row's representation, helped by the prompt (arXiv 2310.19453).
+
+    Linear(concat(h̃_c, attended)) → one vector of width `dim` per field. The score of a feature id is the dot product
+    with its row of an output table plus a bias.
 
     Attributes:
       schema: Gives the fields' id ranges.
       dim: Width of the output table.
+      attention: Of `TextHelp`.
     """
 
     schema: Schema
     dim: int
+    attention: Literal["scaled", "released"] = "scaled"
 
     @nn.compact
     def __call__(
@@ -79,22 +143,38 @@ class MTMHead(nn.Module):
 
         Args:
           representation: h̃_c of the rows with masked ids.
-          states: Token states of the unmasked prompts.
+          states: Token states of the prompts.
           mask: Which tokens are real.
 
         Returns:
           A vector per tabular field, the output table over all N feature ids, and its bias.
         """
-        states = states.astype(jnp.float32)
-        query = nn.LayerNorm(name="norm")(nn.Dense(states.shape[-1], name="query")(representation))
-        scores = jnp.einsum("bd,bld->bl", query, states) / math.sqrt(states.shape[-1])
-        attention = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
-        attended = jnp.einsum("bl,bld->bd", attention, states)
         fields = len(self.schema.tabular)
-        vectors = nn.Dense(fields * self.dim, name="output")(jnp.concatenate([representation, attended], axis=-1))
+        helped = TextHelp(self.attention, name="help")(representation, states, mask)
+        vectors = nn.Dense(fields * self.dim, name="output")(helped)
         table = self.param("table", nn.initializers.normal(0.02), (self.schema.num_ids, self.dim))
         bias = self.param("bias", nn.initializers.zeros, (self.schema.num_ids,))
         return vectors.reshape(-1, fields, self.dim), table, bias
+
+
+class RFDHead(nn.Module):
+    """Replaced-feature detection: Linear(concat(h̃_c, attended)), a logit per field (MAP, arXiv 2308.01737).
+
+    Attributes:
+      schema: Gives the fields.
+      attention: Of `TextHelp`.
+    """
+
+    schema: Schema
+    attention: Literal["scaled", "released"] = "scaled"
+
+    @nn.compact
+    def __call__(
+        self, representation: Float[Array, "B C"], states: Float[Array, "B L D"], mask: Bool[Array, "B L"]
+    ) -> Float[Array, "B F"]:
+        """The logit of "this field was replaced", for every tabular field; arguments as of `MTMHead`."""
+        helped = TextHelp(self.attention, name="help")(representation, states, mask)
+        return nn.Dense(len(self.schema.tabular), name="output")(helped)
 
 
 class TextLogit(nn.Module):
@@ -104,6 +184,16 @@ class TextLogit(nn.Module):
     def __call__(self, states: Float[Array, "B L D"]) -> Float[Array, " B"]:
         """The click logit."""
         return nn.Dense(1, name="dense")(states[:, 0].astype(jnp.float32))[:, 0]
+
+
+class TwoTextLogit(nn.Module):
+    """logit_t of two prompts: concat(h_t, h'_t) → Linear → ReLU → Linear (CTR-BERT's late fusion)."""
+
+    @nn.compact
+    def __call__(self, first: Float[Array, "B L D"], second: Float[Array, "B L D"]) -> Float[Array, " B"]:
+        """The click logit."""
+        views = jnp.concatenate([first[:, 0], second[:, 0]], axis=1).astype(jnp.float32)
+        return nn.Dense(1, name="dense")(nn.relu(nn.Dense(first.shape[-1], name="hidden")(views)))[:, 0]
 
 
 class Fusion(nn.Module):

@@ -119,7 +119,7 @@ def test_mtm_head_is_the_equation(mtm):
     """softmax(q·k / √D) over real tokens only, computed token after token."""
     apply, params = mtm
     vectors, table, bias = apply(params, jnp.asarray(H), jnp.asarray(STATES), jnp.asarray(MASK))
-    query = layer_norm(dense(H, params["query"]), params["norm"])
+    query = layer_norm(dense(H, params["help"]["query"]), params["help"]["norm"])
     attended = np.zeros((B, D))
     for b in range(B):
         tokens = [t for t in range(L) if MASK[b, t]]
@@ -154,7 +154,8 @@ def test_mtm_pays_no_attention_to_padding(mtm):
 def test_one_real_token_gets_all_attention(mtm):
     """Row 2 has one: the query then does not matter."""
     apply, params = mtm
-    other = dict(params) | {"query": jax.tree.map(lambda leaf: -3 * leaf, params["query"])}
+    query = jax.tree.map(lambda leaf: -3 * leaf, params["help"]["query"])
+    other = dict(params) | {"help": dict(params["help"]) | {"query": query}}
     one, two = (apply(p, jnp.asarray(H), jnp.asarray(STATES), jnp.asarray(MASK))[0] for p in (params, other))
     assert np.asarray(one[2]) == pytest.approx(np.asarray(two[2]), rel=1e-5)
     assert np.abs(np.asarray(one[0] - two[0])).max() > 1e-3

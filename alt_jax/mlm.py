@@ -1,0 +1,115 @@
+"""Masked language modelling: what of a prompt is hidden, and how well it is recovered."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from alt_jax import masking, objectives
+from alt_jax.config import Config
+from alt_jax.data.prompt import Prompt, mask_fields
+from alt_jax.objectives import Mean
+from alt_jax.schema import Schema
+from alt_jax.sharding import constrain_rows
+
+
+class Hidden(NamedTuple):
+    """A batch of prompts with some tokens hidden.
+
+    Attributes:
+      tokens, mask: What the text tower reads.
+      where: The hidden tokens, by their positions in the whole prompts.
+      place: Where each position of a whole prompt is found in `tokens`.
+    """
+
+    tokens: Int[Array, "B L"]
+    mask: Bool[Array, "B L"]
+    where: Bool[Array, "B L"]
+    place: Int[Array, "B L"]
+
+
+def hide(prompt: Prompt, chosen: Bool[Array, "B F"], key: jax.Array, config: Config, schema: Schema) -> Hidden:
+    """Hides what `mlm.unit` says.
+
+    Args:
+      prompt: Whole prompts.
+      chosen: Fields to hide (units `field` and `span`).
+      key: Draws single tokens (unit `token`).
+      config: Unit and rate.
+      schema: Mask and padding tokens.
+    """
+    text = schema.text
+    same = jnp.broadcast_to(jnp.arange(prompt.tokens.shape[1])[None, :], prompt.tokens.shape)
+    if config.mlm.unit == "token":
+        where = (prompt.field >= 0) & jax.random.bernoulli(key, config.mask.rate, prompt.tokens.shape)
+        return Hidden(jnp.where(where, text.mask_id, prompt.tokens), prompt.mask, where, same)
+    tokens, where = (jnp.asarray(x) for x in mask_fields(prompt, chosen, text.mask_id))
+    if config.mlm.unit == "field":
+        return Hidden(tokens, prompt.mask, where, same)
+    # Of a run of hidden tokens of one value the first stays, and what follows moves up, so that neither the number of
+    # masks nor the positions behind them tell how long the value was.
+    before = jnp.pad(prompt.field[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    kept = prompt.mask & (~where | (prompt.field != before))
+    place = jnp.cumsum(kept, axis=1) - 1
+    target = jnp.where(kept, place, prompt.tokens.shape[1])  # what is not kept falls off the end
+    rows = jnp.arange(prompt.tokens.shape[0])[:, None]
+    moved = jnp.full_like(tokens, text.pad_id).at[rows, target].set(tokens, mode="drop")
+    return Hidden(moved, same < jnp.sum(kept, axis=1, keepdims=True), where, place)
+
+
+def capacity(maskable: Int[np.ndarray, "N F"], config: Config, schema: Schema) -> int:
+    """Static bound on the hidden tokens of a pretraining batch.
+
+    Args:
+      maskable: Maskable tokens of every field in a sample of rows.
+      config: Unit, rate and batch size.
+      schema: Fields and links.
+    """
+    batch, rate = config.pretrain.batch_size, config.mask.rate
+    if config.mlm.unit == "token":
+        return masking.single_token_capacity(maskable, batch, rate)
+    return masking.token_capacity(maskable, batch, masking.mask_units(schema, config.mask), rate)
+
+
+def loss(
+    call: Callable[..., Any],
+    prompt: Prompt,
+    hidden: Hidden,
+    states: Float[Array, "B L D"],
+    representation: Float[Array, "B C"] | None,
+    capacity: int,
+    schema: Schema,
+) -> tuple[Mean, dict[str, Mean]]:
+    """Every hidden token, recovered from the state at its mask and, where that helps, the row's representation.
+
+    Tokens that share a mask are predicted from the same logits, each with the same weight.
+
+    Args:
+      call: Applies a method of the model in training mode.
+      prompt: Whole prompts: the targets.
+      hidden: What the tower read.
+      states: The tower's token states of it.
+      representation: Of the rows, or None.
+      capacity: Static bound on the hidden tokens.
+      schema: Names the fields.
+
+    Returns:
+      The loss, and metrics: tokens beyond the capacity, accuracy by field.
+    """
+    rows, length = prompt.tokens.shape
+    index, real = masking.gather_positions(hidden.where, capacity)
+    row = index // length
+    at = constrain_rows(states.reshape(rows * length, -1)[row * length + hidden.place.reshape(-1)[index]])
+    helper = None if representation is None else constrain_rows(representation[row])
+    logits = call("recover_tokens", at, helper)
+    target = prompt.tokens.reshape(-1)[index]
+    mean = objectives.weighted(objectives.softmax_cross_entropy(logits, target), real)
+    right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
+    field = prompt.field.reshape(-1)[index]
+    metrics = {"mlm": mean, "mlm/dropped": Mean(hidden.where.sum() - real.sum(), jnp.ones(()))}
+    for f, name in enumerate(schema.names):
+        metrics[f"mlm/accuracy/{name}"] = objectives.weighted(right, real * (field == f))
+    return mean, metrics
