@@ -54,7 +54,7 @@ def get(name: str) -> dict[str, Any]:
       InputError: There is no such preset; names the nearest.
     """
     if name not in PRESETS:
-        raise InputError(f"there is no preset {name!r}; {nearest(name, list(PRESETS))}")
+        raise InputError(f"there is no preset {name!r}; {nearest(name, list(PRESETS))} Known: {', '.join(PRESETS)}.")
     return dict(PRESETS[name])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
-from alt_jax import ablate, studies
+from alt_jax import ablate, stages, studies
 from alt_jax.cli import run
 from alt_jax.config import Config
 from alt_jax.errors import InputError
@@ -18,17 +18,35 @@ from alt_jax.studies import Arm, Study
 def test_the_losses_are_all_subsets():
     study = studies.get("losses")
     names = [arm.name for arm in study.arms]
-    assert names == ["none", "icl", "mlm", "mtm", "icl+mlm", "icl+mtm", "mlm+mtm", "icl+mlm+mtm"]
+    assert names == ["no pretraining", "icl", "mlm", "mtm", "icl+mlm", "icl+mtm", "mlm+mtm", "icl+mlm+mtm"]
     assert [arm.pretrain for arm in study.arms] == [False] + [True] * 7
     assert dict(study.arms[5].values) == {"loss.icl": 1.0, "loss.mlm": 0.0, "loss.mtm": 1.0}
 
 
 @pytest.mark.parametrize("name", sorted(studies.STUDIES))
-def test_every_value_of_every_study_exists(name, tmp_path):
-    jobs = [job for group in ablate.plan(Config(), studies.get(name), 1, tmp_path) for job in group]
+def test_every_value_of_every_study_exists_and_no_two_arms_are_the_same(name, tmp_path):
+    study = studies.get(name)
+    jobs = [job for group in ablate.plan(Config(), study, 1, tmp_path) for job in group]
     assert len({job.folder for job in jobs}) == len(jobs)
-    configs = {job.config.to_json() for job in jobs if job.strategy == studies.get(name).strategies[0]}
-    assert len(configs) >= len(studies.get(name).arms) - (name == "losses")
+    for strategy in study.strategies:
+        trained = [arm for arm in study.arms if strategy in study.of(arm) and not arm.mean_of]
+        runs = {(job.config.to_json(), job.init_from is None) for job in jobs if job.strategy == strategy}
+        assert len(runs) == len(trained)
+
+
+def test_the_baselines_are_those_of_the_literature(tmp_path):
+    jobs = [job for group in ablate.plan(Config(), studies.get("baselines"), 1, tmp_path) for job in group]
+    of = {(job.strategy, job.folder.parent.name): job for job in jobs}
+    ptab = of["plm", "PTab"].config
+    assert (ptab.loss.icl, ptab.loss.mlm, ptab.loss.mtm) == (0, 1, 0)
+    assert ptab.mlm.unit == "token"
+    assert not ptab.mlm.with_table
+    assert of["plm", "CTR-BERT"].config.finetune.plm.towers == "two"
+    assert of["plm", "CTR-BERT"].init_from is None
+    ctrl = of["ctr", "CTRL"].config
+    assert (ctrl.loss.icl, ctrl.loss.mlm, ctrl.loss.mtm) == (1, 0, 0)
+    assert ("ctr", "PTab") not in of  # it has no CTR tower to finetune
+    assert not any(name == "average_of_the_two" for _, name in of)  # nothing is trained
 
 
 def test_arms_that_differ_in_finetuning_share_a_pretraining(tmp_path):
@@ -111,6 +129,32 @@ def test_a_real_study(tmp_path, tiny_config, tiny_dataset, capfd):
         ablate.ablate(tiny_config.override({"ctr.dim": 5}), good, seeds=1, folder=folder, jobs=1)
 
 
+def test_the_mean_of_two_runs_is_evaluated_not_trained(tmp_path, tiny_config, tiny_dataset):
+    arms = (Arm("none", pretrain=False), Arm("average", strategies=("joint",), mean_of=("ctr", "plm")))
+    study = Study(arms, ("ctr", "plm", "joint"))
+    folder = tmp_path / "study"
+    ablate.run([g for g in ablate.plan(tiny_config, study, 1, folder) if g[0].strategy == "ctr"], 1)
+    ablate.average(study, 1, folder)
+    assert not (folder / "joint" / "average").exists()  # one part is still missing
+    text = ablate.ablate(tiny_config, study, seeds=1, folder=folder, jobs=1)
+    parts = [folder / strategy / "none" / "seed-0" for strategy in ("ctr", "plm")]
+    found = json.loads((folder / "joint" / "average" / "seed-0" / "result.json").read_text())
+    assert found["test"]["auc"] == stages.evaluate(parts, "test")["auc"]
+    assert f"| joint | average | 1 | {found['test']['auc']:.4f} |" in text
+
+
+def test_an_own_study_takes_presets_and_strategies(tmp_path):
+    (tmp_path / "study.json").write_text(
+        '{"none": {"pretrain": false}, "p": {"preset": "paper", "pretrain.epochs": 2, "strategies": ["ctr"]}}'
+    )
+    study = studies.get(str(tmp_path / "study.json"))
+    jobs = [job for group in ablate.plan(Config(), study, 1, tmp_path) for job in group]
+    paper = [job for job in jobs if "/p/" in str(job.folder)]
+    assert [job.strategy for job in paper] == [None, "ctr"]
+    assert paper[0].config.mtm.method == "nce"
+    assert paper[0].config.pretrain.epochs == 2  # beside a preset, what the arm says holds
+
+
 def test_tasks_share_a_study(tmp_path, monkeypatch):
     ran: list[Path] = []
     monkeypatch.setattr(ablate, "run", lambda groups, jobs: ran.extend(job.folder for g in groups for job in g))
@@ -130,6 +174,11 @@ def test_tasks_share_a_study(tmp_path, monkeypatch):
         ("[]", "should hold an object of arms"),
         ("{", "cannot be read as JSON"),
         ('{"a": {"los.mlm": 0}}', "there is no config value 'los.mlm'; did you mean 'loss.mlm'?"),
+        (
+            '{"a": {"preset": "papr"}}',
+            "there is no preset 'papr'; did you mean 'paper'? Known: default,",
+        ),
+        ('{"a": {"strategies": ["crt"]}}', "arm 'a' names the strategy 'crt'; did you mean 'ctr'?"),
         ('{"a": {"loss.mlm": -1}}', "loss.mlm: Input should be greater than or equal to 0"),
     ],
 )
@@ -143,7 +192,7 @@ def test_an_own_study_that_cannot_be(tmp_path, content, said):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--study", "loses"], "there is no study 'loses'; did you mean 'losses'?"),
+        (["--study", "loses"], "there is no study 'loses'; did you mean 'losses'? Known: baselines, losses"),
         (["--study", "losses", "--task", "3/3"], "--task 3/3 should be i/N"),
         (["--study", "losses", "--seeds", "0"], "must be at least 1"),
     ],

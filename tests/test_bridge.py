@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import trained
 
 from alt_jax import stages
-from alt_jax.bridge import TRANSFERRED, encoder_config, load_text, transfer
+from alt_jax.bridge import TRANSFERRED, check_towers, encoder_config, load_text, transfer
 from alt_jax.checkpoint import load_params
 from alt_jax.config import Config, Strategy
 from alt_jax.data.dataset import Dataset
@@ -21,6 +21,7 @@ from alt_jax.errors import InputError
 from alt_jax.models import huggingface
 from alt_jax.models.alt import ALT
 from alt_jax.models.bert import EncoderConfig
+from alt_jax.run import Run
 from alt_jax.tasks import Finetune
 
 STRATEGIES: tuple[Strategy, ...] = ("ctr", "plm", "joint")
@@ -222,3 +223,56 @@ def test_prompts_too_long_for_the_model_are_refused(modelled: tuple[Config, Data
     schema = dataclasses.replace(dataset.schema, text=dataclasses.replace(dataset.schema.text, max_length=65))
     with pytest.raises(InputError, match=r"--text\.max-length 64"):
         encoder_config(config.text, schema)
+
+
+# --- stages in a row ---
+
+
+def test_mlm_on_prompts_alone_is_a_first_stage(tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset) -> None:
+    """Domain adaptation: a pretraining of the text tower alone, from which one of both towers goes on."""
+    plain = {"mlm.with_table": False, "mlm.unit": "token"}
+    adapting = tiny_config.override({"loss.icl": 0, "loss.mtm": 0, **plain})
+    first, second = tmp_path / "first", tmp_path / "second"
+    stages.pretrain(adapting, first)
+    adapted, _ = load_params(first)
+    assert set(adapted) == {"text", "mlm"}
+    still = tiny_config.override({"pretrain.learning_rate": 1e-12, "pretrain.text_learning_rate": 1e-12})
+    stages.pretrain(still, second, first)
+    found, _ = load_params(second)
+    assert {"ctr", "text", "align_ctr", "mlm", "mtm"} <= set(found)
+    for mine, theirs in zip(jax.tree.leaves(found["text"]), jax.tree.leaves(adapted["text"]), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    with pytest.raises(InputError, match=r"was started with|another run"):
+        stages.pretrain(tiny_config, second)
+    with pytest.raises(InputError, match=r"has no parameters for 'ctr'; it has"):
+        stages.finetune(tiny_config, "ctr", first, tmp_path / "ctr")
+    stages.finetune(tiny_config, "plm", first, tmp_path / "ptab")  # MLM, then classify
+    assert Run.load(tmp_path / "ptab").result() is not None
+
+
+def test_both_text_towers_start_from_the_pretrained_one(tiny_config: Config, tiny_dataset: Dataset) -> None:
+    runs = trained(tiny_config)
+    params, _ = fresh(runs.config.override({"finetune.plm.towers": "two"}), tiny_dataset, "plm")
+    found, summary = transfer(params, "plm", runs.pretrain, tiny_dataset.schema)
+    pretrained, _ = load_params(runs.pretrain)
+    for name in ("text", "text_second"):
+        jax.tree.map(np.testing.assert_array_equal, found[name], pretrained["text"])
+    assert [line.split(":")[0] for line in summary if "fresh" in line] == ["two_text_logit"]
+
+
+def test_two_text_towers_need_an_item_to_split_at(tiny_config: Config, tiny_dataset: Dataset) -> None:
+    two = tiny_config.override({"finetune.plm.towers": "two"}).finetune.plm
+    check_towers(two, tiny_dataset.schema)
+    with pytest.raises(InputError, match="declares no item; set"):
+        check_towers(two, dataclasses.replace(tiny_dataset.schema, item=None))
+    with pytest.raises(InputError, match="has no field before it"):
+        check_towers(two, dataclasses.replace(tiny_dataset.schema, item=tiny_dataset.schema.names[0]))
+
+
+def test_scratch_takes_no_weights(modelled: tuple[Config, Dataset]) -> None:
+    config, dataset = modelled
+    scratch = with_text(config, init="scratch")
+    params, encoder = fresh(scratch, dataset, "plm")
+    found, summary = load_text(params, scratch.text, encoder)
+    assert found is params
+    assert all("fresh" in line for line in summary)

@@ -364,7 +364,7 @@ def test_replaced_features_are_found(make_pretrain, plain_config, tiny_dataset, 
         chosen = [m for metrics in logged[-10:] for name, m in metrics.items() if name.startswith(f"mtm/{kind}/")]
         return sum(float(m.total) for m in chosen) / sum(float(m.weight) for m in chosen)
 
-    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
     assert rate("accuracy") > rate("false_alarm") + 0.1
 
 

@@ -1,0 +1,55 @@
+"""Presets: what they say is what METHOD and the released code say, and they hold under the command line."""
+
+import json
+
+import pytest
+from tiny_runs import config_file
+
+from alt_jax import presets
+from alt_jax.cli import run
+from alt_jax.config import Config
+
+
+def test_the_default_preset_undoes_the_others_method():
+    for name in presets.PRESETS:
+        back = presets.apply(presets.apply(Config(), name), "default")
+        changed = back.differences(Config())
+        assert all(value.startswith(("pretrain.", "finetune.")) for value in changed)
+
+
+def test_the_paper_is_the_published_recipe():
+    paper = presets.apply(Config(), "paper")
+    assert (paper.loss.icl, paper.loss.mlm, paper.loss.mtm) == (1, 1, 1)
+    assert (paper.icl.temperature, paper.icl.normalize, paper.icl.duplicates) == (0.7, False, "negative")
+    assert (paper.mask.rate, paper.mlm.unit, paper.mtm.method, paper.mtm.noise) == (0.15, "field", "nce", 25)
+    assert (paper.pretrain.epochs, paper.pretrain.learning_rate, paper.pretrain.weight_decay) == (30, 1e-4, 1e-3)
+    assert paper.finetune.joint.alpha == 0.5
+
+
+def test_the_released_code_differs_from_the_paper_by_its_quirks():
+    paper, released = (presets.apply(Config(), name) for name in ("paper", "released_code"))
+    assert set(released.differences(paper)) == {"loss.icl", "mtm.attention", "finetune.joint.alpha"}
+    assert released.loss.icl == 1 / 8
+
+
+def test_an_option_beside_a_preset_holds(tmp_path, tiny_config, tiny_dataset, capsys):
+    config = config_file(tmp_path, tiny_config)
+    flags = ["--pretrain.epochs", "1", "--pretrain.batch-size", "16", "--icl.temperature", "0.5"]
+    assert run(["pretrain", config, "--preset", "paper", *flags, "--run-dir", str(tmp_path / "run")]) == 0
+    used = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert used["mtm"]["method"] == "nce"
+    assert used["icl"]["temperature"] == 0.5
+    assert used["pretrain"]["epochs"] == 1
+    assert "epoch 1/1" in capsys.readouterr().out
+
+
+def test_an_unknown_preset_is_refused(tmp_path, tiny_config, capsys):
+    config = config_file(tmp_path, tiny_config)
+    assert run(["pretrain", config, "--preset", "papre", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "there is no preset 'papre'; did you mean 'paper'?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", list(presets.PRESETS))
+def test_every_value_of_a_preset_exists(name):
+    assert set(presets.PRESETS[name]) <= set(Config().flat())
