@@ -193,10 +193,8 @@ def get(name: str) -> Study:
     """
     if not name.endswith(".json"):
         if name not in STUDIES:
-            known = ", ".join(STUDIES)
-            raise InputError(
-                f"there is no study {name!r}; {nearest(name, list(STUDIES))} Known: {known}; or a .json file."
-            )
+            near, known = nearest(name, list(STUDIES)), ", ".join(STUDIES)
+            raise InputError(f"there is no study {name!r}; {near} Known: {known}; or a .json file.")
         return STUDIES[name]()
     try:
         content = json.loads(Path(name).read_text(encoding="utf-8"))
