@@ -63,6 +63,7 @@ class Line:
     Attributes:
       strategy, arm: What was run.
       auc, logloss: On test, by seed, of the runs that finished.
+      valid: AUC on validation, likewise: what a choice between arms may look at.
       seeds: Those seeds.
       failed: Why the others have no result, by seed.
       relaimpr: Of the mean AUC over the strategy's first arm's (0.01 is one per cent); NaN where there is none.
@@ -73,6 +74,7 @@ class Line:
     arm: str
     auc: list[float]
     logloss: list[float]
+    valid: list[float]
     seeds: list[int]
     failed: dict[int, str]
     relaimpr: float
@@ -158,11 +160,10 @@ def table(study: Study, seeds: int, folder: Path) -> list[Line]:
             if strategy not in study.of(arm):
                 continue
             folders = [folder / strategy / _name(arm) / f"seed-{seed}" for seed in range(seeds)]
-            tests = {
-                s: json.loads((f / _RESULT).read_text())["test"]
-                for s, f in enumerate(folders)
-                if (f / _RESULT).is_file()
+            results = {
+                s: json.loads((f / _RESULT).read_text()) for s, f in enumerate(folders) if (f / _RESULT).is_file()
             }
+            tests = {seed: result["test"] for seed, result in results.items()}
             auc = {seed: test["auc"] for seed, test in tests.items()}
             gain, p = float("nan"), float("nan")
             if base is None:
@@ -174,7 +175,8 @@ def table(study: Study, seeds: int, folder: Path) -> list[Line]:
                     p = float(scipy.stats.ttest_rel([auc[s] for s in both], [base[s] for s in both]).pvalue)
             failed = {seed: _reason(study, arm, folder, f, seed) for seed, f in enumerate(folders) if seed not in auc}
             logloss = [test["logloss"] for test in tests.values()]
-            lines.append(Line(strategy, arm.name, list(auc.values()), logloss, list(auc), failed, gain, p))
+            valid = [result["valid"]["auc"] for result in results.values()]
+            lines.append(Line(strategy, arm.name, list(auc.values()), logloss, valid, list(auc), failed, gain, p))
     return lines
 
 
@@ -184,7 +186,7 @@ def write(lines: Sequence[Line], folder: Path) -> str:
     Returns:
       The table in Markdown.
     """
-    columns = ("strategy", "arm", "seeds", "test AUC", "logloss", "RelaImpr", "p (paired t)")
+    columns = ("strategy", "arm", "seeds", "test AUC", "logloss", "valid AUC", "RelaImpr", "p (paired t)")
     rows = [
         (
             line.strategy,
@@ -192,6 +194,7 @@ def write(lines: Sequence[Line], folder: Path) -> str:
             str(len(line.auc)) + (f" ({len(line.failed)} failed)" if line.failed else ""),
             _spread(line.auc),
             _spread(line.logloss),
+            _spread(line.valid),
             "–" if math.isnan(line.relaimpr) else f"{100 * line.relaimpr:+.2f} %",
             "–" if math.isnan(line.p) else f"{line.p:.3f}",
         )
@@ -205,10 +208,10 @@ def write(lines: Sequence[Line], folder: Path) -> str:
     (folder / "table.json").write_text(json.dumps([_plain(vars(line)) for line in lines], indent=1) + "\n")
     with (folder / "table.csv").open("w", newline="") as file:
         out = csv.writer(file)
-        out.writerow(["strategy", "arm", "seed", "test_auc", "test_logloss"])
+        out.writerow(["strategy", "arm", "seed", "test_auc", "test_logloss", "valid_auc"])
         for line in lines:
-            for seed, auc, logloss in zip(line.seeds, line.auc, line.logloss, strict=True):
-                out.writerow([line.strategy, line.arm, seed, auc, logloss])
+            for seed, *values in zip(line.seeds, line.auc, line.logloss, line.valid, strict=True):
+                out.writerow([line.strategy, line.arm, seed, *values])
     _draw(lines, folder / "table.png")
     return text
 

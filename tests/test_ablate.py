@@ -86,7 +86,7 @@ def made_up(folder: Path, aucs: dict[str, list[float | None]]) -> None:
             if auc is None:
                 ablate._beside(run_folder, ".log").write_text("Traceback\nMemoryError: no room\n")
             else:
-                result = {"test": {"auc": auc, "logloss": 1 - auc}}
+                result = {"test": {"auc": auc, "logloss": 1 - auc}, "valid": {"auc": auc + 0.125}}
                 (run_folder / "result.json").write_text(json.dumps(result))
 
 
@@ -101,12 +101,12 @@ def test_the_table_by_hand(tmp_path):
     assert lines[1].p == pytest.approx(2 * scipy.stats.t.sf(t, 2))
     assert math.isnan(lines[2].p)
     text = ablate.write(lines, tmp_path)
-    assert "| ctr | a | 3 | 0.7300 ± 0.0100 | 0.2700 ± 0.0100 | +9.52 % | 0.074 |" in text
-    assert "| ctr | b | 1 (2 failed) | 0.7100 | 0.2900 | +0.00 % | – |" in text
-    assert "| ctr | c | 0 (3 failed) | failed | failed | – | – |" in text
+    assert "| ctr | a | 3 | 0.7300 ± 0.0100 | 0.2700 ± 0.0100 | 0.8550 ± 0.0100 | +9.52 % | 0.074 |" in text
+    assert "| ctr | b | 1 (2 failed) | 0.7100 | 0.2900 | 0.8350 | +0.00 % | – |" in text
+    assert "| ctr | c | 0 (3 failed) | failed | failed | failed | – | – |" in text
     assert "- ctr c seed 2: failed: MemoryError: no room" in text
     assert json.loads((tmp_path / "table.json").read_text())[3]["p"] is None
-    assert (tmp_path / "table.csv").read_text().splitlines()[1] == "ctr,none,0,0.7,0.30000000000000004"
+    assert (tmp_path / "table.csv").read_text().splitlines()[1] == "ctr,none,0,0.7,0.30000000000000004,0.825"
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
