@@ -11,7 +11,8 @@ from alt_jax.config import Strategy, TextConfig
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from alt_jax.errors import InputError
 from alt_jax.models import huggingface
-from alt_jax.models.bert import EncoderConfig
+from alt_jax.models.bert import BertConfig
+from alt_jax.models.encoder import EncoderConfig
 from alt_jax.run import Run
 from alt_jax.schema import Schema
 
@@ -36,8 +37,7 @@ def encoder_config(config: TextConfig, schema: Schema) -> EncoderConfig:
     else:
         if config.hidden % config.heads:
             raise InputError(f"text.hidden {config.hidden} is not divisible by text.heads {config.heads}; change one.")
-        encoder = EncoderConfig(
-            model_type="bert",
+        encoder = BertConfig(
             vocab_size=schema.text.vocab_size,
             hidden_size=config.hidden,
             num_hidden_layers=config.layers,

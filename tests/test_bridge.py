@@ -20,7 +20,8 @@ from alt_jax.data.tokenizer import train_wordpiece
 from alt_jax.errors import InputError
 from alt_jax.models import huggingface
 from alt_jax.models.alt import ALT
-from alt_jax.models.bert import EncoderConfig
+from alt_jax.models.bert import BertConfig
+from alt_jax.models.encoder import EncoderConfig
 from alt_jax.tasks import Finetune
 
 STRATEGIES: tuple[Strategy, ...] = ("ctr", "plm", "joint")
@@ -147,8 +148,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT of width 8 with a WordPiece of its own."""
     folder = tmp_path_factory.mktemp("hub") / "tiny-bert"
     tokenizer = train_wordpiece(["User ID is u1. Title is red stone. Genre is film noir."], 90)
-    encoder = EncoderConfig(
-        model_type="bert",
+    encoder = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=8,
         num_hidden_layers=1,
