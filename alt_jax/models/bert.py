@@ -70,12 +70,37 @@ class RobertaConfig(BertConfig):
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class ElectraConfig(BertConfig):
+    """ELECTRA's `config.json`, that of the discriminator or of the generator."""
+
+    model_type: ClassVar[str] = "electra"
+    architecture: ClassVar[str] = "ElectraModel"
+    least: ClassVar[Mapping[str, int]] = {**BertConfig.least, "embedding_size": 1}
+    prefixes: ClassVar[tuple[str, ...]] = ("electra.",)
+    heads: ClassVar[tuple[str, ...]] = (
+        "discriminator_predictions",
+        "generator_predictions",
+        "generator_lm_head",
+        "classifier",
+        "qa_outputs",
+        "sequence_summary",
+    )
+
+    embedding_size: int
+
+    @property
+    def embedding_width(self) -> int:
+        """Columns of the embedding tables."""
+        return self.embedding_size
+
+
 def _dense(config: BertConfig, features: int, dtype: DTypeLike, name: str) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
 
 
 class Embeddings(nn.Module):
-    """Word + position + token type, then layer norm and dropout."""
+    """Word + position + token type, then layer norm and dropout; E columns, which only ELECTRA has other than D."""
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
@@ -83,7 +108,7 @@ class Embeddings(nn.Module):
     @nn.compact
     def __call__(
         self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
+    ) -> Float[Array, "B L E"]:
         """Embeds the tokens; see `TextTower`."""
         config = self.config
 
@@ -219,12 +244,15 @@ class Encoder(nn.Module):
 
 
 class Bert(TextTower):
-    """The encoder of BERT and RoBERTa."""
+    """The encoder of BERT, RoBERTa and ELECTRA."""
 
     config: BertConfig
 
     @nn.compact
     def encode(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool) -> Float[Array, "B L D"]:
         """Embeds, then mixes; see `TextTower`."""
-        states = Embeddings(self.config, self.dtype, name="embeddings")(tokens, mask, train=train)
+        config = self.config
+        states = Embeddings(config, self.dtype, name="embeddings")(tokens, mask, train=train)
+        if config.embedding_width != config.hidden_size:
+            states = _dense(config, config.hidden_size, self.dtype, "embeddings_project")(states)
         return Encoder(self.config, self.dtype, name="encoder")(states, mask, train=train)

@@ -26,7 +26,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
 }
-_KINDS: dict[Any, str] = {str: "a name", int: "a whole number", float: "a number", bool: "true or false"}
+_KINDS: dict[Any, str] = {
+    str: "a name",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple[str, ...]: "a list of names",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +138,7 @@ class EncoderConfig:
                     raise InputError(f"{source}: {key} is {value!r}; it must be {_KINDS[field.type]}.")
                 found[field.name] = value
             elif field.default is dataclasses.MISSING:
-                raise InputError(
-                    f"{source}: the key {key!r} is missing; is this the config.json of a {cls.architecture}?"
-                )
+                raise InputError(f"{source}: the key {key!r} is missing; is this a config.json of {cls.model_type}?")
         try:
             return cls(**found)
         except InputError as error:

@@ -7,12 +7,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from alt_jax.errors import InputError
-from alt_jax.models.bert import Bert, BertConfig, RobertaConfig
+from alt_jax.models.bert import Bert, BertConfig, ElectraConfig, RobertaConfig
+from alt_jax.models.distilbert import DistilBert, DistilBertConfig
 from alt_jax.models.encoder import EncoderConfig, TextTower
+from alt_jax.models.modernbert import ModernBert, ModernBertConfig
 
 _FAMILIES: tuple[tuple[type[EncoderConfig], type[TextTower]], ...] = (
     (BertConfig, Bert),
     (RobertaConfig, Bert),
+    (DistilBertConfig, DistilBert),
+    (ElectraConfig, Bert),
+    (ModernBertConfig, ModernBert),
 )
 _CONFIGS = {config.model_type: config for config, _ in _FAMILIES}
 _TOWERS = dict(_FAMILIES)
