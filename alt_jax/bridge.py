@@ -23,8 +23,8 @@ def encoder_config(config: TextConfig, schema: Schema) -> EncoderConfig:
     """The text tower's architecture: the model folder's, or a BERT of the configured sizes.
 
     Raises:
-      InputError: The dataset was prepared with another tokenizer, its prompts are too long for the tower, or the
-        tower's heads do not divide its width.
+      InputError: The dataset was prepared with another tokenizer, the tower lacks some of its tokens or positions for
+        the longest prompts, or the tower's heads do not divide its width.
     """
     if config.model:
         folder = huggingface.resolve(config.model)
@@ -33,6 +33,11 @@ def encoder_config(config: TextConfig, schema: Schema) -> EncoderConfig:
             raise InputError(
                 f"The dataset was prepared with the tokenizer {schema.text.tokenizer!r}, not with that of "
                 f"{config.model}; prepare it again with --text.model {config.model}."
+            )
+        if schema.text.vocab_size > encoder.vocab_size:
+            raise InputError(
+                f"{config.model}: the tokenizer has {schema.text.vocab_size} tokens, but the model has embeddings for "
+                f"{encoder.vocab_size}; use the tokenizer that the model was trained with."
             )
     else:
         if config.hidden % config.heads:
