@@ -11,7 +11,8 @@ from alt_jax.config import PLMConfig, Strategy, TextConfig
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from alt_jax.errors import InputError
 from alt_jax.models import huggingface
-from alt_jax.models.bert import EncoderConfig
+from alt_jax.models.bert import BertConfig
+from alt_jax.models.encoder import EncoderConfig
 from alt_jax.run import Run
 from alt_jax.schema import Schema
 
@@ -29,8 +30,8 @@ def encoder_config(config: TextConfig, schema: Schema) -> EncoderConfig:
     """The text tower's architecture: the model folder's, or a BERT of the configured sizes.
 
     Raises:
-      InputError: The dataset was prepared with another tokenizer, its prompts are too long for the tower, or the
-        tower's heads do not divide its width.
+      InputError: The dataset was prepared with another tokenizer, the tower lacks some of its tokens or positions for
+        the longest prompts, or the tower's heads do not divide its width.
     """
     if config.model:
         folder = huggingface.resolve(config.model)
@@ -40,11 +41,15 @@ def encoder_config(config: TextConfig, schema: Schema) -> EncoderConfig:
                 f"The dataset was prepared with the tokenizer {schema.text.tokenizer!r}, not with that of "
                 f"{config.model}; prepare it again with --text.model {config.model}."
             )
+        if schema.text.vocab_size > encoder.vocab_size:
+            raise InputError(
+                f"{config.model}: the tokenizer has {schema.text.vocab_size} tokens, but the model has embeddings for "
+                f"{encoder.vocab_size}; use the tokenizer that the model was trained with."
+            )
     else:
         if config.hidden % config.heads:
             raise InputError(f"text.hidden {config.hidden} is not divisible by text.heads {config.heads}; change one.")
-        encoder = EncoderConfig(
-            model_type="bert",
+        encoder = BertConfig(
             vocab_size=schema.text.vocab_size,
             hidden_size=config.hidden,
             num_hidden_layers=config.layers,

@@ -359,11 +359,11 @@ def _list(arguments: list[str]) -> None:
     options = _parse(ListOptions, arguments, "alt-jax list")
     from alt_jax import presets, studies
     from alt_jax.data import protocols, sources
-    from alt_jax.models import bert, interactions
+    from alt_jax.models import interactions, text
 
     names: dict[str, Callable[[], Iterable[str]]] = {
         "towers": interactions.names,
-        "texts": lambda: bert.ARCHITECTURES,
+        "texts": text.names,
         "datasets": sources.names,
         "protocols": lambda: protocols.PROTOCOLS,
         "presets": lambda: presets.PRESETS,

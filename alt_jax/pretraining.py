@@ -15,7 +15,7 @@ from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import Pieces, feature_ids, maskable_tokens
 from alt_jax.errors import InputError
 from alt_jax.models.alt import ALT
-from alt_jax.models.bert import EncoderConfig
+from alt_jax.models.encoder import EncoderConfig
 from alt_jax.objectives import Mean
 from alt_jax.schema import Schema
 from alt_jax.tasks import Params, apply_method, blank_row, row_numbers, row_prompts, text_length, train_caller

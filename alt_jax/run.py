@@ -25,7 +25,8 @@ from pydantic.dataclasses import dataclass
 
 from alt_jax.config import Config, Strategy, first_problem
 from alt_jax.errors import InputError
-from alt_jax.models.bert import EncoderConfig
+from alt_jax.models.encoder import EncoderConfig
+from alt_jax.models.text import read_config
 from alt_jax.schema import Schema
 
 
@@ -97,7 +98,7 @@ class Run:
             raise InputError(f"{folder} is not a run folder (it has no run.json); give the --run-dir of a run.")
         try:
             origin = TypeAdapter(Origin).validate_json((folder / "run.json").read_bytes())
-            encoder = EncoderConfig.from_hf(_read_object(folder / "encoder.json"), str(folder / "encoder.json"))
+            encoder = read_config(_read_object(folder / "encoder.json"), str(folder / "encoder.json"))
             config = Config.from_json((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json"))
         except ValidationError as error:
             raise InputError(f"{folder / 'run.json'} is damaged: {first_problem(error)}.") from None

@@ -19,7 +19,7 @@ from alt_jax.errors import InputError
 from alt_jax.evaluate import Scorer, report
 from alt_jax.models import interactions
 from alt_jax.models.alt import ALT
-from alt_jax.models.bert import EncoderConfig
+from alt_jax.models.encoder import EncoderConfig
 from alt_jax.optim import finetune_optimizer, pretrain_optimizer
 from alt_jax.pretraining import Pretrain
 from alt_jax.run import Origin, Run

@@ -4,11 +4,11 @@
     alt-jax pretrain configs/movielens_1m.py --run-dir runs/ml1m/pretrain
     alt-jax finetune configs/movielens_1m.py --strategy joint --init-from runs/ml1m/pretrain --run-dir runs/ml1m/joint
 
-Variants: `tinybert` (the default), `roberta-base`, `roberta-large`, and `scratch`: a small BERT of our own with a
-trained vocabulary, which needs no download and serves the ID-only baseline. The others are hub names;
-`--text.model FOLDER` takes a downloaded folder instead. Weights are read from safetensors only: a hub model without
-them is refused, with the way to convert it. A dataset belongs to one tokenizer, so `prepare` takes the same variant;
-each has a folder of its own.
+Variants: `tinybert` (the default), `minilm`, `distilbert`, `electra-small`, `modernbert`, `roberta-base`,
+`roberta-large`, and `scratch`: a small BERT of our own with a trained vocabulary, which needs no download and serves
+the ID-only baseline. The others are hub names; `--text.model FOLDER` takes a downloaded folder instead. Weights are
+read from safetensors only: a hub model without them is refused, with the way to convert it. A dataset belongs to one
+tokenizer, so `prepare` takes the same variant; each has a folder of its own.
 
 Protocol: `--data.protocol time` (the default), `time_skip5`, `random` or `random_drop3`; each wants a `--data.dir` of
 its own. What to expect: `prepare` takes seconds. The text towers need an accelerator; no figure is claimed for them
@@ -28,9 +28,13 @@ from alt_jax.config import (
     TextConfig,
 )
 
-# Hub name and the paper's global pretraining batch (METHOD: 1024 / 512 / 128).
+# Hub name and global pretraining batch: the paper's for TinyBERT and RoBERTa, that of its nearest in size for the rest.
 TOWERS = {
     "tinybert": ("huawei-noah/TinyBERT_General_4L_312D", 1024),
+    "minilm": ("sentence-transformers/all-MiniLM-L6-v2", 1024),
+    "distilbert": ("distilbert/distilbert-base-uncased", 512),
+    "electra-small": ("google/electra-small-discriminator", 1024),
+    "modernbert": ("answerdotai/ModernBERT-base", 512),
     "roberta-base": ("FacebookAI/roberta-base", 512),
     "roberta-large": ("FacebookAI/roberta-large", 128),
     "scratch": ("", 1024),

@@ -16,11 +16,13 @@ from alt_jax.checkpoint import load_params
 from alt_jax.config import Config, Strategy
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prepare import prepare
-from alt_jax.data.tokenizer import train_wordpiece
+from alt_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from alt_jax.errors import InputError
 from alt_jax.models import huggingface
 from alt_jax.models.alt import ALT
-from alt_jax.models.bert import EncoderConfig
+from alt_jax.models.bert import BertConfig
+from alt_jax.models.encoder import EncoderConfig
+from alt_jax.models.modernbert import GLOBAL, LOCAL, ModernBertConfig
 from alt_jax.run import Run
 from alt_jax.tasks import Finetune
 
@@ -148,8 +150,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT of width 8 with a WordPiece of its own."""
     folder = tmp_path_factory.mktemp("hub") / "tiny-bert"
     tokenizer = train_wordpiece(["User ID is u1. Title is red stone. Genre is film noir."], 90)
-    encoder = EncoderConfig(
-        model_type="bert",
+    encoder = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=8,
         num_hidden_layers=1,
@@ -216,6 +217,49 @@ def test_dataset_of_a_model_needs_that_model(modelled: tuple[Config, Dataset], t
     _, dataset = modelled
     with pytest.raises(InputError, match=r"text\.model is empty"):
         encoder_config(tiny_config.text, dataset.schema)
+
+
+@pytest.fixture(scope="module")
+def modernbert(modelled: tuple[Config, Dataset], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The same dataset's tokenizer with a ModernBERT."""
+    config, _ = modelled
+    tokenizer = load_tokenizer(config.text.model)
+    encoder = ModernBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=66,
+        layer_types=(GLOBAL, LOCAL),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    leaves = {path: np.full(shape, 0.1, np.float32) for path, shape in huggingface._param_shapes(encoder).items()}
+    folder = tmp_path_factory.mktemp("hub") / "tiny-modernbert"
+    huggingface.save(folder, encoder, huggingface.traverse_util.unflatten_dict(leaves), tokenizer)
+    return with_text(config, model=str(folder))
+
+
+def test_another_family_gives_the_text_tower(modelled: tuple[Config, Dataset], modernbert: Config) -> None:
+    params, encoder = fresh(modernbert, modelled[1], "plm")
+    assert isinstance(encoder, ModernBertConfig)
+    found, _ = load_text(params, modernbert.text, encoder)
+    assert (found["text"]["layers"]["1"]["attn_norm"]["scale"] == np.float32(0.1)).all()
+
+
+def test_prompts_too_long_for_another_family_are_refused(modelled: tuple[Config, Dataset], modernbert: Config) -> None:
+    schema = modelled[1].schema
+    schema = dataclasses.replace(schema, text=dataclasses.replace(schema.text, max_length=67))
+    with pytest.raises(InputError, match=r"up to 67 tokens, .* reads 66; .*--text\.max-length 66"):
+        encoder_config(modernbert.text, schema)
+
+
+def test_more_tokens_than_embeddings_are_refused(modelled: tuple[Config, Dataset]) -> None:
+    config, schema = modelled[0], modelled[1].schema
+    size = schema.text.vocab_size
+    schema = dataclasses.replace(schema, text=dataclasses.replace(schema.text, vocab_size=size + 1))
+    with pytest.raises(InputError, match=rf"the tokenizer has {size + 1} tokens, .* embeddings for {size};"):
+        encoder_config(config.text, schema)
 
 
 def test_prompts_too_long_for_the_model_are_refused(modelled: tuple[Config, Dataset]) -> None:

@@ -8,7 +8,7 @@ from alt_jax.bridge import encoder_config
 from alt_jax.config import Config
 from alt_jax.data.dataset import Dataset
 from alt_jax.errors import InputError
-from alt_jax.models.bert import EncoderConfig
+from alt_jax.models.encoder import EncoderConfig
 from alt_jax.run import Origin, Run, write_json
 
 PRETRAIN = Origin("pretrain")

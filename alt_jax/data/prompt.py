@@ -16,8 +16,11 @@ text towers use:
   `add_prefix_space` adds to a text that does not start with a space: the first prefix, as in the whole sentence.
 - Inside a piece everything may interact, and does: a value's last `?` and the full stop are one pre-token (`?.`), and
   white space that opens a value joins the template's space. That is why both belong to the piece.
-- Special-token strings in the data (a title `[MASK]`) are plain text here. A tokenizer whose other added tokens hold
-  or swallow a space behind a visible character is refused, since those could cross.
+- ModernBERT's NFC composes nothing across a space either, which is a starter and part of no composition.
+- Special-token strings in the data (a title `[MASK]`) are plain text here. Other added tokens are cut out of the text
+  first, from left to right. ModernBERT's runs of two and more spaces cannot cross: no piece ends in white space, so a
+  run lies within the piece that it opens or is inside of. A tokenizer is refused for added tokens that hold or swallow
+  a space behind a visible character, or that open with one and must not follow a word: those look across.
 
 Whatever this does not cover (another pre-tokenizer, another template than `[CLS] ... [SEP]`) is refused after comparing
 a sample of whole sentences with their pieces.
@@ -391,7 +394,8 @@ def _check_composition(
 ) -> None:
     """Raises InputError if the tokenizer joins text across pieces, as far as its added tokens and a sample tell."""
     for token in backend.get_added_tokens_decoder().values():
-        if not token.special and (token.rstrip or re.search(r"\S\s", token.content)):
+        looks_back = token.single_word and token.content[:1].isspace()
+        if not token.special and (token.rstrip or looks_back or re.search(r"\S\s", token.content)):
             raise InputError(
                 f"The tokenizer's added token {token.content!r} can reach beyond a value, so prompts cannot be put "
                 "together from tokenised values; remove it or use another text.model."
@@ -412,5 +416,6 @@ def _check_composition(
         if [tokenizer.cls_token_id, *body, tokenizer.sep_token_id] != whole:
             raise InputError(
                 f"The tokenizer does not read {sentence(names, lists)!r} as [CLS], its parts split at spaces and "
-                "[SEP], so prompts cannot be put together from tokenised values; use that of a BERT or RoBERTa model."
+                "[SEP], so prompts cannot be put together from tokenised values; use that of a BERT, RoBERTa or "
+                "ModernBERT model."
             )

@@ -32,7 +32,8 @@ def load_tokenizer(name_or_folder: str) -> PreTrainedTokenizerFast:
     missing = [role for role in ("cls", "sep", "pad", "mask") if getattr(tokenizer, f"{role}_token_id") is None]
     if missing:
         raise InputError(
-            f"Tokenizer {name_or_folder!r} has no {' or '.join(missing)} token; use that of a BERT or RoBERTa model."
+            f"Tokenizer {name_or_folder!r} has no {' or '.join(missing)} token; use that of a BERT, RoBERTa or "
+            "ModernBERT model."
         )
     return tokenizer
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from alt_jax.config import Config, Strategy
-from alt_jax.models.bert import EncoderConfig, TextTower
 from alt_jax.models.ctr import CTRLogit, CTRTower
+from alt_jax.models.encoder import EncoderConfig
 from alt_jax.models.heads import (
     Fusion,
     MLMHead,
@@ -24,6 +24,7 @@ from alt_jax.models.heads import (
     TextLogit,
     TwoTextLogit,
 )
+from alt_jax.models.text import text_tower
 from alt_jax.schema import Schema
 
 
@@ -45,8 +46,8 @@ class ALT(nn.Module):
         config = self.config
         self.ctr = CTRTower(config.ctr, self.schema.num_ids, self.schema.fields)
         self.ctr_logit = CTRLogit(config.ctr, self.schema.num_ids, self.schema.fields)
-        self.text = TextTower(self.encoder, dtype=jnp.dtype(config.text.dtype))
-        self.text_second = TextTower(self.encoder, dtype=jnp.dtype(config.text.dtype))
+        self.text = text_tower(self.encoder, jnp.dtype(config.text.dtype))
+        self.text_second = text_tower(self.encoder, jnp.dtype(config.text.dtype))
         self.text_logit = TextLogit()
         self.two_text_logit = TwoTextLogit()
         self.fusion = Fusion(config.finetune.joint.fusion, config.finetune.joint.alpha)

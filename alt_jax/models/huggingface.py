@@ -23,7 +23,8 @@ from flax import traverse_util
 from transformers import PreTrainedTokenizerBase
 
 from alt_jax.errors import InputError
-from alt_jax.models.bert import EncoderConfig, TextTower
+from alt_jax.models.encoder import EncoderConfig
+from alt_jax.models.text import read_config, text_tower
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -40,9 +41,8 @@ _DOWNLOAD = (
     "vocab.json",
     "merges.txt",
 )
-_PREFIXES = ("bert.", "roberta.")
-# What checkpoints carry beside the encoder: pooler, task heads, and buffers that older versions of transformers saved.
-_NOT_OURS = re.compile(r"(pooler|cls|lm_head|classifier|qa_outputs)\..*|embeddings\.(position_ids|token_type_ids)")
+# Buffers that older versions of transformers saved.
+_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 _LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 # The last word of a Flax parameter's path and of its tensor's name; only the first differs between the two.
@@ -93,7 +93,7 @@ def load_config(folder: Path) -> EncoderConfig:
         InputError: The file is missing, is not a JSON object, or describes a model that is not supported.
     """
     path = folder / _CONFIG
-    return EncoderConfig.from_hf(_read_json(path), str(path))
+    return read_config(_read_json(path), str(path))
 
 
 def load_weights(folder: Path, config: EncoderConfig) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def load_weights(folder: Path, config: EncoderConfig) -> dict[str, Any]:
         config: The configuration that the parameters must fit.
 
     Returns:
-        The tree under "params" of `TextTower(config)`, with NumPy float32 leaves. Half precision is widened.
+        The tree under "params" of `text_tower(config)`, with NumPy float32 leaves. Half precision is widened.
 
     Raises:
         InputError: Weights are missing, damaged, of another shape, not finite, or left over.
@@ -112,7 +112,7 @@ def load_weights(folder: Path, config: EncoderConfig) -> dict[str, Any]:
     found: dict[str, np.ndarray] = {}
     origin: dict[str, Path] = {}
     for path in _weight_files(folder):
-        for name, tensor in _read_tensors(path).items():
+        for name, tensor in _read_tensors(path, config).items():
             if name in found:
                 raise InputError(f"{path}: the tensor {name} is also in {origin[name].name}; save the model again.")
             found[name], origin[name] = tensor, path
@@ -124,7 +124,7 @@ def load_weights(folder: Path, config: EncoderConfig) -> dict[str, Any]:
         "has, beyond what the text tower knows,",
         found.keys() - expected.keys(),
         place,
-        "use a plain BERT or RoBERTa encoder whose config.json belongs to these weights",
+        f"use a plain {config.architecture} whose {_CONFIG} belongs to these weights",
     )
     wrong = {
         f"{name} {list(found[name].shape)} instead of {list(shape)}"
@@ -152,7 +152,7 @@ def save(
     Args:
         folder: Where to; it must not exist yet, or be empty.
         config: The tower's configuration.
-        params: The tree under "params" of `TextTower(config)`.
+        params: The tree under "params" of `text_tower(config)`.
         tokenizer: Saved along with the weights if given.
 
     Raises:
@@ -194,7 +194,7 @@ def _tensor_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
 def _param_shapes(config: EncoderConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
     """The tower's parameters, asked of the tower itself so that the two cannot drift apart."""
     tree = jax.eval_shape(
-        TextTower(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+        text_tower(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
     )
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree["params"]).items()}
 
@@ -237,18 +237,21 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The encoder's tensors of one file, under the names that today's encoder has for them."""
+def _read_tensors(path: Path, config: EncoderConfig) -> dict[str, np.ndarray]:
+    """The encoder's tensors of one file, under the names that today's encoder has for them.
+
+    What checkpoints carry beside the encoder (pooler, task heads, old buffers) is left out.
+    """
     try:
         # Not safetensors.numpy.load_file: versions differ on whether it knows bfloat16.
         stored = safetensors.deserialize(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is not a whole safetensors file ({error}); fetch it again.") from error
-    prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name, _ in stored)), "")
+    prefix = next((p for p in config.prefixes if any(name.startswith(p) for name, _ in stored)), "")
     tensors: dict[str, np.ndarray] = {}
     for stored_name, content in stored:
         name = stored_name.removeprefix(prefix)
-        if _NOT_OURS.fullmatch(name):
+        if name.split(".")[0] in config.heads or name in _BUFFERS:
             continue
         for old, new in _LEGACY.items():
             name = name.removesuffix(old) + new if name.endswith(old) else name
@@ -267,7 +270,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path} could not be read ({error.strerror}); give the folder of a BERT model.") from error
+        raise InputError(f"{path} could not be read ({error.strerror}); give a model's folder.") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); fetch the model again.") from error
     if not isinstance(content, dict):

