@@ -14,7 +14,8 @@ import pytest
 from movielens_files import Raw, make_raw
 
 from alt_jax.config import DataConfig
-from alt_jax.data import builders, sources
+from alt_jax.data import sources
+from alt_jax.data.download import fetch
 from alt_jax.data.sources.movielens import RELEASES
 from alt_jax.errors import InputError
 
@@ -58,12 +59,13 @@ def served(release: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path / "www")))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    original = replace(
-        RELEASES[release.source],
+    archive = replace(
+        RELEASES[release.source].archive,
         url=f"http://127.0.0.1:{server.server_port}/original.zip",
-        zip_bytes=len(data),
-        zip_sha256=hashlib.sha256(data).hexdigest(),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
     )
+    original = replace(RELEASES[release.source], archive=archive)
     monkeypatch.setitem(RELEASES, release.source, original)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "home"))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -90,8 +92,8 @@ def test_a_failed_download_is_one_sentence_and_leaves_nothing(served: Raw, tmp_p
     for wrong in (data[:-1], data[:-1] + b"?", data + b"more"):
         page.write_bytes(wrong)
         with pytest.raises(InputError, match=r"does not give the original file .*--data\.raw"):
-            builders.fetch(served.source)
+            fetch(RELEASES[served.source].archive)
     page.unlink()
     with pytest.raises(InputError, match=r"cannot be downloaded \(.*--data\.raw"):
-        builders.fetch(served.source)
+        fetch(RELEASES[served.source].archive)
     assert list((tmp_path / "home" / "downloads").iterdir()) == []
