@@ -90,10 +90,17 @@ class TextSchema:
 
 @dataclass(frozen=True, config=_STRICT)
 class Split:
-    """Size of one split: rows and how many of them are positive."""
+    """One split.
+
+    Attributes:
+      rows: How many.
+      positives: How many of them are positive.
+      hash: Which raw rows they are (`alt_jax.data.protocols.split_hash`), whatever was made of them.
+    """
 
     rows: int
     positives: int
+    hash: str = ""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -109,7 +116,8 @@ class Schema:
       text: Tokenisation of the prompts.
       splits: `train`, `valid` and `test`.
       vocabulary_hash: SHA-256 over the ordered training vocabulary of every field.
-      data_hash: SHA-256 over the rows of all splits; two datasets with the same hash hold the same rows.
+      data_hash: SHA-256 over the values and labels of all splits, in order; two datasets with the same hash hold the
+        same rows of the same fields.
       version: Format version of the prepared folder.
     """
 

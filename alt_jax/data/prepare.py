@@ -77,7 +77,14 @@ def prepare(config: Config) -> Dataset:
         user=None if raw.user is None else name_of[raw.user],
         item=None if raw.item is None else name_of[raw.item],
         text=_text_schema(config, tokenizer, int(lengths.max())),
-        splits={name: Split(len(labels[name]), int(labels[name].sum(dtype=np.int64))) for name in SPLITS},
+        splits={
+            name: Split(
+                rows=len(labels[name]),
+                positives=int(labels[name].sum(dtype=np.int64)),
+                hash=protocols.split_hash(raw, split.rows[name]),
+            )
+            for name in SPLITS
+        },
         vocabulary_hash=vocabulary_hash(names, [found.offset for found in fields], vocabulary),
         data_hash=_data_hash(names, vocabulary, rows, labels),
     )
@@ -245,7 +252,7 @@ def _report(
     print(f"rows   {raw.table.num_rows:,} read{dropped}")
     for name in SPLITS:
         part = schema.splits[name]
-        print(f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive")
+        print(f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive  split {part.hash[:12]}")
     absent = vocabulary.count == 0
     for what, column in (("user", schema.user), ("item", schema.item)):
         if column is not None:
