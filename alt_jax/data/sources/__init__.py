@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 from alt_jax.config import DataConfig
-from alt_jax.data.sources import movielens, table
+from alt_jax.data.sources import bookcrossing, movielens, table
 from alt_jax.data.sources.raw import RawData, nearest
 from alt_jax.errors import InputError
 
 _LOADERS: dict[str, Callable[[DataConfig], RawData]] = {
+    "bookcrossing": bookcrossing.load,
     "movielens_100k": movielens.load,
     "movielens_1m": movielens.load,
     "table": table.load,

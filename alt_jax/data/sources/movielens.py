@@ -16,7 +16,7 @@ import pyarrow.csv
 
 from alt_jax.config import DataConfig, FieldConfig
 from alt_jax.data.download import Archive, fetch
-from alt_jax.data.sources.original import Lines, choose_fields, decode, read_files, refuse_duplicates, spread
+from alt_jax.data.sources.original import Lines, choose_fields, decode, first_duplicate, read_files, spread
 from alt_jax.data.sources.raw import RawData
 from alt_jax.errors import InputError
 
@@ -137,7 +137,8 @@ def read(source: str, release: Release, path: Path, fields: tuple[FieldConfig, .
     ratings = _ratings(files[release.ratings], release.separator, where[release.ratings])
     user_row = _look_up(ratings[0], users["user_id"], "user", release.users, where[release.ratings])
     movie_row = _look_up(ratings[1], movies["movie_id"], "movie", release.movies, where[release.ratings])
-    refuse_duplicates(user_row, movie_row, "movie", where[release.ratings])
+    if twice := first_duplicate(user_row, movie_row):
+        raise where[release.ratings].wrong(twice[1] + 1, f"the same user and movie as on line {twice[0] + 1}")
     rows = len(user_row)
     if rows != release.rows:
         notices.append(f"{path} has {rows:,} ratings where the original has {release.rows:,}.")

@@ -103,29 +103,18 @@ def choose_fields(config: DataConfig, declared: Sequence[FieldConfig]) -> tuple[
     return tuple(dataclasses.replace(f, name=name) for f, name in zip(config.fields, names, strict=True))
 
 
-def refuse_duplicates(user: Int[np.ndarray, " N"], item: Int[np.ndarray, " N"], what: str, where: Lines) -> None:
-    """A pair rated twice could land in training and test.
-
-    Args:
-      user: User of every line.
-      item: Item of every line.
-      what: What an item is, for the message.
-      where: The file; its first pair stands on line 1.
-
-    Raises:
-      InputError: A pair is there twice; names both lines.
-    """
+def first_duplicate(user: Int[np.ndarray, " N"], item: Int[np.ndarray, " N"]) -> tuple[int, int] | None:
+    """The first two rows of the same user and item, if there are any: they could land in training and test."""
     pair = user.astype(np.int64) * (int(item.max(initial=0)) + 1) + item
     order = np.argsort(pair, kind="stable")
     again = np.flatnonzero(np.diff(pair[order]) == 0)
-    if len(again):
-        first = int(again[0])
-        before, line = int(order[first]) + 1, int(order[first + 1]) + 1
-        raise where.wrong(line, f"the same user and {what} as on line {before}")
+    if not len(again):
+        return None
+    return int(order[again[0]]), int(order[again[0] + 1])
 
 
 def spread(values: Sequence[str] | pa.Array, rows: Int[np.ndarray, " N"]) -> pa.DictionaryArray:
     """A column of the user or item table, spread over the ratings without copying strings; missing where row is -1."""
     encoded = pc.dictionary_encode(pa.array(values, pa.string()))
-    codes = np.append(np.asarray(encoded.indices, np.int32), np.int32(-1))[rows]
+    codes = np.append(np.asarray(encoded.indices.fill_null(-1), np.int32), np.int32(-1))[rows]
     return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), encoded.dictionary)
