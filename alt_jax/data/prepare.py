@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from transformers import PreTrainedTokenizerFast
 
 from alt_jax.config import Config
-from alt_jax.data import protocols, sources, values
+from alt_jax.data import aggregates, protocols, sources, values
 from alt_jax.data.dataset import (
     ENTRIES,
     PIECES,
@@ -47,6 +47,7 @@ def prepare(config: Config) -> Dataset:
     protocol = protocols.get(config.data.protocol)
     raw = sources.load(config.data)
     split = protocols.apply(protocol, raw, config.data.positive_above)
+    raw = aggregates.resolve(protocol, raw, split)
 
     fields = values.collect(raw, split, config.data.min_count)
     vocabulary = _vocabulary(fields)

@@ -113,8 +113,9 @@ def first_duplicate(user: Int[np.ndarray, " N"], item: Int[np.ndarray, " N"]) ->
     return int(order[again[0]]), int(order[again[0] + 1])
 
 
-def spread(values: Sequence[str] | pa.Array, rows: Int[np.ndarray, " N"]) -> pa.DictionaryArray:
+def spread(values: Sequence[str] | pa.Array | pa.ChunkedArray, rows: Int[np.ndarray, " N"]) -> pa.DictionaryArray:
     """A column of the user or item table, spread over the ratings without copying strings; missing where row is -1."""
-    encoded = pc.dictionary_encode(pa.array(values, pa.string()))
+    column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values, pa.string())
+    encoded = pc.dictionary_encode(column)
     codes = np.append(np.asarray(encoded.indices.fill_null(-1), np.int32), np.int32(-1))[rows]
     return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), encoded.dictionary)

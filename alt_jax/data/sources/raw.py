@@ -28,9 +28,9 @@ class Aggregate:
 
     Attributes:
       column: Holds the published statistic.
-      of: Numeric column of the table that it is about; rows where it is null do not count.
+      of: Numeric column of the table that it is about.
       by: Column of the entity.
-      how: `mean`, written with one decimal, or `sum`.
+      how: `mean` (of rows where `of` is not null), written with one decimal, or `sum`.
     """
 
     column: str
