@@ -51,6 +51,7 @@ class Field:
       slots: Values that a row has at most.
       separator: Between values that a raw table stores as one string.
       numeric: Bins of a numeric field.
+      past, outcome: Which rows a `sequence` was made of; see `alt_jax.config.FieldConfig`.
     """
 
     name: str
@@ -62,6 +63,8 @@ class Field:
     slots: int = 1
     separator: str = ""
     numeric: Numeric | None = None
+    past: Literal["train", "all"] = "train"
+    outcome: Literal["positive", "negative", "any"] = "positive"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -197,6 +200,7 @@ class Schema:
             [dataclasses.asdict(f.numeric) for f in self.fields if f.numeric is not None],
             self.vocabulary_hash,
             self.text.fingerprint,
+            *((f.name, f.past, f.outcome) for f in self.fields if (f.past, f.outcome) != ("train", "positive")),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -7,6 +7,7 @@ protocols whose name ends in `_no_aggregates`, which have no such column at all.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +16,31 @@ from jaxtyping import Int
 
 from alt_jax.data.protocols import Protocol, Split
 from alt_jax.data.sources.raw import Aggregate, RawData, as_text
+from alt_jax.errors import InputError
 
 
-def resolve(protocol: Protocol, raw: RawData, split: Split) -> RawData:
-    """The raw data with its aggregates as the protocol wants them."""
+def resolve(protocol: Protocol, raw: RawData, split: Split, named: Sequence[str] = ()) -> RawData:
+    """The raw data with its aggregates as the protocol wants them.
+
+    Args:
+      protocol: Says how it wants them.
+      raw: Raw data with aggregates as published.
+      split: Which rows train.
+      named: Columns that the config asks for by name.
+
+    Raises:
+      InputError: The protocol leaves out what the config asks for.
+    """
     if protocol.aggregates == "all_time":
         return raw
     if protocol.aggregates == "no_aggregates":
         gone = {aggregate.column for aggregate in raw.aggregates}
+        for column in named:
+            if column in gone:
+                raise InputError(
+                    f"Protocol {protocol.name!r} leaves out published averages and counts, but data.fields names "
+                    f"{column!r}; leave it out there too, or use {protocol.name.removesuffix('_no_aggregates')!r}."
+                )
         return dataclasses.replace(
             raw,
             fields=tuple(f for f in raw.fields if f.column not in gone),

@@ -47,7 +47,7 @@ def prepare(config: Config) -> Dataset:
     protocol = protocols.get(config.data.protocol)
     raw = sources.load(config.data)
     split = protocols.apply(protocol, raw, config.data.positive_above)
-    raw = aggregates.resolve(protocol, raw, split)
+    raw = aggregates.resolve(protocol, raw, split, named=[field.column for field in config.data.fields])
 
     fields = values.collect(raw, split, config.data.min_count)
     vocabulary = _vocabulary(fields)
@@ -71,7 +71,19 @@ def prepare(config: Config) -> Dataset:
         source=raw.source,
         protocol=protocol.name,
         fields=tuple(
-            Field(f.name, f.column, found.offset, found.size, cap, f.kind, width, f.separator, found.numeric)
+            Field(
+                name=f.name,
+                column=f.column,
+                offset=found.offset,
+                size=found.size,
+                max_tokens=cap,
+                kind=f.kind,
+                slots=width,
+                separator=f.separator,
+                numeric=found.numeric,
+                past=f.past,
+                outcome=f.outcome,
+            )
             for f, found, cap, width in zip(raw.fields, fields, caps, widths, strict=True)
         ),
         linked=tuple(tuple(name_of[column] for column in group) for group in raw.linked),

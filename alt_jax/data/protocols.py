@@ -106,12 +106,13 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
       Row numbers by split, and labels.
 
     Raises:
-      InputError: The data lacks the time, the users, the items, the labels or the aggregates that the preset is about,
-        a split is empty, or training has only one class.
+      InputError: The data lacks the time, the users, the items, the labels or the aggregates that the preset is about;
+        the preset cannot fill a field of its kind; a split is empty; or training has only one class.
     """
     labels = np.asarray(raw.table[raw.label], np.float64)
     binary = bool(np.isin(labels, (0.0, 1.0)).all())
     _check(protocol, raw, labels, binary)
+    _check_sequences(protocol, raw)
     threshold = positive_above
     if threshold is None:
         threshold = 0.5 if binary else raw.positive_above
@@ -164,6 +165,24 @@ def _check(protocol: Protocol, raw: RawData, labels: Float[np.ndarray, " N"], bi
     if protocol.needs_time and raw.timestamp is None:
         declared = "no timestamp column declared; set data.timestamp or" if raw.source == "table" else "no timestamps;"
         raise InputError(f"Protocol {protocol.name!r} sorts by time, but {raw.origin} has {declared} use 'random'.")
+
+
+def _check_sequences(protocol: Protocol, raw: RawData) -> None:
+    """A history that the preset leaves empty would be a field in name only."""
+    for field in raw.fields:
+        if field.kind != "sequence":
+            continue
+        missing = "user" if raw.user is None else "timestamp" if raw.timestamp is None else None
+        if missing is not None:
+            raise InputError(
+                f"Field {field.column!r} is a sequence, which needs data.user and data.timestamp; protocol "
+                f"{protocol.name!r} cannot fill it, since {raw.origin} has no {missing} declared."
+            )
+        if protocol.order == "users" and field.past == "train":
+            raise InputError(
+                f"Protocol {protocol.name!r} cannot fill field {field.column!r}, a sequence of training rows, since it "
+                "holds users out of training; set the field's past to 'all', or use another protocol."
+            )
 
 
 def _filter(

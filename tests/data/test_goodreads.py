@@ -206,6 +206,8 @@ def test_aggregates_left_out_or_as_published(tmp_path: Path):
     out = prepared(made, tmp_path, "random_drop0_no_aggregates")
     assert len(out.schema.fields) == 13
     assert not {"average_rating", "reviews"} & {f.column for f in out.schema.fields}
+    with pytest.raises(InputError, match=r"leaves out published .* names 'reviews'; .* or use 'random_drop0'"):
+        prepared(made, tmp_path, "random_drop0_no_aggregates", fields=(FieldConfig("user_id"), FieldConfig("reviews")))
     given = prepared(made, tmp_path, "random_drop0_all_time")
     again = prepared(made, tmp_path, "random_drop0")
     for row, found in spelled(given, "average_rating").items():
