@@ -102,7 +102,7 @@ class DataConfig:
       label: Column of the label or rating (`table`).
       positive_above: Labels above this are positive; replaces the data's own threshold when given.
       timestamp: Column that time-ordered protocols sort by (`table`).
-      user, item: Columns for GAUC and for items unseen in training (`table`).
+      user, item: Columns for GAUC, for items unseen in training and for cold-start protocols (`table`).
       linked: Groups of columns that determine one another (`table`).
       min_count: A value seen fewer times in training shares the field's out-of-vocabulary id.
     """
