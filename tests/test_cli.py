@@ -107,7 +107,16 @@ def test_module_and_exit_code() -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "name"), [("towers", "dcn_mix"), ("texts", "roberta"), ("datasets", "table"), ("protocols", "random")]
+    ("what", "name"),
+    [
+        ("towers", "dcn_mix"),
+        ("texts", "roberta"),
+        ("datasets", "table"),
+        ("datasets", "bookcrossing"),
+        ("datasets", "goodreads"),
+        ("protocols", "random"),
+        ("protocols", "cold_items"),
+    ],
 )
 def test_list(alt: Cli, what: str, name: str) -> None:
     code, out, _ = alt("list", what)
