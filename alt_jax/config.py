@@ -41,6 +41,14 @@ Options = Annotated[
 ]
 
 
+# Which kinds of fields read an option.
+_KIND_OPTIONS = {
+    **dict.fromkeys(("separator", "slots"), ("multi", "sequence")),
+    **dict.fromkeys(("of", "spelled", "past", "outcome"), ("sequence",)),
+    "bins": ("numeric",),
+}
+
+
 @dataclass(frozen=True, config=_STRICT)
 class FieldConfig:
     """One field.
@@ -49,13 +57,17 @@ class FieldConfig:
       column: Its name in the file.
       name: Its name in the prompt; the column's name if empty.
       kind: `category`; `numeric`: quantile bins, and the number itself where the tower takes it; `multi`: a list;
-        `sequence`: the items that the row's user clicked last in training, newest first (the column is read by
-        `predict` only); `text`: for the text tower alone.
+        `sequence`: the last items of the row's user, newest first, from rows strictly earlier in time (the column is
+        read by `predict` only); `text`: for the text tower alone.
       separator: Between the values of a list that the file stores as one string (`multi`, `sequence`).
       slots: Values that are kept of a list at most (`multi`, `sequence`).
       bins: Quantile bins at most (`numeric`).
       of: Column of the item (`sequence`).
       spelled: Column that spells an item in the prompt, e.g. its title (`sequence`); the item's own if empty.
+      past: Whose rows a `sequence` may hold: `train`: the training part's only, so that no label of the validation or
+        test part is ever an input; `all`: earlier rows of any split, as a live system would know them when it
+        serves the row. Published baselines with histories often do the latter.
+      outcome: Which rows: `positive`: clicked; `negative`: not clicked; `any`.
     """
 
     column: str
@@ -66,6 +78,15 @@ class FieldConfig:
     bins: PositiveInt = 32
     of: str = ""
     spelled: str = ""
+    past: Literal["train", "all"] = "train"
+    outcome: Literal["positive", "negative", "any"] = "positive"
+
+    def __post_init__(self) -> None:
+        """Refuses what the field's kind does not read."""
+        default = {field.name: field.default for field in dataclasses.fields(FieldConfig)}
+        for name, kinds in _KIND_OPTIONS.items():
+            if self.kind not in kinds and getattr(self, name) != default[name]:
+                raise ValueError(f"{name} of field {self.column!r} has no effect on kind {self.kind!r}; leave it out")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -73,15 +94,15 @@ class DataConfig:
     """Where rows come from and how they are labelled and split.
 
     Attributes:
-      source: `movielens_100k`, `movielens_1m` or `table` (any CSV or Parquet file).
+      source: `movielens_100k`, `movielens_1m`, `bookcrossing`, `goodreads` or `table` (any CSV or Parquet file).
       raw: Original zip, its unpacked folder, or the table file.
       dir: The prepared dataset.
       protocol: A named preset of `alt_jax.data.protocols`: how rows are filtered, labelled, ordered and split.
       fields: Columns to use, in prompt order. Needed for `table`; empty means a known source's own fields.
       label: Column of the label or rating (`table`).
-      positive_above: Labels above this are positive; replaces the protocol's threshold when given.
+      positive_above: Labels above this are positive; replaces the data's own threshold when given.
       timestamp: Column that time-ordered protocols sort by (`table`).
-      user, item: Columns for GAUC and for items unseen in training (`table`).
+      user, item: Columns for GAUC, for items unseen in training and for cold-start protocols (`table`).
       linked: Groups of columns that determine one another (`table`).
       min_count: A value seen fewer times in training shares the field's out-of-vocabulary id.
     """

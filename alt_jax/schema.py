@@ -51,6 +51,7 @@ class Field:
       slots: Values that a row has at most.
       separator: Between values that a raw table stores as one string.
       numeric: Bins of a numeric field.
+      past, outcome: Which rows a `sequence` was made of; see `alt_jax.config.FieldConfig`.
     """
 
     name: str
@@ -62,6 +63,8 @@ class Field:
     slots: int = 1
     separator: str = ""
     numeric: Numeric | None = None
+    past: Literal["train", "all"] = "train"
+    outcome: Literal["positive", "negative", "any"] = "positive"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -90,10 +93,17 @@ class TextSchema:
 
 @dataclass(frozen=True, config=_STRICT)
 class Split:
-    """Size of one split: rows and how many of them are positive."""
+    """One split.
+
+    Attributes:
+      rows: How many.
+      positives: How many of them are positive.
+      hash: Which raw rows they are (`alt_jax.data.protocols.split_hash`), whatever was made of them.
+    """
 
     rows: int
     positives: int
+    hash: str = ""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -109,7 +119,8 @@ class Schema:
       text: Tokenisation of the prompts.
       splits: `train`, `valid` and `test`.
       vocabulary_hash: SHA-256 over the ordered training vocabulary of every field.
-      data_hash: SHA-256 over the rows of all splits; two datasets with the same hash hold the same rows.
+      data_hash: SHA-256 over the values and labels of all splits, in order; two datasets with the same hash hold the
+        same rows of the same fields.
       version: Format version of the prepared folder.
     """
 
@@ -189,6 +200,7 @@ class Schema:
             [dataclasses.asdict(f.numeric) for f in self.fields if f.numeric is not None],
             self.vocabulary_hash,
             self.text.fingerprint,
+            *((f.name, f.past, f.outcome) for f in self.fields if (f.past, f.outcome) != ("train", "positive")),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

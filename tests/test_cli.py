@@ -112,7 +112,12 @@ def test_module_and_exit_code() -> None:
         ("towers", "dcn_mix"),
         *(("texts", family) for family in ("bert", "roberta", "distilbert", "electra", "modernbert")),
         ("datasets", "table"),
+        ("datasets", "bookcrossing"),
+        ("datasets", "goodreads"),
         ("protocols", "random"),
+        ("protocols", "cold_items"),
+        ("presets", "paper"),
+        ("studies", "baselines"),
     ],
 )
 def test_list(alt: Cli, what: str, name: str) -> None:

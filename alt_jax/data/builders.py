@@ -1,94 +1,64 @@
-"""MovieLens as `tensorflow-datasets` builders that need no TensorFlow, and the download that they share with `prepare`.
+"""Every data source as a `tensorflow-datasets` builder that needs no TensorFlow.
 
 ```
 builder = Movielens1m(data_dir=...)
 builder.download_and_prepare()
 source = builder.as_data_source(split="ratings")   # random access, one example a rating, the raw columns
+
+clicks = TableConfig(name="clicks", data=DataConfig(raw="clicks.parquet", fields=..., label="clicked"))
+Table(config=clicks, data_dir=...).download_and_prepare()
 ```
+
+An example is a row of the raw data: its number, its columns as text (a missing value is empty, a list is joined by its
+field's separator), its label, and its time where there is one. Labelling and splitting are `prepare`'s.
 
 The builders of `tensorflow-datasets` itself import TensorFlow. These write array_record files.
 """
 
-import hashlib
+import dataclasses
 import os
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import tensorflow_datasets as tfds
 
-from alt_jax.data.sources.movielens import RELEASES, Release, read
+from alt_jax.config import DataConfig, FieldConfig
+from alt_jax.data.download import fetch
+from alt_jax.data.sources import bookcrossing, goodreads, movielens, table
+from alt_jax.data.sources.raw import RawData, as_text
 from alt_jax.errors import InputError
 
-_TIMEOUT_S = 60
-_BLOCK = 1 << 16
-_CITATION = """@article{harper2015movielens,
+_MOVIELENS = """@article{harper2015movielens,
   author = {Harper, F. Maxwell and Konstan, Joseph A.},
   title = {The MovieLens Datasets: History and Context},
   journal = {ACM Transactions on Interactive Intelligent Systems},
   volume = {5}, number = {4}, year = {2015},
 }"""
-_TEXT = ("user_id", "gender", "age", "occupation", "zipcode", "movie_id", "title", "genre")
+_BOOKCROSSING = """@inproceedings{ziegler2005improving,
+  author = {Ziegler, Cai-Nicolas and McNee, Sean M. and Konstan, Joseph A. and Lausen, Georg},
+  title = {Improving Recommendation Lists Through Topic Diversification},
+  booktitle = {WWW}, year = {2005},
+}"""
+_GOODREADS = """@inproceedings{wan2018item,
+  author = {Wan, Mengting and McAuley, Julian},
+  title = {Item Recommendation on Monotonic Behavior Chains},
+  booktitle = {RecSys}, year = {2018},
+}"""
+_CHUNK = 10_000
 
 
-def fetch(source: str, folder: str | Path | None = None) -> Path:
-    """Downloads a release's original zip, unless it is there, and checks its size and SHA-256.
+class _Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """What all builders share. A source says what its columns are and how its raw data is read."""
 
-    Args:
-      source: `movielens_100k` or `movielens_1m`.
-      folder: Where it goes; by default where `tensorflow-datasets` keeps downloads (`TFDS_DATA_DIR` moves it).
-
-    Returns:
-      The zip.
-
-    Raises:
-      InputError: It cannot be downloaded, or what arrives is not the original.
-    """
-    release = RELEASES[source]
-    home = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    folder = Path(folder) if folder else Path(home).expanduser() / "downloads"
-    path = folder / f"{release.folder}.zip"
-    if path.is_file() and _is_original(path, release):
-        return path
-    advice = f"download it where there is a network and pass --data.raw PATH/{release.folder}.zip."
-    print(f"downloading {release.url} ({release.zip_bytes / 1e6:.1f} MB)")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # A file of its own per attempt: neither a killed download nor a second one beside it can spoil the zip.
-        descriptor, partial = tempfile.mkstemp(dir=folder, prefix=f".{release.folder}.")
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}); set TFDS_DATA_DIR elsewhere.") from None
-    try:
-        with os.fdopen(descriptor, "wb") as out, urllib.request.urlopen(release.url, timeout=_TIMEOUT_S) as response:
-            received = 0
-            while (block := response.read(_BLOCK)) and received <= release.zip_bytes:
-                received += out.write(block)
-        if not _is_original(Path(partial), release):
-            raise InputError(f"{release.url} does not give the original file (by size and SHA-256); {advice}")
-        os.replace(partial, path)
-    except (OSError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise InputError(f"{release.url} cannot be downloaded ({reason}); {advice}") from None
-    finally:
-        Path(partial).unlink(missing_ok=True)
-    return path
-
-
-def _is_original(path: Path, release: Release) -> bool:
-    if path.stat().st_size != release.zip_bytes:
-        return False
-    return hashlib.sha256(path.read_bytes()).hexdigest() == release.zip_sha256
-
-
-class _Movielens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """What both releases share."""
-
-    SOURCE = ""
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Without a network, put the original zip (ml-100k.zip or ml-1m.zip) here."
+    SPLIT = "ratings"
+    LABEL = "rating"
+    TIMESTAMP: Any = None
+    HOMEPAGE = ""
+    CITATION = ""
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (the base class declares it so)
 
@@ -96,51 +66,164 @@ class _Movielens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
         self,
         *,
         data_dir: str | os.PathLike[str] | None = None,
-        config: None = None,
+        config: tfds.core.BuilderConfig | None = None,
         version: str | None = None,
         file_format: str = "array_record",
     ):
         # Only array_record can be read and written without TensorFlow and at random positions.
         super().__init__(data_dir=data_dir, config=config, version=version, file_format=file_format)
 
+    def _fields(self) -> tuple[FieldConfig, ...]:
+        raise NotImplementedError
+
+    def _read(self, dl_manager: tfds.download.DownloadManager) -> RawData:
+        raise NotImplementedError
+
     def _info(self) -> tfds.core.DatasetInfo:
-        features: dict[str, Any] = {"row": np.int64, **{name: tfds.features.Text() for name in _TEXT}}
-        features |= {"rating": np.float32, "timestamp": np.int64}
+        features: dict[str, Any] = {"row": np.int64, **{f.column: tfds.features.Text() for f in self._fields()}}
+        features[self.LABEL] = np.float32
+        if self.TIMESTAMP is not None:
+            features["timestamp"] = self.TIMESTAMP
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"Every rating of {RELEASES[self.SOURCE].folder} with its user's and its movie's columns.",
+            description=type(self).__doc__,
             features=tfds.features.FeaturesDict(features),
-            homepage="https://grouplens.org/datasets/movielens/",
-            citation=_CITATION,
+            homepage=self.HOMEPAGE,
+            citation=self.CITATION,
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, Any]]]:
-        name = f"{RELEASES[self.SOURCE].folder}.zip"
-        try:
-            path = Path(dl_manager.manual_dir) / name
-        except AssertionError:  # how the manager says that there is no such folder
-            path = None
-        if path is None or not path.is_file():
-            path = fetch(self.SOURCE, Path(dl_manager.download_dir))
-        return {"ratings": self._generate_examples(path)}
+        return {self.SPLIT: self._generate_examples(self._read(dl_manager))}
 
-    def _generate_examples(self, path: Path) -> Iterator[tuple[int, Any]]:
-        raw = read(self.SOURCE, RELEASES[self.SOURCE], path)
-        columns = [*_TEXT, "rating", "timestamp"]
+    def _generate_examples(self, raw: RawData) -> Iterator[tuple[int, Any]]:
+        columns = {f.column: _as_one_text(raw.table[f.column], f, raw.origin) for f in self._fields()}
+        columns[self.LABEL] = raw.table[raw.label]
+        if self.TIMESTAMP is not None:
+            columns["timestamp"] = raw.table[raw.timestamp]
         row = 0
-        for batch in raw.table.select(columns).to_batches(max_chunksize=10_000):
+        for batch in pa.table(columns).to_batches(max_chunksize=_CHUNK):
             for example in batch.to_pylist():
                 yield row, {"row": row, **example}
                 row += 1
 
 
+def _as_one_text(column: pa.ChunkedArray, field: FieldConfig, origin: str) -> pa.Array:
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        joined = pc.binary_join(column.combine_chunks().cast(pa.list_(pa.string())), field.separator)
+        column = pc.fill_null(joined, "")
+    return as_text(column, field.column, origin)
+
+
+def _manual(dl_manager: tfds.download.DownloadManager) -> Path | None:
+    """The folder of files that were fetched by hand, if there is one."""
+    try:
+        return Path(dl_manager.manual_dir)
+    except AssertionError:  # how the manager says that there is none
+        return None
+
+
+class _Movielens(_Rows, skip_registration=True):  # type: ignore[call-arg]
+    """What both releases share."""
+
+    SOURCE = ""
+    TIMESTAMP = np.int64
+    HOMEPAGE = "https://grouplens.org/datasets/movielens/"
+    CITATION = _MOVIELENS
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Without a network, put the original zip (ml-100k.zip or ml-1m.zip) here."
+
+    def _fields(self) -> tuple[FieldConfig, ...]:
+        return movielens.FIELDS
+
+    def _read(self, dl_manager: tfds.download.DownloadManager) -> RawData:
+        release, manual = movielens.RELEASES[self.SOURCE], _manual(dl_manager)
+        path = None if manual is None else manual / release.archive.name
+        if path is None or not path.is_file():
+            path = fetch(release.archive, Path(dl_manager.download_dir))
+        return movielens.read(self.SOURCE, release, path)
+
+
 class Movielens100k(_Movielens):
-    """MovieLens 100K: 100,000 ratings; split `ratings`."""
+    """MovieLens 100K: 100,000 ratings with their user's and their movie's columns; split `ratings`."""
 
     SOURCE = "movielens_100k"
 
 
 class Movielens1m(_Movielens):
-    """MovieLens 1M: 1,000,209 ratings; split `ratings`."""
+    """MovieLens 1M: 1,000,209 ratings with their user's and their movie's columns; split `ratings`."""
 
     SOURCE = "movielens_1m"
+
+
+class BookCrossing(_Rows):
+    """BookCrossing: ratings from 0 (implicit) to 10 with their user's and their book's columns; split `ratings`."""
+
+    HOMEPAGE = "http://www2.informatik.uni-freiburg.de/~cziegler/BX/"
+    CITATION = _BOOKCROSSING
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Put BX-CSV-Dump.zip here, or its three files."
+
+    def _fields(self) -> tuple[FieldConfig, ...]:
+        return bookcrossing.FIELDS
+
+    def _read(self, dl_manager: tfds.download.DownloadManager) -> RawData:
+        manual = _manual(dl_manager)
+        if manual is None:
+            raise InputError("BookCrossing must be fetched by hand: name the folder of BX-CSV-Dump.zip as manual_dir.")
+        path = manual / "BX-CSV-Dump.zip"
+        return bookcrossing.read(path if path.is_file() else manual)
+
+
+class GoodReads(_Rows):
+    """GoodReads: ratings from 0 (none given) to 5 with their book's columns as published; split `ratings`."""
+
+    HOMEPAGE = "https://mengtingwan.github.io/data/goodreads.html"
+    CITATION = _GOODREADS
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the seven files of the UCSD Book Graph here."
+
+    def _fields(self) -> tuple[FieldConfig, ...]:
+        return goodreads.FIELDS
+
+    def _read(self, dl_manager: tfds.download.DownloadManager) -> RawData:
+        manual = _manual(dl_manager)
+        if manual is None:
+            raise InputError("GoodReads must be fetched by hand: name the folder of its seven files as manual_dir.")
+        return goodreads.read(manual)
+
+
+@dataclasses.dataclass(eq=False)
+class TableConfig(tfds.core.BuilderConfig):
+    """An own table. Files are kept by its name: another table, or the same with other columns, wants another one.
+
+    Attributes:
+      data: Where the table is and what its columns mean; see `alt_jax.config.DataConfig`.
+    """
+
+    data: DataConfig = dataclasses.field(kw_only=True)
+
+
+class Table(_Rows):
+    """An own CSV or Parquet table: its declared columns and label, and `timestamp` if one is declared; split `rows`."""
+
+    SPLIT = "rows"
+
+    def __init__(
+        self,
+        *,
+        config: TableConfig,
+        data_dir: str | os.PathLike[str] | None = None,
+        version: str | None = None,
+        file_format: str = "array_record",
+    ):
+        for field in config.data.fields:
+            if field.column in ("row", "timestamp"):
+                raise InputError(
+                    f"Column {field.column!r} of {config.data.raw} has a name that the builder gives; rename it."
+                )
+        self.LABEL = config.data.label
+        self.TIMESTAMP = np.float64 if config.data.timestamp else None
+        super().__init__(data_dir=data_dir, config=config, version=version, file_format=file_format)
+
+    def _fields(self) -> tuple[FieldConfig, ...]:
+        return tuple(f for f in self.builder_config.data.fields if f.kind != "sequence")  # a sequence is made, not read
+
+    def _read(self, dl_manager: tfds.download.DownloadManager) -> RawData:
+        return table.load(self.builder_config.data)

@@ -120,8 +120,8 @@ def history(
 ) -> Int[np.ndarray, "N S"]:
     """The last items of every row's user, newest first.
 
-    Only eligible rows (training rows that were clicked) count, and only those strictly before the row in time: a row
-    never sees itself, its label, a simultaneous row or the future.
+    Only eligible rows count, such as clicks in training, and only those strictly before the row in time: a row never
+    sees itself, its label, a simultaneous row or the future.
 
     Args:
       user: User of every row.

@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from transformers import PreTrainedTokenizerFast
 
 from alt_jax.config import Config
-from alt_jax.data import protocols, sources, values
+from alt_jax.data import aggregates, protocols, sources, values
 from alt_jax.data.dataset import (
     ENTRIES,
     PIECES,
@@ -47,6 +47,7 @@ def prepare(config: Config) -> Dataset:
     protocol = protocols.get(config.data.protocol)
     raw = sources.load(config.data)
     split = protocols.apply(protocol, raw, config.data.positive_above)
+    raw = aggregates.resolve(protocol, raw, split, named=[field.column for field in config.data.fields])
 
     fields = values.collect(raw, split, config.data.min_count)
     vocabulary = _vocabulary(fields)
@@ -70,14 +71,33 @@ def prepare(config: Config) -> Dataset:
         source=raw.source,
         protocol=protocol.name,
         fields=tuple(
-            Field(f.name, f.column, found.offset, found.size, cap, f.kind, width, f.separator, found.numeric)
+            Field(
+                name=f.name,
+                column=f.column,
+                offset=found.offset,
+                size=found.size,
+                max_tokens=cap,
+                kind=f.kind,
+                slots=width,
+                separator=f.separator,
+                numeric=found.numeric,
+                past=f.past,
+                outcome=f.outcome,
+            )
             for f, found, cap, width in zip(raw.fields, fields, caps, widths, strict=True)
         ),
         linked=tuple(tuple(name_of[column] for column in group) for group in raw.linked),
         user=None if raw.user is None else name_of[raw.user],
         item=None if raw.item is None else name_of[raw.item],
         text=_text_schema(config, tokenizer, int(lengths.max())),
-        splits={name: Split(len(labels[name]), int(labels[name].sum(dtype=np.int64))) for name in SPLITS},
+        splits={
+            name: Split(
+                rows=len(labels[name]),
+                positives=int(labels[name].sum(dtype=np.int64)),
+                hash=protocols.split_hash(raw, split.rows[name]),
+            )
+            for name in SPLITS
+        },
         vocabulary_hash=vocabulary_hash(names, [found.offset for found in fields], vocabulary),
         data_hash=_data_hash(names, vocabulary, rows, labels),
     )
@@ -245,7 +265,7 @@ def _report(
     print(f"rows   {raw.table.num_rows:,} read{dropped}")
     for name in SPLITS:
         part = schema.splits[name]
-        print(f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive")
+        print(f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive  split {part.hash[:12]}")
     absent = vocabulary.count == 0
     for what, column in (("user", schema.user), ("item", schema.item)):
         if column is not None:

@@ -1,16 +1,17 @@
 """Named protocols: how rows are filtered, labelled, ordered and split.
 
 The protocol moves AUC far more than any method does, so results are comparable within one protocol only and every
-result names its protocol. A split depends on the protocol alone, never on the run's seed.
+result names its protocol. A split depends on the protocol alone, never on the run's seed, and is recorded by hash.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Bool, Float, Int, UInt64
 
-from alt_jax.data.sources.raw import RawData, nearest
+from alt_jax.data.sources.raw import RawData, as_text, nearest
 from alt_jax.errors import InputError
 
 SPLITS = ("train", "valid", "test")
@@ -18,25 +19,32 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Protocol:
-    """A preset.
+    """A preset. Which labels are positive is the data's scale (`RawData.positive_above`), not the preset's.
 
     Attributes:
       name: As in `data.protocol`.
-      order: `time`: sorted by time, ties by the order of the file; `random`: shuffled.
+      order: `time`: sorted by time, ties by the order of the file; `random`: shuffled; `items`, `users`: cold start,
+        every item (or user) is in one split only, chosen by a hash of its id, in the order of the file.
       drop_labels: Rows with these labels are left out.
-      positive_above: Labels above this are positive.
       skip_first: Each user's first so many rows, by time, are left out.
-      fractions: Shares of train, valid and test.
-      seed: Of the shuffle.
+      fractions: Shares of train, valid and test; of the items or users for cold start, and then on average only.
+      seed: Of the shuffle or the hash.
+      aggregates: Statistics that the data's publisher took over all rows (`RawData.aggregates`): `train`: taken
+        again over the training part; `no_aggregates`: left out; `all_time`: as published, test part included.
     """
 
     name: str
-    order: Literal["time", "random"]
+    order: Literal["time", "random", "items", "users"]
     drop_labels: tuple[float, ...] = ()
-    positive_above: float = 3.0
     skip_first: int = 0
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
+    aggregates: Literal["train", "no_aggregates", "all_time"] = "train"
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether rows must have a time."""
+        return self.order == "time" or self.skip_first > 0
 
 
 _PRESETS = (
@@ -47,6 +55,12 @@ _PRESETS = (
     # ReLLa and its siblings report 970,009 rows of ML-1M. That the missing ones are each user's first 5 is inferred
     # from the count, 1,000,209 - 5 * 6,040 = 970,009; nothing published says so.
     Protocol("time_skip5", "time", skip_first=5),
+    # BookCrossing and GoodReads write 0 for a book that was not rated: what is left is explicit.
+    Protocol("random_drop0", "random", drop_labels=(0.0,)),
+    Protocol("random_drop0_no_aggregates", "random", drop_labels=(0.0,), aggregates="no_aggregates"),
+    Protocol("random_drop0_all_time", "random", drop_labels=(0.0,), aggregates="all_time"),
+    Protocol("cold_items", "items"),
+    Protocol("cold_users", "users"),
 )
 PROTOCOLS = {protocol.name: protocol for protocol in _PRESETS}
 
@@ -59,12 +73,14 @@ class Split(NamedTuple):
       positive: Label of every row of the raw table.
       threshold: Labels above it are positive.
       dropped: Reasons for which rows were left out, and how many.
+      known: Rows that a history of all splits may hold: those of `rows`, and those that `skip_first` left out.
     """
 
     rows: dict[str, Int[np.ndarray, " _"]]
     positive: Bool[np.ndarray, " N"]
     threshold: float
     dropped: dict[str, int]
+    known: Int[np.ndarray, " K"]
 
 
 def get(name: str) -> Protocol:
@@ -90,48 +106,19 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
       Row numbers by split, and labels.
 
     Raises:
-      InputError: The table lacks the time or user column that the preset needs, a split is empty, or training has
-        only one class.
+      InputError: The data lacks the time, the users, the items, the labels or the aggregates that the preset is about;
+        the preset cannot fill a field of its kind; a split is empty; or training has only one class.
     """
     labels = np.asarray(raw.table[raw.label], np.float64)
     binary = bool(np.isin(labels, (0.0, 1.0)).all())
-    if binary and protocol.drop_labels:
-        raise InputError(
-            f"Protocol {protocol.name!r} drops ratings, but the labels of {raw.origin} are only 0 and 1; "
-            f"use {protocol.order!r}."
-        )
+    _check(protocol, raw, labels, binary)
+    _check_sequences(protocol, raw)
     threshold = positive_above
     if threshold is None:
-        threshold = 0.5 if binary else protocol.positive_above
+        threshold = 0.5 if binary else raw.positive_above
     positive = labels > threshold
-
-    rows = np.arange(len(labels), dtype=np.int64)
-    dropped: dict[str, int] = {}
-    needs_time = protocol.order == "time" or protocol.skip_first > 0
-    if needs_time and raw.timestamp is None:
-        raise InputError(
-            f"Protocol {protocol.name!r} sorts by time, but {raw.origin} has no timestamp column declared; "
-            "set data.timestamp or use 'random'."
-        )
-    if needs_time and raw.timestamp_quality is not None:
-        guessed = np.asarray(raw.table[raw.timestamp_quality]) == 2
-        dropped["timestamp is a guess (quality 2)"] = int(guessed.sum())
-        rows = rows[~guessed]
-    if protocol.drop_labels:
-        unwanted = np.isin(labels[rows], protocol.drop_labels)
-        dropped[f"label is {' or '.join(f'{label:g}' for label in protocol.drop_labels)}"] = int(unwanted.sum())
-        rows = rows[~unwanted]
-    if needs_time:
-        rows = rows[np.argsort(np.asarray(raw.table[raw.timestamp])[rows], kind="stable")]
-    if protocol.skip_first:
-        early = _rank_within(_user_codes(protocol, raw)[rows]) < protocol.skip_first
-        dropped[f"among its user's first {protocol.skip_first}"] = int(early.sum())
-        rows = rows[~early]
-    if protocol.order == "random":
-        rows = rows[np.argsort(_mix(rows, protocol.seed), kind="stable")]
-
-    bounds = np.rint(np.cumsum(protocol.fractions)[:2] * len(rows)).astype(int)
-    split = dict(zip(SPLITS, np.split(rows, bounds), strict=True))
+    rows, known, dropped = _filter(protocol, raw, labels)
+    split = _divide(protocol, raw, rows)
     for name, part in split.items():
         if not len(part):
             raise InputError(
@@ -142,14 +129,119 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
             f"All training labels of {raw.origin} are on one side of {threshold:g}; set data.positive_above so that "
             f"both classes occur (labels run from {labels.min():g} to {labels.max():g})."
         )
-    return Split(split, positive, threshold, dropped)
+    return Split(split, positive, threshold, dropped, known)
 
 
-def _user_codes(protocol: Protocol, raw: RawData) -> Int[np.ndarray, " N"]:
-    if raw.user is None:
-        raise InputError(f"Protocol {protocol.name!r} needs a user column; set data.user or use another protocol.")
-    column = raw.table[raw.user].combine_chunks()
-    return np.asarray((column if hasattr(column, "indices") else column.dictionary_encode()).indices.fill_null(-1))
+def split_hash(raw: RawData, rows: Int[np.ndarray, " _"]) -> str:
+    """SHA-256 over which raw rows these are, in any order: their numbers (int64) and labels (float64), little-endian.
+
+    Two people whose splits have the same hash trained or tested on the same rows, whatever fields, vocabulary and
+    tokenizer they chose; the labels are in it so that another file of the same length does not pass for the same.
+    """
+    ordered = np.sort(rows)
+    labels = np.asarray(raw.table[raw.label], np.float64)[ordered]
+    digest = hashlib.sha256(ordered.astype("<i8").tobytes())
+    digest.update(labels.astype("<f8").tobytes())
+    return digest.hexdigest()
+
+
+def _check(protocol: Protocol, raw: RawData, labels: Float[np.ndarray, " N"], binary: bool) -> None:
+    """A preset about something that the data has not would be a protocol in name only."""
+    plain = "time" if protocol.order == "time" else "random"
+    if binary and protocol.drop_labels:
+        raise InputError(
+            f"Protocol {protocol.name!r} drops ratings, but the labels of {raw.origin} are only 0 and 1; use {plain!r}."
+        )
+    for label in protocol.drop_labels:
+        if not (labels == label).any():
+            raise InputError(
+                f"Protocol {protocol.name!r} drops ratings of {label:g}, but {raw.origin} has none; use {plain!r}."
+            )
+    if protocol.aggregates != "train" and not raw.aggregates:
+        raise InputError(
+            f"Protocol {protocol.name!r} is about published averages and counts, but {raw.origin} has none; use "
+            f"{protocol.name.removesuffix(f'_{protocol.aggregates}')!r}."
+        )
+    if protocol.needs_time and raw.timestamp is None:
+        declared = "no timestamp column declared; set data.timestamp or" if raw.source == "table" else "no timestamps;"
+        raise InputError(f"Protocol {protocol.name!r} sorts by time, but {raw.origin} has {declared} use 'random'.")
+
+
+def _check_sequences(protocol: Protocol, raw: RawData) -> None:
+    """A history that the preset leaves empty would be a field in name only."""
+    for field in raw.fields:
+        if field.kind != "sequence":
+            continue
+        missing = "user" if raw.user is None else "timestamp" if raw.timestamp is None else None
+        if missing is not None:
+            raise InputError(
+                f"Field {field.column!r} is a sequence, which needs data.user and data.timestamp; protocol "
+                f"{protocol.name!r} cannot fill it, since {raw.origin} has no {missing} declared."
+            )
+        if protocol.order == "users" and field.past == "train":
+            raise InputError(
+                f"Protocol {protocol.name!r} cannot fill field {field.column!r}, a sequence of training rows, since it "
+                "holds users out of training; set the field's past to 'all', or use another protocol."
+            )
+
+
+def _filter(
+    protocol: Protocol, raw: RawData, labels: Float[np.ndarray, " N"]
+) -> tuple[Int[np.ndarray, " _"], Int[np.ndarray, " K"], dict[str, int]]:
+    """Rows that the protocol keeps, in its order; those that a history may hold; and what was left out."""
+    rows = np.arange(len(labels), dtype=np.int64)
+    dropped: dict[str, int] = {}
+    if protocol.needs_time and raw.timestamp_quality is not None:
+        guessed = np.asarray(raw.table[raw.timestamp_quality]) == 2
+        dropped["timestamp is a guess (quality 2)"] = int(guessed.sum())
+        rows = rows[~guessed]
+    if protocol.drop_labels:
+        unwanted = np.isin(labels[rows], protocol.drop_labels)
+        dropped[f"label is {' or '.join(f'{label:g}' for label in protocol.drop_labels)}"] = int(unwanted.sum())
+        rows = rows[~unwanted]
+    if protocol.needs_time:
+        rows = rows[np.argsort(np.asarray(raw.table[raw.timestamp])[rows], kind="stable")]
+    known = rows
+    if protocol.skip_first:
+        early = _rank_within(_entities(protocol, raw, "user")[1][rows]) < protocol.skip_first
+        dropped[f"among its user's first {protocol.skip_first}"] = int(early.sum())
+        rows = rows[~early]
+    return rows, known, dropped
+
+
+def _divide(protocol: Protocol, raw: RawData, rows: Int[np.ndarray, " _"]) -> dict[str, Int[np.ndarray, " _"]]:
+    """The rows of every split, in the protocol's order."""
+    if protocol.order in ("items", "users"):
+        part = _parts(protocol, raw, "item" if protocol.order == "items" else "user")[rows]
+        return {name: rows[part == number] for number, name in enumerate(SPLITS)}
+    if protocol.order == "random":
+        rows = rows[np.argsort(_mix(rows, protocol.seed), kind="stable")]
+    bounds = np.rint(np.cumsum(protocol.fractions)[:2] * len(rows)).astype(int)
+    return dict(zip(SPLITS, np.split(rows, bounds), strict=True))
+
+
+def _entities(
+    protocol: Protocol, raw: RawData, what: Literal["user", "item"]
+) -> tuple[list[str], Int[np.ndarray, " N"]]:
+    """Distinct users or items as text, and which of them every row has."""
+    column = raw.user if what == "user" else raw.item
+    if column is None:
+        advice = f"set data.{what}" if raw.source == "table" else f"name its {what} among data.fields"
+        raise InputError(f"Protocol {protocol.name!r} has no {what} column; {advice} or use another protocol.")
+    text = as_text(raw.table[column], column, raw.origin)
+    return text.dictionary.to_pylist(), np.asarray(text.indices)
+
+
+def _parts(protocol: Protocol, raw: RawData, what: Literal["user", "item"]) -> Int[np.ndarray, " N"]:
+    """Number of the split of every row, which its item (or user) alone decides, whatever else is in the data.
+
+    An id's BLAKE2b hash is a number u in [0, 1); its split is the interval between the cumulated fractions around u.
+    """
+    strings, codes = _entities(protocol, raw, what)
+    salt = protocol.seed.to_bytes(16, "little")
+    hashes = [hashlib.blake2b(string.encode(), digest_size=8, salt=salt).digest() for string in strings]
+    u = np.frombuffer(b"".join(hashes), "<u8") / 2.0**64
+    return np.searchsorted(np.cumsum(protocol.fractions)[:2], u, side="right")[codes]
 
 
 def _rank_within(groups: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:

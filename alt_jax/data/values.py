@@ -23,7 +23,7 @@ class Values(NamedTuple):
       spelled: As in the prompt.
       counts: Training rows (for lists: occurrences in training rows).
       known: Values with a feature id of their own; of a numeric field, those seen in training.
-      codes: Positions in `strings` of every raw row and slot; -1 for none, and in rows that no split has.
+      codes: Positions in `strings` of every raw row and slot; -1 for none, and in rows that no split or history has.
       feature: Feature ids.
       offset, size: The field's range of feature ids.
       numeric: Bins of a numeric field.
@@ -50,11 +50,13 @@ def collect(raw: RawData, split: Split, min_count: int) -> list[Values]:
         fill it.
     """
     used = np.concatenate(list(split.rows.values()))
+    remembered = {field.of for field in raw.fields if field.kind == "sequence" and field.past == "all"}
     found: dict[str, Values] = {}
     offset = FIRST_FIELD_ID
     for field in raw.fields:
         if field.kind != "sequence":
-            found[field.column] = _own(raw, field, split.rows["train"], used, offset, min_count)
+            needed = split.known if field.column in remembered else used
+            found[field.column] = _own(raw, field, split.rows["train"], needed, offset, min_count)
             offset += found[field.column].size
     for field in raw.fields:
         if field.kind == "sequence":
@@ -100,12 +102,9 @@ def _own(
 def _sequence(
     raw: RawData, field: FieldConfig, split: Split, used: Int[np.ndarray, " U"], found: dict[str, Values]
 ) -> Values:
-    """The items that each row's user clicked last in training; they share the feature ids of the item's field."""
-    if raw.user is None or raw.timestamp is None:
-        raise InputError(
-            f"Field {field.column!r} is a sequence, which needs data.user and data.timestamp; "
-            f"{raw.origin} has no {'user' if raw.user is None else 'timestamp'} declared."
-        )
+    """The last items of each row's user, as the field declares; they share the feature ids of the item's field."""
+    assert raw.user is not None, "protocols.apply refuses it"
+    assert raw.timestamp is not None, "protocols.apply refuses it"
     categories = [f.column for f in raw.fields if f.kind == "category"]
     if field.of not in categories:
         raise InputError(
@@ -113,8 +112,10 @@ def _sequence(
             f"{nearest(field.of, categories)}"
         )
     item = found[field.of]
+    past = split.rows["train"] if field.past == "train" else split.known
+    outcome = {"positive": split.positive, "negative": ~split.positive, "any": np.ones_like(split.positive)}
     eligible = np.zeros(raw.table.num_rows, bool)
-    eligible[split.rows["train"]] = split.positive[split.rows["train"]]
+    eligible[past] = outcome[field.outcome][past]
     user = np.asarray(as_text(raw.table[raw.user], raw.user, raw.origin).indices)
     time = np.asarray(raw.table[raw.timestamp])
     codes = fields.history(user, time, item.codes[:, 0], eligible, field.slots)
@@ -165,7 +166,7 @@ def _count(codes: Int[np.ndarray, "N S"], size: int) -> Int[np.ndarray, " V"]:
 def _order(
     strings: list[str], counts: Int[np.ndarray, " V"], known: Bool[np.ndarray, " V"], kept: Int[np.ndarray, " V"]
 ) -> Int[np.ndarray, " W"]:
-    """Values that some split has: known ones first, the frequent before the rare, then by code point."""
+    """Values that some split or history has: known ones first, the frequent before the rare, then by code point."""
     rank = np.empty(len(strings), np.int64)
     rank[np.asarray(pc.sort_indices(pa.array(strings, pa.string())))] = np.arange(len(strings))
     order = np.lexsort((rank, -counts, ~known))

@@ -212,6 +212,73 @@ def test_a_history_is_the_users_past_and_nothing_else(rows):
         assert found[r].tolist() == [item[p] for p in past] + [-1] * (3 - len(past))
 
 
+def past_rows(raw: pa.Table, dataset: Dataset, past: str, outcome: str, row: int, slots: int) -> list[int]:
+    """The rows of a history by the words of its options, newest first."""
+    user, time, label = (raw[name].to_pylist() for name in ("user", "time", "label"))
+    allowed = dataset.train.rows.tolist() if past == "train" else range(ROWS)  # also what time_skip5 leaves out
+    wanted = {"positive": (1,), "negative": (0,), "any": (0, 1)}[outcome]
+    found = [r for r in allowed if user[r] == user[row] and time[r] < time[row] and label[r] in wanted]
+    return sorted(found, key=lambda r: (time[r], r), reverse=True)[:slots]
+
+
+@pytest.mark.parametrize("protocol", ["time", "random", "time_skip5", "cold_users"])
+def test_whose_rows_and_which_a_history_holds(tmp_path, protocol):
+    raw = table().append_column("other", pa.array([f"o{n}" for n in range(ROWS)]))  # every row an item of its own
+    many = pa.array([f"u{u}" for u in np.random.default_rng(5).integers(0, 40, ROWS)])
+    raw = raw.set_column(raw.column_names.index("user"), "user", many)
+    asked = [("all", outcome) for outcome in ("positive", "negative", "any")]
+    if protocol != "cold_users":
+        asked += [("train", "negative"), ("train", "any")]
+    histories = [
+        FieldConfig(f"{past} {outcome}", kind="sequence", of="other", slots=5, past=past, outcome=outcome)
+        for past, outcome in asked
+    ]
+    text = TextConfig(vocab_size=900, max_length=400)
+    fields_ = (FieldConfig("user"), FieldConfig("other"), *histories)
+    config = dataclasses.replace(config_of(tmp_path, raw, protocol=protocol, fields=fields_, item="other"), text=text)
+    dataset = prepare(config)
+    vocabulary, schema = dataset.vocabulary(), dataset.schema
+    own = {v: i for f, v, i in zip(vocabulary.field, vocabulary.value, vocabulary.feature, strict=True) if f == 1}
+    beyond = 0
+    for part in (dataset.train, dataset.valid, dataset.test):
+        ids = feature_ids(dataset.pieces, np.asarray(part.values))
+        for r, row in enumerate(part.rows.tolist()):
+            for field, (past, outcome) in enumerate(asked, start=2):
+                rows = past_rows(raw, dataset, past, outcome, row, 5)
+                first = schema.slot(f"{past} {outcome}")
+                slots = part.values[r, first : first + schema.widths[field]]
+                expected = [f"o{p}" for p in rows] or [""]
+                assert [vocabulary.value[v] for v in slots if v >= 0] == expected
+                assert [i for i in ids[r, first : first + len(slots)] if i != PAD_ID] == [own[f"o{p}"] for p in rows]
+                beyond += len(set(rows) - set(dataset.train.rows.tolist()))
+    assert beyond > 50
+    assert [(f.past, f.outcome) for f in schema.fields[2:]] == asked
+    plain = dataclasses.replace(schema.fields[2], past="train")
+    other = dataclasses.replace(schema, fields=(*schema.fields[:2], plain, *schema.fields[3:]))
+    assert other.fingerprint != schema.fingerprint  # another input by the same name
+
+
+def test_a_history_of_all_splits_never_holds_the_row_itself_or_later_ones(tmp_path):
+    """Labels and items of a row and of all that is not earlier may change: its histories do not."""
+    raw = table()
+    history = FieldConfig("seen", kind="sequence", of="item", slots=4, past="all", outcome="positive")
+    fields_ = (FieldConfig("user"), FieldConfig("item"), history)
+    before = prepare(config_of(tmp_path, raw, protocol="time", fields=fields_))
+    time = raw["time"].to_numpy()
+    moment = np.quantile(time, 0.9)
+    labels = np.where(time >= moment, 1 - raw["label"].to_numpy(), raw["label"].to_numpy())
+    changed = raw.set_column(raw.column_names.index("label"), "label", pa.array(labels))
+    after = prepare(config_of(tmp_path, changed, protocol="time", fields=fields_))
+
+    def histories(dataset: Dataset, name: str) -> list[list[str]]:
+        part, value = dataset.split(name), dataset.vocabulary().value
+        rows = part.values[time[part.rows] <= moment, dataset.schema.slot("seen") :]
+        return [[value[v] for v in row if v >= 0] for row in rows]
+
+    for name in ("train", "valid", "test"):
+        assert histories(before, name) == histories(after, name)
+
+
 # --- the model ---
 
 
@@ -319,9 +386,22 @@ def test_a_masked_number_is_not_shown(prepared, batch, make_pretrain, monkeypatc
             {"fields": (*FIELDS[:3], FieldConfig("p", kind="sequence", of="item", spelled="titel"))},
             "spelled by column 'titel'",
         ),
+        ({"timestamp": None}, "protocol 'random' cannot fill it, since .*rows.parquet has no timestamp declared"),
+        ({"user": None}, "protocol 'random' cannot fill it, since .*rows.parquet has no user declared"),
+        ({"protocol": "cold_users"}, "Protocol 'cold_users' cannot fill field 'liked', a sequence of training rows"),
     ],
 )
 def test_a_field_that_cannot_be_filled_is_named(tmp_path, changes, said):
     with pytest.raises(InputError, match=said):
         prepare(config_of(tmp_path, table(), **changes))
     assert not (tmp_path / "prepared").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [("category", {"past": "all"}), ("multi", {"outcome": "any"}), ("text", {"bins": 4}), ("numeric", {"slots": 3})],
+)
+def test_an_option_of_another_kind_is_refused(kind, option):
+    name = next(iter(option))
+    with pytest.raises(ValueError, match=f"{name} of field 'x' has no effect on kind '{kind}'; leave it out"):
+        FieldConfig("x", kind=kind, **option)

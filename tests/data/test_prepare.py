@@ -16,7 +16,7 @@ from alt_jax.data import protocols, sources
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import compose, sentence
-from alt_jax.data.protocols import PROTOCOLS
+from alt_jax.data.protocols import PROTOCOLS, SPLITS
 from alt_jax.data.tokenizer import load_tokenizer
 from alt_jax.errors import InputError
 from alt_jax.schema import FIRST_FIELD_ID
@@ -24,7 +24,7 @@ from alt_jax.schema import FIRST_FIELD_ID
 MakeConfig = Callable[..., Config]
 
 
-@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+@pytest.mark.parametrize("protocol", ["time", "random", "time_drop3", "random_drop3", "time_skip5"])
 def test_prepared_rows_are_the_raw_rows(release: Raw, config: MakeConfig, tmp_path: Path, protocol: str):
     config_ = config(release.source, release.zip(tmp_path / "raw.zip"), protocol)
     dataset = prepare(config_)
@@ -32,7 +32,7 @@ def test_prepared_rows_are_the_raw_rows(release: Raw, config: MakeConfig, tmp_pa
     split = protocols.apply(PROTOCOLS[protocol], raw)
     columns = [raw.table[f.column].to_pylist() for f in raw.fields]
     vocabulary = dataset.vocabulary()
-    for name in protocols.SPLITS:
+    for name in SPLITS:
         part = dataset.split(name)
         assert part.rows.tolist() == split.rows[name].tolist()
         assert part.labels.tolist() == (release.ratings[part.rows, 2] > 3).astype(int).tolist()
@@ -94,6 +94,20 @@ def test_preparing_twice_gives_the_same(release: Raw, config: MakeConfig, tmp_pa
     assert again == first
     other = prepare(replace(config_, data=replace(config_.data, protocol="time"))).schema
     assert other.data_hash != first.data_hash
+    assert [other.splits[name].hash for name in SPLITS] != [first.splits[name].hash for name in SPLITS]
+
+
+def test_a_split_is_known_by_its_hash_whatever_else_was_chosen(
+    release: Raw, config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config_ = config(release.source, release.zip(tmp_path / "raw.zip"))
+    first = prepare(config_).schema
+    data = replace(config_.data, min_count=3, fields=(FieldConfig("title"),), positive_above=2.0)
+    other = prepare(replace(config_, data=data, text=TextConfig(vocab_size=200), seed=3)).schema
+    assert other.data_hash != first.data_hash
+    assert {n: s.hash for n, s in other.splits.items()} == {n: s.hash for n, s in first.splits.items()}
+    assert len({s.hash for s in first.splits.values()}) == 3
+    assert f"split {first.splits['test'].hash[:12]}" in capsys.readouterr().out
 
 
 def test_prompts_are_the_tokenizers_own(release: Raw, config: MakeConfig, tmp_path: Path):

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 from alt_jax.config import DataConfig
-from alt_jax.data.sources import movielens, table
+from alt_jax.data.sources import bookcrossing, goodreads, movielens, table
 from alt_jax.data.sources.raw import RawData, nearest
 from alt_jax.errors import InputError
 
 _LOADERS: dict[str, Callable[[DataConfig], RawData]] = {
+    "bookcrossing": bookcrossing.load,
+    "goodreads": goodreads.load,
     "movielens_100k": movielens.load,
     "movielens_1m": movielens.load,
     "table": table.load,

@@ -5,22 +5,19 @@ rules, which would merge lines there. Whether the files are the originals is onl
 well-formed is what decides.
 """
 
-import dataclasses
-import hashlib
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 
 from alt_jax.config import DataConfig, FieldConfig
-from alt_jax.data.sources.raw import RawData, nearest
+from alt_jax.data.download import Archive, fetch
+from alt_jax.data.sources.original import Lines, choose_fields, decode, first_duplicate, read_files, spread
+from alt_jax.data.sources.raw import RawData
 from alt_jax.errors import InputError
 
 FIELDS = (
@@ -63,7 +60,7 @@ class Release:
 
     Attributes:
       folder: Name of the folder in the zip.
-      url, zip_bytes, zip_sha256: Where the original is and how to know it.
+      archive: The original zip.
       ratings, users, movies: Names of its three tables.
       sizes: Sizes of those files in the original, in bytes.
       rows: Ratings in the original.
@@ -71,9 +68,7 @@ class Release:
     """
 
     folder: str
-    url: str
-    zip_bytes: int
-    zip_sha256: str
+    archive: Archive
     ratings: str
     users: str
     movies: str
@@ -85,9 +80,12 @@ class Release:
 RELEASES = {
     "movielens_100k": Release(
         folder="ml-100k",
-        url="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-        zip_bytes=4924029,
-        zip_sha256="50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+        archive=Archive(
+            name="ml-100k.zip",
+            url="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+            bytes=4924029,
+            sha256="50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+        ),
         ratings="u.data",
         users="u.user",
         movies="u.item",
@@ -97,9 +95,12 @@ RELEASES = {
     ),
     "movielens_1m": Release(
         folder="ml-1m",
-        url="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
-        zip_bytes=5917549,
-        zip_sha256="a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+        archive=Archive(
+            name="ml-1m.zip",
+            url="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+            bytes=5917549,
+            sha256="a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+        ),
         ratings="ratings.dat",
         users="users.dat",
         movies="movies.dat",
@@ -110,17 +111,6 @@ RELEASES = {
 }
 
 
-@dataclass(frozen=True)
-class Lines:
-    """Where lines come from, for messages."""
-
-    file: str
-
-    def wrong(self, line: int, problem: str) -> InputError:
-        """An error that names file and line."""
-        return InputError(f"{self.file}, line {line}: {problem}; get the original file again.")
-
-
 def load(config: DataConfig) -> RawData:
     """Reads one MovieLens release, named by `config.source`.
 
@@ -128,40 +118,9 @@ def load(config: DataConfig) -> RawData:
       InputError: A file is missing or unreadable, or a line is malformed; names file and line.
     """
     release = RELEASES[config.source]
-    _refuse_table_options(config)
-    path = Path(config.raw) if config.raw else _download(config.source)
-    return read(config.source, release, path, _chosen_fields(config))
-
-
-def _download(source: str) -> Path:
-    # Imported here, since tensorflow_datasets takes a second to import and is needed without data.raw only.
-    from alt_jax.data.builders import fetch  # noqa: PLC0415
-
-    return fetch(source)
-
-
-def _refuse_table_options(config: DataConfig) -> None:
-    """A config value that nobody reads would be a silent mistake."""
-    default = DataConfig()
-    for option in ("label", "timestamp", "user", "item", "linked"):
-        if getattr(config, option) != getattr(default, option):
-            raise InputError(f"data.{option} is for own tables; {config.source} declares its own: leave it out.")
-
-
-def _chosen_fields(config: DataConfig) -> tuple[FieldConfig, ...]:
-    if not config.fields:
-        return FIELDS
-    own = {f.column: f.name for f in FIELDS}
-    for field in config.fields:
-        if field.column not in own and field.kind != "sequence":  # a sequence is made, not read
-            raise InputError(f"{config.source} has no field {field.column!r}; {nearest(field.column, list(own))}")
-    columns = [f.column for f in config.fields]
-    names = [f.name or own.get(f.column, f.column) for f in config.fields]
-    for listed in (columns, names):
-        twice = [entry for entry in listed if listed.count(entry) > 1]
-        if twice:
-            raise InputError(f"data.fields uses {twice[0]!r} twice; leave one of them out.")
-    return tuple(dataclasses.replace(f, name=name) for f, name in zip(config.fields, names, strict=True))
+    fields = choose_fields(config, FIELDS)
+    path = Path(config.raw) if config.raw else fetch(release.archive)
+    return read(config.source, release, path, fields)
 
 
 def read(source: str, release: Release, path: Path, fields: tuple[FieldConfig, ...] = FIELDS) -> RawData:
@@ -170,7 +129,7 @@ def read(source: str, release: Release, path: Path, fields: tuple[FieldConfig, .
     Raises:
       InputError: A file is missing or unreadable, or a line is malformed; names file and line.
     """
-    files, notices = read_files(release, path)
+    files, notices = _read_files(release, path)
     where = {name: Lines(f"{path}/{name}") for name in files}
     parse_users, parse_movies = (_users_100k, _movies_100k) if source == "movielens_100k" else (_users_1m, _movies_1m)
     users = _parse(files[release.users], where[release.users], parse_users, notices)
@@ -178,15 +137,16 @@ def read(source: str, release: Release, path: Path, fields: tuple[FieldConfig, .
     ratings = _ratings(files[release.ratings], release.separator, where[release.ratings])
     user_row = _look_up(ratings[0], users["user_id"], "user", release.users, where[release.ratings])
     movie_row = _look_up(ratings[1], movies["movie_id"], "movie", release.movies, where[release.ratings])
-    _refuse_duplicates(user_row, movie_row, where[release.ratings])
+    if twice := first_duplicate(user_row, movie_row):
+        raise where[release.ratings].wrong(twice[1] + 1, f"the same user and movie as on line {twice[0] + 1}")
     rows = len(user_row)
     if rows != release.rows:
         notices.append(f"{path} has {rows:,} ratings where the original has {release.rows:,}.")
     if "u.info" in files:
         _check_info(files["u.info"], (len(users["user_id"]), len(movies["movie_id"]), rows), where["u.info"])
 
-    columns: dict[str, pa.Array] = {name: _spread(values, user_row) for name, values in users.items()}
-    columns |= {name: _spread(values, movie_row) for name, values in movies.items()}
+    columns: dict[str, pa.Array] = {name: spread(values, user_row) for name, values in users.items()}
+    columns |= {name: spread(values, movie_row) for name, values in movies.items()}
     columns["rating"] = pa.array(ratings[2].astype(np.float64))
     columns["timestamp"] = pa.array(ratings[3])
     quality = files.get(_QUALITY_FILE)
@@ -208,64 +168,26 @@ def read(source: str, release: Release, path: Path, fields: tuple[FieldConfig, .
     )
 
 
-def read_files(release: Release, path: Path) -> tuple[dict[str, bytes], list[str]]:
-    """Bytes of a release's files by name, and notices where they are not the originals.
-
-    Raises:
-      InputError: The path, the zip or one of the needed files is missing or damaged.
-    """
+def _read_files(release: Release, path: Path) -> tuple[dict[str, bytes], list[str]]:
+    """Bytes of a release's files by name, and notices where they are not the originals."""
     needed = (release.ratings, release.users, release.movies)
-    optional = ("u.info", _QUALITY_FILE)
-    if not path.exists():
-        raise InputError(f"{path} does not exist; set --data.raw to {release.folder}.zip or its unpacked folder.")
-    if path.is_dir():
-        folder = path / release.folder if (path / release.folder).is_dir() else path
-        files = {name: (folder / name).read_bytes() for name in (*needed, *optional) if (folder / name).is_file()}
-    else:
-        files = _read_zip(path, (*needed, *optional))
-    for name in needed:
-        if name not in files:
-            raise InputError(f"{path} holds no {name}; get the original {release.folder}.zip from {release.url}.")
+    files = read_files(path, release.folder, needed, ("u.info", _QUALITY_FILE))
     if path.is_dir():
         notices = [
             f"{path}/{name} has {len(files[name]):,} bytes where the original has {size:,}: accepted if well-formed."
             for name, size in zip(needed, release.sizes, strict=True)
             if len(files[name]) != size
         ]
+    elif release.archive.is_original(path):
+        notices = []
     else:
-        original = hashlib.sha256(path.read_bytes()).hexdigest() == release.zip_sha256
-        notices = [] if original else [f"{path} is not the original by its SHA-256: accepted if well-formed."]
+        notices = [f"{path} is not the original by its SHA-256: accepted if well-formed."]
     return files, notices
-
-
-def _read_zip(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                name = member.rsplit("/", 1)[-1]
-                if name in names and not member.startswith("__MACOSX"):
-                    if name in files:
-                        raise InputError(f"{path} holds {name} more than once; use the original zip.")
-                    files[name] = archive.read(member)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"{path} is not a whole zip file ({error}); get it again.") from None
-    return files
 
 
 def _parse(data: bytes, where: Lines, parser: _Parser, notices: list[str]) -> Entries:
     """Lines to columns; the first column is the key and must be unique."""
-    try:
-        text = data.decode("ascii")
-    except UnicodeDecodeError:
-        # The originals are Latin-1. Accented Latin-1 text is practically never valid UTF-8, so what decodes as UTF-8
-        # was converted by someone, and reading it as Latin-1 would garble the titles.
-        try:
-            text = data.decode("utf-8")
-            notices.append(f"{where.file} is UTF-8 where the original is Latin-1: read as UTF-8.")
-        except UnicodeDecodeError:
-            text = data.decode("latin-1")
-    lines = text.split("\n")
+    lines = decode(data, where, notices).split("\n")
     if lines[-1] == "":
         lines.pop()
     entries = parser([line.removesuffix("\r") for line in lines], where)
@@ -394,23 +316,6 @@ def _look_up(ids: np.ndarray, known: list[str], what: str, file: str, where: Lin
         first = int(missing.argmax())
         raise where.wrong(first + 1, f"{what} {ids[first]} is not in {file}")
     return rows
-
-
-def _refuse_duplicates(user_row: np.ndarray, movie_row: np.ndarray, where: Lines) -> None:
-    """A pair rated twice could land in training and test."""
-    pair = user_row * (int(movie_row.max()) + 1) + movie_row
-    order = np.argsort(pair, kind="stable")
-    again = np.flatnonzero(np.diff(pair[order]) == 0)
-    if len(again):
-        first = int(again[0])
-        before, line = int(order[first]) + 1, int(order[first + 1]) + 1
-        raise where.wrong(line, f"the same user and movie as on line {before}")
-
-
-def _spread(values: list[str], rows: np.ndarray) -> pa.DictionaryArray:
-    """A column of the user or movie table, spread over the ratings without copying strings."""
-    encoded = pc.dictionary_encode(pa.array(values, pa.string()))
-    return pa.DictionaryArray.from_arrays(pa.array(np.asarray(encoded.indices)[rows]), encoded.dictionary)
 
 
 def _quality(data: bytes, rows: int, where: Lines) -> pa.Array:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,25 @@ _PLAIN = (
     *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer, pa.types.is_floating),
     *(pa.types.is_boolean, pa.types.is_temporal, pa.types.is_decimal, pa.types.is_null),
 )
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A column that holds a statistic of an entity's rows, e.g. an item's average rating.
+
+    Its publisher took it over all rows, so it looks into the test part; see `alt_jax.data.aggregates`.
+
+    Attributes:
+      column: Holds the published statistic.
+      of: Numeric column of the table that it is about.
+      by: Column of the entity.
+      how: `mean` (of rows where `of` is not null), written with one decimal, or `sum`.
+    """
+
+    column: str
+    of: str
+    by: str
+    how: Literal["mean", "sum"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,8 @@ class RawData:
       user, item: Columns of the user and the item, or None.
       linked: Groups of columns that determine one another.
       notices: Sentences for the user about what was accepted although it is unusual.
+      positive_above: Labels above this are positive, on the data's scale, unless the config says otherwise.
+      aggregates: Statistics over all rows that the publisher put into columns of the table.
     """
 
     source: str
@@ -47,6 +69,8 @@ class RawData:
     item: str | None
     linked: tuple[tuple[str, ...], ...]
     notices: tuple[str, ...] = ()
+    positive_above: float = 3.0
+    aggregates: tuple[Aggregate, ...] = ()
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
