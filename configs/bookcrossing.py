@@ -12,7 +12,17 @@ What to expect: `prepare` takes about 10 seconds for a third of the ratings, and
 book. No result is claimed here until one has been measured. `--text.model FOLDER` takes a real language model.
 """
 
-from alt_jax.config import Config, CTRConfig, DataConfig, FinetuneConfig, FinetuneConfigs, PretrainConfig, TextConfig
+from alt_jax.config import (
+    Config,
+    CTRConfig,
+    DataConfig,
+    FinetuneConfig,
+    FinetuneConfigs,
+    JointConfig,
+    PLMConfig,
+    PretrainConfig,
+    TextConfig,
+)
 
 
 def get_config() -> Config:
@@ -32,8 +42,8 @@ def get_config() -> Config:
         ),
         finetune=FinetuneConfigs(
             ctr=FinetuneConfig(batch_size=1024, learning_rate=1e-3, l2=1e-3),
-            plm=FinetuneConfig(batch_size=256, epochs=4, patience=2, text_learning_rate=1e-3),
-            joint=FinetuneConfig(
+            plm=PLMConfig(batch_size=256, epochs=4, patience=2, text_learning_rate=1e-3),
+            joint=JointConfig(
                 batch_size=256, epochs=4, patience=2, learning_rate=1e-3, text_learning_rate=1e-3, l2=1e-3
             ),
         ),

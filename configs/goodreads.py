@@ -16,7 +16,17 @@ fewer lines is read as well, with a notice. Genres are one category; as a list t
 `FieldConfig("genres", kind="multi", separator=";", slots=10)` among `data.fields`.
 """
 
-from alt_jax.config import Config, CTRConfig, DataConfig, FinetuneConfig, FinetuneConfigs, PretrainConfig, TextConfig
+from alt_jax.config import (
+    Config,
+    CTRConfig,
+    DataConfig,
+    FinetuneConfig,
+    FinetuneConfigs,
+    JointConfig,
+    PLMConfig,
+    PretrainConfig,
+    TextConfig,
+)
 
 
 def get_config() -> Config:
@@ -28,8 +38,8 @@ def get_config() -> Config:
         pretrain=PretrainConfig(batch_size=1024, epochs=10, learning_rate=1e-4, text_learning_rate=1e-4),
         finetune=FinetuneConfigs(
             ctr=FinetuneConfig(batch_size=1024, learning_rate=1e-3, l2=1e-4),
-            plm=FinetuneConfig(batch_size=128, epochs=25, text_learning_rate=5e-5),
+            plm=PLMConfig(batch_size=128, epochs=25, text_learning_rate=5e-5),
             # The paper's authors take no L2 for the joint strategy here.
-            joint=FinetuneConfig(batch_size=128, epochs=25, text_learning_rate=5e-5, l2=0.0),
+            joint=JointConfig(batch_size=128, epochs=25, text_learning_rate=5e-5, l2=0.0),
         ),
     )
