@@ -109,7 +109,8 @@ class Pretrain:
         if weights.icl or (table_helps and helped_by_whole):
             h = call("represent", ids, numbers)
         if weights.icl or (weights.mtm and helped_by_whole):
-            states = call("read", prompt.tokens, prompt.mask)
+            all_tokens = weights.mtm and helped_by_whole  # ICL alone reads [CLS]
+            states = call("read", prompt.tokens, prompt.mask, None if all_tokens else 1)
         if weights.mlm or (weights.mtm and not helped_by_whole):
             hidden_states = call("read", hidden.tokens, hidden.mask)
         if weights.mtm or (table_helps and not helped_by_whole):

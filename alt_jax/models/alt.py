@@ -67,9 +67,11 @@ class ALT(nn.Module):
         """h_c of a row of feature ids, and of its numbers."""
         return self.ctr(ids, numbers, train=train)
 
-    def read(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool) -> Float[Array, "B L D"]:
-        """Token states of a prompt."""
-        return self.text(tokens, mask, train=train)
+    def read(
+        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], wanted: int | None = None, *, train: bool
+    ) -> Float[Array, "B W D"]:
+        """Token states of a prompt, of all its tokens or of the first so many."""
+        return self.text(tokens, mask, train=train, wanted=wanted)
 
     def align(
         self, representation: Float[Array, "B C"], states: Float[Array, "B L D"], *, train: bool
@@ -126,11 +128,11 @@ class ALT(nn.Module):
         if strategy != "ctr":
             assert tokens is not None
             assert mask is not None
-            states = self.text(tokens, mask, train=train)
+            states = self.text(tokens, mask, train=train, wanted=1)  # [CLS] is all that is read
             if second is None:
                 logits["plm"] = self.text_logit(states)
             else:
-                logits["plm"] = self.two_text_logit(states, self.text_second(*second, train=train))
+                logits["plm"] = self.two_text_logit(states, self.text_second(*second, train=train, wanted=1))
         if strategy == "joint":
             logits["joint"] = self.fusion(logits["ctr"], logits["plm"], h, states)
         return logits

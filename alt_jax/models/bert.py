@@ -139,14 +139,14 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
-        """Mixes the states of each row; padding is never attended to."""
+        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
+    ) -> Float[Array, "B W D"]:
+        """Mixes the states of each row for its first tokens; padding is never attended to."""
         config = self.config
-        heads = (*states.shape[:2], config.num_attention_heads, config.hidden_size // config.num_attention_heads)
+        heads = config.num_attention_heads, config.hidden_size // config.num_attention_heads
         query, key, value = (
-            _dense(config, config.hidden_size, self.dtype, name)(states).reshape(heads)
-            for name in ("query", "key", "value")
+            _dense(config, config.hidden_size, self.dtype, name)(x).reshape((*x.shape[:2], *heads))
+            for name, x in zip(("query", "key", "value"), (states[:, :wanted], states, states), strict=True)
         )
         rate = config.attention_probs_dropout_prob
         dropout = nn.Dropout(rate, deterministic=False, name="dropout") if train and rate > 0 else None
@@ -177,11 +177,11 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
+        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
+    ) -> Float[Array, "B W D"]:
         """The first half of a layer."""
-        mixed = SelfAttention(self.config, self.dtype, name="self")(states, mask, train=train)
-        return ResidualOutput(self.config, self.dtype, name="output")(mixed, states, train=train)
+        mixed = SelfAttention(self.config, self.dtype, name="self")(states, mask, wanted=wanted, train=train)
+        return ResidualOutput(self.config, self.dtype, name="output")(mixed, states[:, :wanted], train=train)
 
 
 class Intermediate(nn.Module):
@@ -205,10 +205,10 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
+        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
+    ) -> Float[Array, "B W D"]:
         """Attention, then the feed-forward half."""
-        states = Attention(self.config, self.dtype, name="attention")(states, mask, train=train)
+        states = Attention(self.config, self.dtype, name="attention")(states, mask, wanted=wanted, train=train)
         wide = Intermediate(self.config, self.dtype, name="intermediate")(states)
         return ResidualOutput(self.config, self.dtype, name="output")(wide, states, train=train)
 
@@ -221,11 +221,13 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
+        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
+    ) -> Float[Array, "B W D"]:
         """All layers in order."""
-        for number in range(self.config.num_hidden_layers):
-            states = Layer(self.config, self.dtype, name=str(number))(states, mask, train=train)
+        last = self.config.num_hidden_layers - 1
+        for number in range(last + 1):
+            layer = Layer(self.config, self.dtype, name=str(number))
+            states = layer(states, mask, wanted=wanted if number == last else states.shape[1], train=train)
         return states
 
 
@@ -237,10 +239,10 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
+        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
+    ) -> Float[Array, "B W D"]:
         """All layers in order."""
-        return Layers(self.config, self.dtype, name="layer")(states, mask, train=train)
+        return Layers(self.config, self.dtype, name="layer")(states, mask, wanted=wanted, train=train)
 
 
 class Bert(TextTower):
@@ -249,10 +251,12 @@ class Bert(TextTower):
     config: BertConfig
 
     @nn.compact
-    def encode(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool) -> Float[Array, "B L D"]:
+    def encode(
+        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool, wanted: int
+    ) -> Float[Array, "B W D"]:
         """Embeds, then mixes; see `TextTower`."""
         config = self.config
         states = Embeddings(config, self.dtype, name="embeddings")(tokens, mask, train=train)
         if config.embedding_width != config.hidden_size:
             states = _dense(config, config.hidden_size, self.dtype, "embeddings_project")(states)
-        return Encoder(self.config, self.dtype, name="encoder")(states, mask, train=train)
+        return Encoder(self.config, self.dtype, name="encoder")(states, mask, wanted=wanted, train=train)

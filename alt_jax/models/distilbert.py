@@ -84,14 +84,14 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
-        """Mixes the states of each row; padding is never attended to."""
+        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
+    ) -> Float[Array, "B W D"]:
+        """Mixes the states of each row for its first tokens; padding is never attended to."""
         config = self.config
-        heads = (*states.shape[:2], config.num_attention_heads, config.hidden_size // config.num_attention_heads)
+        heads = config.num_attention_heads, config.hidden_size // config.num_attention_heads
         query, key, value = (
-            _dense(config, config.hidden_size, self.dtype, name)(states).reshape(heads)
-            for name in ("q_lin", "k_lin", "v_lin")
+            _dense(config, config.hidden_size, self.dtype, name)(x).reshape((*x.shape[:2], *heads))
+            for name, x in zip(("q_lin", "k_lin", "v_lin"), (states[:, :wanted], states, states), strict=True)
         )
         rate = config.attention_dropout
         dropout = nn.Dropout(rate, deterministic=False, name="dropout") if train and rate > 0 else None
@@ -122,11 +122,11 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
+        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
+    ) -> Float[Array, "B W D"]:
         """Attention, then the feed-forward half. Unlike BERT's, attention's output is not dropped from."""
-        mixed = Attention(self.config, self.dtype, name="attention")(states, mask, train=train)
-        states = layer_norm(_EPSILON, "sa_layer_norm")(mixed + states).astype(self.dtype)
+        mixed = Attention(self.config, self.dtype, name="attention")(states, mask, wanted=wanted, train=train)
+        states = layer_norm(_EPSILON, "sa_layer_norm")(mixed + states[:, :wanted]).astype(self.dtype)
         wide = FeedForward(self.config, self.dtype, name="ffn")(states, train=train)
         return layer_norm(_EPSILON, "output_layer_norm")(wide + states).astype(self.dtype)
 
@@ -139,11 +139,13 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
+        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
+    ) -> Float[Array, "B W D"]:
         """All layers in order."""
-        for number in range(self.config.num_hidden_layers):
-            states = Layer(self.config, self.dtype, name=str(number))(states, mask, train=train)
+        last = self.config.num_hidden_layers - 1
+        for number in range(last + 1):
+            layer = Layer(self.config, self.dtype, name=str(number))
+            states = layer(states, mask, wanted=wanted if number == last else states.shape[1], train=train)
         return states
 
 
@@ -155,10 +157,10 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
+        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
+    ) -> Float[Array, "B W D"]:
         """All layers in order."""
-        return Layers(self.config, self.dtype, name="layer")(states, mask, train=train)
+        return Layers(self.config, self.dtype, name="layer")(states, mask, wanted=wanted, train=train)
 
 
 class DistilBert(TextTower):
@@ -167,7 +169,9 @@ class DistilBert(TextTower):
     config: DistilBertConfig
 
     @nn.compact
-    def encode(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool) -> Float[Array, "B L D"]:
+    def encode(
+        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool, wanted: int
+    ) -> Float[Array, "B W D"]:
         """Embeds, then mixes; see `TextTower`."""
         states = Embeddings(self.config, self.dtype, name="embeddings")(tokens, train=train)
-        return Transformer(self.config, self.dtype, name="transformer")(states, mask, train=train)
+        return Transformer(self.config, self.dtype, name="transformer")(states, mask, wanted=wanted, train=train)

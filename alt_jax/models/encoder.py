@@ -181,14 +181,16 @@ class TextTower(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def __call__(
-        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
+        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False, wanted: int | None = None
+    ) -> Float[Array, "B W D"]:
         """Encodes a batch of prompts.
 
         Args:
             tokens: Token ids. What stands in padding does not matter, as long as it is a valid id.
             mask: True for real tokens, False for padding.
             train: Whether dropout is on; if so, `apply` needs an rng named "dropout".
+            wanted: W, how many tokens' states are asked for, from the first on; None: all. The last layer computes no
+                others, so that a tower of which only [CLS] is read costs almost a layer less.
 
         Returns:
             The last layer's states in `dtype`; those of padding are finite and mean nothing.
@@ -201,27 +203,29 @@ class TextTower(nn.Module):
                 f"A prompt of {tokens.shape[1]} tokens does not fit the text tower, which has positions for "
                 f"{self.config.max_length}; use fewer fields, shorter values or a model with more positions."
             )
-        return self.encode(tokens, mask, train=train)
+        return self.encode(tokens, mask, train=train, wanted=tokens.shape[1] if wanted is None else wanted)
 
-    def encode(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool) -> Float[Array, "B L D"]:
+    def encode(
+        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool, wanted: int
+    ) -> Float[Array, "B W D"]:
         """The family's own part of `__call__`."""
         raise NotImplementedError
 
 
 def attend(
-    query: Float[Array, "B L N H"],
+    query: Float[Array, "B W N H"],
     key: Float[Array, "B L N H"],
     value: Float[Array, "B L N H"],
     allowed: Bool[Array, "B 1 q L"],
     dropout: nn.Dropout | None = None,
-) -> Float[Array, "B L D"]:
+) -> Float[Array, "B W D"]:
     """Scaled dot-product attention of N heads of width H, their results side by side (D = N·H).
 
     Args:
         query: What asks.
         key: What is compared with it.
         value: What is mixed.
-        allowed: Which keys each query may see; q is 1 or L. A query without any gets finite nonsense.
+        allowed: Which keys each query may see; q is 1 or W. A query without any gets finite nonsense.
         dropout: For the attention weights; None leaves them whole.
     """
     if dropout is None:

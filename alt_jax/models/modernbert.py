@@ -182,16 +182,17 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], allowed: Bool[Array, "B 1 q L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
-        """Mixes the states of each row, as far as `allowed`."""
+        self, states: Float[Array, "B L D"], allowed: Bool[Array, "B 1 q L"], *, wanted: int, train: bool = False
+    ) -> Float[Array, "B W D"]:
+        """Mixes the states of each row for its first tokens, as far as `allowed`."""
         config = self.config
         width, bias, rate = config.hidden_size, config.attention_bias, config.attention_dropout
         heads = (*states.shape[:2], 3, config.num_attention_heads, width // config.num_attention_heads)
         joint = _dense(config, 3 * width, self.dtype, "Wqkv", use_bias=bias)(states).reshape(heads)
         query, key, value = (joint[:, :, part] for part in range(3))
         dropout = nn.Dropout(rate, deterministic=False, name="dropout") if train and rate > 0 else None
-        mixed = attend(rotate(query, self.theta), rotate(key, self.theta), value, allowed, dropout)
+        query = rotate(query[:, :wanted], self.theta)
+        mixed = attend(query, rotate(key, self.theta), value, allowed[:, :, :wanted], dropout)
         mixed = _dense(config, width, self.dtype, "Wo", use_bias=bias, out=True)(mixed)
         return nn.Dropout(rate, name="out_drop")(mixed, deterministic=not train)
 
@@ -222,14 +223,15 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], allowed: Bool[Array, "B 1 q L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
+        self, states: Float[Array, "B L D"], allowed: Bool[Array, "B 1 q L"], *, wanted: int, train: bool = False
+    ) -> Float[Array, "B W D"]:
         """Attention, then the feed-forward half."""
         config = self.config
         theta = getattr(config, _THETAS[config.layer_types[self.number]])
         # The embeddings have just been normed, so the first layer does without.
         normed = _norm(config, "attn_norm")(states).astype(self.dtype) if self.number else states
-        states = states + Attention(config, theta, self.dtype, name="attn")(normed, allowed, train=train)
+        mixed = Attention(config, theta, self.dtype, name="attn")(normed, allowed, wanted=wanted, train=train)
+        states = states[:, :wanted] + mixed
         normed = _norm(config, "mlp_norm")(states).astype(self.dtype)
         return states + GeGLU(config, self.dtype, name="mlp")(normed, train=train)
 
@@ -242,15 +244,17 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
+        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
+    ) -> Float[Array, "B W D"]:
         """All layers in order. Padding is never attended to; a window reaches as far to the left as to the right."""
         position = jnp.arange(mask.shape[1])
         near = jnp.abs(position[:, None] - position[None]) <= self.config.local_attention // 2
         keys = mask[:, None, None, :]
         allowed = {GLOBAL: keys, LOCAL: keys & near[None, None]}
+        last = len(self.config.layer_types) - 1
         for number, kind in enumerate(self.config.layer_types):
-            states = Layer(self.config, number, self.dtype, name=str(number))(states, allowed[kind], train=train)
+            layer = Layer(self.config, number, self.dtype, name=str(number))
+            states = layer(states, allowed[kind], wanted=wanted if number == last else states.shape[1], train=train)
         return states
 
 
@@ -260,8 +264,10 @@ class ModernBert(TextTower):
     config: ModernBertConfig
 
     @nn.compact
-    def encode(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool) -> Float[Array, "B L D"]:
+    def encode(
+        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool, wanted: int
+    ) -> Float[Array, "B W D"]:
         """Embeds, then mixes; see `TextTower`."""
         states = Embeddings(self.config, self.dtype, name="embeddings")(tokens, train=train)
-        states = Layers(self.config, self.dtype, name="layers")(states, mask, train=train)
+        states = Layers(self.config, self.dtype, name="layers")(states, mask, wanted=wanted, train=train)
         return _norm(self.config, "final_norm")(states).astype(self.dtype)

@@ -67,6 +67,33 @@ def test_goldens_see_what_a_config_says(name, changes, tmp_path):
 
 
 @FAMILIES
+def test_the_states_asked_for_are_those_of_the_whole(config):
+    """And so are their gradients, though the last layer computes no others."""
+    params, tower = drawn(config), text_tower(config)
+    tokens, mask = prompts(config)
+
+    def of(wanted, cut):
+        def loss(params):
+            states = tower.apply(params, tokens, mask, wanted=wanted)[:, :cut]
+            return jnp.sum(states * jnp.cos(jnp.arange(states.size).reshape(states.shape))), states
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    for cut in (1, 3):
+        (grads, states), (expected_grads, expected) = of(cut, cut), of(None, cut)
+        assert states.shape == (len(tokens), cut, config.hidden_size)
+        np.testing.assert_allclose(states, expected, atol=5e-6)
+        for mine, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=2e-4, rtol=2e-4)
+
+    def flops(wanted):
+        apply = jax.jit(lambda p: tower.apply(p, tokens, mask, wanted=wanted))
+        return apply.lower(params).cost_analysis()["flops"]
+
+    assert flops(1) < flops(None) * (1 - 0.5 / config.num_hidden_layers)
+
+
+@FAMILIES
 def test_padding_does_not_change_real_tokens(config):
     params, tower = drawn(config), text_tower(config)
     tokens, mask = prompts(config)
