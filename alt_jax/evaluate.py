@@ -57,8 +57,8 @@ def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -
       probability: Of every row of it, in order.
 
     Returns:
-      rows, positives, auc, logloss, ece; gauc where the schema names a user; and where it names an item, the rows and
-      AUC of items that training never saw. An undefined value is NaN.
+      rows, positives, auc, logloss, ece; gauc where the schema names a user; and where it names a user or an item, the
+      rows and AUC of those that training never saw. An undefined value is NaN.
     """
     rows, schema = dataset.split(split), dataset.schema
     label = np.asarray(rows.labels)
@@ -72,10 +72,11 @@ def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -
     }
     if schema.user is not None:
         found["gauc"] = metrics.gauc(label, probability, np.asarray(rows.values[:, schema.slot(schema.user)]))
-    if schema.item is not None:
-        new = unseen(dataset, split, schema.item)
-        found["unseen_item_rows"] = int(new.sum())
-        found["unseen_item_auc"] = metrics.auc(label[new], probability[new])
+    for what, field in (("user", schema.user), ("item", schema.item)):
+        if field is not None:
+            new = unseen(dataset, split, field)
+            found[f"unseen_{what}_rows"] = int(new.sum())
+            found[f"unseen_{what}_auc"] = metrics.auc(label[new], probability[new])
     return found
 
 

@@ -80,7 +80,7 @@ def test_evaluate_gives_the_numbers_of_result_json(runs: Runs, name: str) -> Non
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     for split in ("valid", "test"):
         assert json.loads(stages.to_json(stages.evaluate([folder], split))) == result[split]
-    assert result["test"].keys() >= {"auc", "logloss", "gauc", "ece", "rows", "unseen_item_auc"}
+    assert result["test"].keys() >= {"auc", "logloss", "gauc", "ece", "rows", "unseen_item_auc", "unseen_user_auc"}
     assert result["test"]["rows"] == 60
 
 
