@@ -6,7 +6,7 @@ from alt_jax.config import Config
 from alt_jax.data.sources.raw import nearest
 from alt_jax.errors import InputError
 
-# What this project stands for: every method option at its default, which our ablations chose (docs/results.md).
+# Every option of the method at its default.
 _METHOD = ("loss.", "icl.", "mlm.", "mtm.", "mask.", "finetune.joint.fusion", "finetune.joint.alpha")
 _DEFAULT = {name: value for name, value in Config().flat().items() if name.startswith(_METHOD)}
 
