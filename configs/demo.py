@@ -5,8 +5,8 @@ Command: `alt-jax demo` does everything. One part by itself, or with other value
     alt-jax finetune configs/demo.py --strategy joint --init-from demo/seed-0/pretrain --run-dir demo/mine
 
 Expected: the demo's table. With 2,000 test rows an AUC is known to about ±0.02 only, so do not expect its order to hold
-for another seed or another log; the README shows one run of it.
-Time: 4.2 minutes on two CPU cores, compilation included; see the README under Timings.
+for another seed or another log.
+Time: 2.5 minutes on two CPU cores, compilation included; see the README under Timings.
 """
 
 from pathlib import Path
