@@ -37,7 +37,8 @@ CONFIG is a Python file with get_config(), see configs/. Any of its values can b
 exit codes: 0 done · 2 the input is wrong · 75 stopped by a signal after saving (start again to go on)
 """
 T = TypeVar("T")
-_Values = Annotated[Config, tyro.conf.arg(name="")]
+# A config value that is true or false is given as such: a flag would be named after what the config file says.
+_Values = Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,9 @@ def _why_refused(kind: type[Any], arguments: list[str], prog: str, said: str, er
     while cause is not None:
         if isinstance(cause, ValidationError):
             # The error names the value but not its group: of two options that end alike, the last is not more likely.
-            leaf, problem = first_problem(cause).split(": ", 1)
+            leaf, found, problem = first_problem(cause).partition(": ")
+            if not found:
+                return f"--{leaf}"
             named = [flag for flag in dict.fromkeys(flags) if flag.split(".")[-1].lstrip("-") == leaf.replace("_", "-")]
             return f"{' or '.join(named) or leaf}: {problem}"
         cause = cause.__cause__ or cause.__context__
@@ -252,11 +255,7 @@ def _option_names(kind: type[Any]) -> list[str]:
     """The long options of a command, as tyro spells them."""
     names = [field.name for field in dataclasses.fields(kind) if field.name != "config"] + ["help"]
     if any(field.name == "config" for field in dataclasses.fields(kind)):
-        for name, value in Config().flat().items():
-            names.append(name)
-            if isinstance(value, bool):
-                group, _, leaf = name.rpartition(".")
-                names.append(f"{group}.no-{leaf}")
+        names += Config().flat()
     return [f"--{name.replace('_', '-')}" for name in names]
 
 

@@ -209,7 +209,9 @@ class ICLConfig:
     def __post_init__(self) -> None:
         """Refuses a temperature beyond the clamp."""
         if self.learn_temperature and self.temperature < 0.01:
-            raise ValueError(f"a learned temperature starts at 0.01 or above, not at {self.temperature:g}")
+            raise ValueError(
+                f"icl.temperature {self.temperature:g} is below 0.01, where a learned one is clamped; start higher"
+            )
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -341,9 +343,13 @@ class JointConfig(FinetuneConfig):
     def __post_init__(self) -> None:
         """Refuses what the fusion cannot start from."""
         if self.fusion in ("sigmoid", "gated") and not 0 < self.alpha < 1:
-            raise ValueError(f"alpha {self.alpha:g} must lie between 0 and 1 where fusion is {self.fusion!r}")
+            raise ValueError(
+                f"finetune.joint.alpha {self.alpha:g} must lie between 0 and 1 where fusion is {self.fusion!r}"
+            )
         if self.fusion == "average" and self.alpha != 0.5:
-            raise ValueError(f"alpha {self.alpha:g} has no effect where fusion is 'average'; leave it at 0.5")
+            raise ValueError(
+                f"finetune.joint.alpha {self.alpha:g} has no effect where fusion is 'average'; leave it at 0.5"
+            )
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -476,4 +482,6 @@ def first_problem(error: ValidationError) -> str:
         near = difflib.get_close_matches(name.split(".")[-1], leaves, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; {error.title} has no such value."
         return f"unknown value {name!r}{hint}"
+    if problem["type"] == "value_error":  # raised by a dataclass itself, which says what does not go together
+        return str(problem["ctx"]["error"])
     return f"{name or error.title}: {problem['msg']} (got {problem['input']!r})"

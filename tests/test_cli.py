@@ -385,3 +385,24 @@ def test_dataset_prepared_again_is_refused(refused: Callable[..., str], alt: Cli
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder in which nobody, root included, can write")
 def test_unwritable_run_folder(refused: Callable[..., str], config: str) -> None:
     assert "cannot be written" in refused("pretrain", config, "--run-dir", "/proc/run")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--mlm.unit", "token", "--mask.pairing", "same"],
+            "--mask.pairing 'same' pairs the fields that MLM and MTM hide",
+        ),
+        (["--icl.learn-temperature", "True", "--icl.temperature", "0.001"], "--icl.temperature 0.001 is below 0.01"),
+        (
+            ["--finetune.joint.fusion", "average", "--finetune.joint.alpha", "0.2"],
+            "--finetune.joint.alpha 0.2 has no effect",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together(refused: Callable[..., str], config: str, flags: list[str], said: str) -> None:
+    message = refused("pretrain", config, "--run-dir", "nowhere", *flags)
+    assert said in message
+    assert "ArgsKwargs" not in message
+    assert not Path("nowhere").exists()
