@@ -1,9 +1,9 @@
 """Statistics over an entity's rows, such as an item's average rating: as published, taken again, or left out.
 
 What a publisher took over all rows looks into the test part. Taken again, a value counts other training rows only: a
-row never sees itself or its label, and an entity without another training row has none. Even so, the rows of a rare
-item tell a little about one another, since their averages differ by what each leaves out: hence one decimal, and
-protocols whose name ends in `_no_aggregates`, which have no such column at all.
+row never sees itself or its label, and an entity without another training row has none. Even so, the rows of an
+item with few of them tell each other's labels, since their averages differ by what each leaves out; one decimal hides that
+only where there are many. Protocols whose name ends in `_no_aggregates` have no such column at all.
 """
 
 import dataclasses
