@@ -66,7 +66,7 @@ class FieldConfig:
       spelled: Column that spells an item in the prompt, e.g. its title (`sequence`); the item's own if empty.
       past: Whose rows a `sequence` may hold: `train`: the training part's only, so that no label of the validation or
         test part is ever an input; `all`: earlier rows of any split, which is what a live system would know when
-        it serves the row only where the protocol is in order of time. Published baselines with histories often do the latter.
+        it serves the row only where the protocol is in order of time. Published baselines with histories often do so.
       outcome: Which rows: `positive`: clicked; `negative`: not clicked; `any`.
     """
 

@@ -2,8 +2,8 @@
 
 What a publisher took over all rows looks into the test part. Taken again, a value counts other training rows only: a
 row never sees itself or its label, and an entity without another training row has none. Even so, the rows of an
-item with few of them tell each other's labels, since their averages differ by what each leaves out; one decimal hides that
-only where there are many. Protocols whose name ends in `_no_aggregates` have no such column at all.
+item with few of them tell each other's labels, since their averages differ by what each leaves out; one decimal hides
+that only where there are many. Protocols whose name ends in `_no_aggregates` have no such column at all.
 """
 
 import dataclasses
