@@ -183,6 +183,11 @@ def _check_sequences(protocol: Protocol, raw: RawData) -> None:
                 f"Protocol {protocol.name!r} cannot fill field {field.column!r}, a sequence of training rows, since it "
                 "holds users out of training; set the field's past to 'all', or use another protocol."
             )
+        if protocol.order in ("random", "items") and field.past == "all":
+            raise InputError(
+                f"Protocol {protocol.name!r} is not in order of time, so past 'all' of field {field.column!r} would "
+                "show training rows what is held out for validation and test; set past to 'train'."
+            )
 
 
 def _filter(

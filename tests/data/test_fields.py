@@ -226,7 +226,8 @@ def test_whose_rows_and_which_a_history_holds(tmp_path, protocol):
     raw = table().append_column("other", pa.array([f"o{n}" for n in range(ROWS)]))  # every row an item of its own
     many = pa.array([f"u{u}" for u in np.random.default_rng(5).integers(0, 40, ROWS)])
     raw = raw.set_column(raw.column_names.index("user"), "user", many)
-    asked = [("all", outcome) for outcome in ("positive", "negative", "any")]
+    outcomes = ("positive", "negative", "any")
+    asked = [] if protocol == "random" else [("all", outcome) for outcome in outcomes]  # refused for random splits
     if protocol != "cold_users":
         asked += [("train", "negative"), ("train", "any")]
     histories = [
@@ -251,11 +252,20 @@ def test_whose_rows_and_which_a_history_holds(tmp_path, protocol):
                 assert [vocabulary.value[v] for v in slots if v >= 0] == expected
                 assert [i for i in ids[r, first : first + len(slots)] if i != PAD_ID] == [own[f"o{p}"] for p in rows]
                 beyond += len(set(rows) - set(dataset.train.rows.tolist()))
-    assert beyond > 50
+    assert beyond == 0 if protocol == "random" else beyond > 50
     assert [(f.past, f.outcome) for f in schema.fields[2:]] == asked
-    plain = dataclasses.replace(schema.fields[2], past="train")
+    plain = dataclasses.replace(schema.fields[2], past="all" if protocol == "random" else "train")
     other = dataclasses.replace(schema, fields=(*schema.fields[:2], plain, *schema.fields[3:]))
     assert other.fingerprint != schema.fingerprint  # another input by the same name
+
+
+@pytest.mark.parametrize("protocol", ["random", "cold_items"])
+def test_a_history_of_all_splits_wants_an_order_of_time(tmp_path, protocol):
+    """Elsewhere what is held out may be earlier than a training row, and would stand in its history."""
+    history = FieldConfig("seen", kind="sequence", of="item", slots=4, past="all")
+    fields_ = (FieldConfig("user"), FieldConfig("item"), history)
+    with pytest.raises(InputError, match=r"past 'all' of field 'seen' would show training rows what is held out"):
+        prepare(config_of(tmp_path, table(), protocol=protocol, fields=fields_, item="item"))
 
 
 def test_a_history_of_all_splits_never_holds_the_row_itself_or_later_ones(tmp_path):
