@@ -147,6 +147,19 @@ def token_capacity(tokens: Int[np.ndarray, "N F"], batch: int, units: tuple[tupl
     return max(8, 8 * math.ceil(min(typical, largest) / 8))
 
 
+def row_capacity(batch: int, units: tuple[tuple[int, ...], ...], rate: float) -> int:
+    """The same bound on the rows of a batch that hide one given field: a binomial, capped at the batch.
+
+    Args:
+      batch: Rows in a batch.
+      units: From `mask_units`.
+      rate: Masking rate.
+    """
+    chance = num_masked_units(units, rate) / len(units)
+    typical = batch * chance + 8 * math.sqrt(batch * chance * (1 - chance))
+    return min(batch, 8 * math.ceil(typical / 8))
+
+
 def single_token_capacity(tokens: Int[np.ndarray, "N F"], batch: int, rate: float) -> int:
     """The same bound where every maskable token is hidden by itself: a sum of binomials.
 
@@ -162,12 +175,12 @@ def single_token_capacity(tokens: Int[np.ndarray, "N F"], batch: int, rate: floa
 
 
 def gather_positions(
-    hidden: Bool[Array | np.ndarray, "B L"], capacity: int
+    hidden: Bool[Array | np.ndarray, "*n"], capacity: int
 ) -> tuple[Int[Array, " K"], Float[Array, " K"]]:
-    """The first `capacity` hidden positions of a batch, in row order.
+    """The first `capacity` hidden positions of a batch, or rows that hide something, in row order.
 
     Returns:
-      Indices into the flattened `[B·L]` positions, and a weight of 1 where an index is real.
+      Indices into the flattened positions, and a weight of 1 where an index is real.
     """
     (index,) = jnp.nonzero(jnp.asarray(hidden).reshape(-1), size=capacity, fill_value=0)
     return index, (jnp.arange(capacity) < hidden.sum()).astype(jnp.float32)

@@ -1,5 +1,6 @@
 """Masked tabular modelling: what of a row the CTR tower does not see, and how well it is recovered."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -7,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from alt_jax import objectives
+from alt_jax import masking, objectives
 from alt_jax.config import Config, MTMConfig
 from alt_jax.objectives import Mean
-from alt_jax.schema import MASK_ID, PAD_ID, Schema
-
-Scorer = tuple[Float[Array, "B F E"], Float[Array, "N E"], Float[Array, " N"]]
+from alt_jax.schema import MASK_ID, PAD_ID, Field, Schema
+from alt_jax.sharding import constrain_rows
 
 
 class Shown(NamedTuple):
@@ -58,6 +58,7 @@ def hide(
 def loss(
     output: Any,
     ids: Int[Array, "B S"],
+    numbers: Float[Array, "B M"],
     shown: Shown,
     chosen: Bool[Array, "B F"],
     counts: np.ndarray,
@@ -67,11 +68,14 @@ def loss(
 ) -> tuple[Mean, dict[str, Mean]]:
     """The chosen fields' ids, recovered by the configured method.
 
-    Of a list, every value is a target, and all of them together count as one.
+    Of a list, every value is a target, and all of them together count as one. Only rows that hide a field are scored
+    against its ids, of which there may be very many.
 
     Args:
-      output: What the head made of the shown rows and their prompts: a `Scorer`, or for `rfd` a logit per field.
+      output: What the head made of the shown rows and their prompts: a vector per field, the output table and its
+        bias, or for `rfd` a logit per field.
       ids: Feature ids of the whole rows.
+      numbers: Of their numeric fields.
       shown: What the tower saw.
       chosen: Fields that were hidden.
       counts: Training count of every feature id: what noise is drawn by.
@@ -80,97 +84,126 @@ def loss(
       schema: Fields.
 
     Returns:
-      The loss, and the accuracy by field.
+      The loss, and metrics: hidden fields beyond the capacity, and by field how often the true id came first, of all
+      ids of the field (`mtm/accuracy`) or among the noise (`mtm/beats_noise`).
     """
     if config.mtm.method == "rfd":
-        return _detection(output, ids, shown, chosen, schema)
+        return _detection(output, ids, numbers, shown, schema)
     vectors, table, bias = output
-    real = ids != PAD_ID
-    share = (chosen[:, np.asarray(schema.field_of_slot)] & real).astype(jnp.float32)
-    targets = jnp.where(real, ids, 0)
+    units = masking.mask_units(schema, config.mask, tabular=config.mask.pairing == "independent")
+    capacity = masking.row_capacity(ids.shape[0], units, config.mask.rate)
+    score = {"softmax": _softmax, "sampled": _sampled, "nce": _contrast}[config.mtm.method]
+    logged = "accuracy" if config.mtm.method == "softmax" else "beats_noise"
     losses, weights, metrics, first = [], [], {}, 0
-    noise = _Noise(config.mtm, schema, counts, key)
+    dropped = jnp.zeros(())
     for f, field in enumerate(schema.fields):
-        own, span = slice(first, first + field.slots), slice(field.offset, field.offset + field.size)
+        own = slice(first, first + field.slots)
         first += field.slots
         if field.kind == "text":
             continue
-        vector = vectors[:, schema.tabular.index(f)]
-        logits = vector @ table[span].T + bias[span][None, :]
-        target = jnp.maximum(targets[:, own] - field.offset, 0)
-        found = (jnp.argmax(logits, axis=-1)[:, None] == target) & real[:, own]
-        right, masked = (x.astype(jnp.float32) for x in (jnp.any(found, axis=1), jnp.any(share[:, own] > 0, axis=1)))
-        metrics[f"mtm/accuracy/{field.name}"] = objectives.weighted(right, masked)
-        if config.mtm.method == "softmax":
-            every = jnp.broadcast_to(logits[:, None, :], (*target.shape, field.size))
-            losses.append(objectives.softmax_cross_entropy(every, target))
-        else:
-            against = noise.softmax if config.mtm.method == "sampled" else noise.contrast
-            losses.append(against(f, vector, table, bias, targets[:, own]))
-        weights.append(share[:, own] / jnp.maximum(jnp.sum(real[:, own], axis=1, keepdims=True), 1))
+        real = ids[:, own] != PAD_ID
+        masked = chosen[:, f] & jnp.any(real, axis=1)
+        row, there = masking.gather_positions(masked, capacity)
+        share = real[row] * there[:, None]
+        target = jnp.where(real[row], ids[row, own], field.offset)
+        vector = constrain_rows(vectors[row, schema.tabular.index(f)])
+        noise = _Noise(config.mtm, field, counts, jax.random.fold_in(key, f))
+        cost, best = score(vector, table, bias, target, noise)
+        losses.append(cost)
+        weights.append(share / jnp.maximum(jnp.sum(share, axis=1, keepdims=True), 1))
+        found = jnp.any(best & (share > 0), axis=1).astype(jnp.float32)
+        metrics[f"mtm/{logged}/{field.name}"] = objectives.weighted(found, there)
+        dropped += masked.sum() - there.sum()
     mean = objectives.weighted(jnp.concatenate(losses, axis=1), jnp.concatenate(weights, axis=1))
-    return mean, {"mtm": mean, **metrics}
+    return mean, {"mtm": mean, "mtm/dropped": Mean(dropped, jnp.ones(())), **metrics}
 
 
+@dataclass(frozen=True)
 class _Noise:
-    """Noise ids of the fields, and the two losses against them."""
+    """What a field's targets are told from: ids by their frequency in training."""
 
-    def __init__(self, config: MTMConfig, schema: Schema, counts: np.ndarray, key: jax.Array) -> None:
-        self._config, self._schema, self._counts, self._key = config, schema, counts, key
+    config: MTMConfig
+    field: Field
+    counts: np.ndarray
+    key: jax.Array
 
-    def _draw(self, f: int, shape: tuple[int, ...]) -> tuple[Int[Array, "..."], Float[Array, " N"]]:
-        """Feature ids for a field, and log q of every feature id (0 for those that q cannot draw)."""
-        field = self._schema.fields[f]
-        counts = self._counts.astype(np.float64)
-        if self._config.noise_from == "field":
-            inside = np.zeros_like(counts)
-            inside[field.offset : field.offset + field.size] = 1
-            counts = counts * inside
-        q = counts / counts.sum()
-        log_q = np.log(q, out=np.zeros_like(q), where=q > 0)
-        key = jax.random.fold_in(self._key, f)
-        low = field.offset if self._config.noise_from == "field" else 0
-        high = field.offset + field.size if self._config.noise_from == "field" else len(q)
-        drawn = low + jax.random.choice(key, high - low, shape, p=jnp.asarray(q[low:high], jnp.float32))
-        return drawn, jnp.asarray(log_q, jnp.float32)
+    def draw(self, *shape: int) -> Int[Array, "..."]:
+        """Ids, drawn independently."""
+        low, q = self._distribution()
+        return low + jax.random.choice(self.key, len(q), (*shape, self.config.noise), p=jnp.asarray(q, jnp.float32))
 
-    def contrast(
-        self,
-        f: int,
-        vector: Float[Array, "B E"],
-        table: Float[Array, "N E"],
-        bias: Float[Array, " N"],
-        target: Int[Array, "B S"],
-    ) -> Float[Array, "B S"]:
-        """NCE of every slot against noise of its own."""
-        noise, log_q = self._draw(f, (*target.shape, self._config.noise))
-        positive = jnp.einsum("be,bse->bs", vector, table[target]) + bias[target]
-        negative = jnp.einsum("be,bske->bsk", vector, table[noise]) + bias[noise]
-        return objectives.noise_contrastive(positive, negative, log_q[target], log_q[noise])
+    def log_q(self, ids: Int[Array, "..."]) -> Float[Array, "..."]:
+        """Log of the chance to draw an id; 0 for one that training never had, which is neither drawn nor a target."""
+        low, q = self._distribution()
+        return jnp.asarray(np.log(q, out=np.zeros_like(q), where=q > 0), jnp.float32)[ids - low]
 
-    def softmax(
-        self,
-        f: int,
-        vector: Float[Array, "B E"],
-        table: Float[Array, "N E"],
-        bias: Float[Array, " N"],
-        target: Int[Array, "B S"],
-    ) -> Float[Array, "B S"]:
-        """Sampled softmax of every slot against noise that the batch shares, so that scoring it is one product."""
-        noise, log_q = self._draw(f, (self._config.noise,))
-        positive = jnp.einsum("be,bse->bs", vector, table[target]) + bias[target]
-        shape = (*target.shape, self._config.noise)
-        negative = jnp.broadcast_to((vector @ table[noise].T + bias[noise][None, :])[:, None, :], shape)
-        hit = target[:, :, None] == noise[None, None, :]
-        log_q_noise = jnp.broadcast_to(log_q[noise][None, None, :], shape)
-        return objectives.sampled_softmax(positive, negative, log_q_noise, hit)
+    def _distribution(self) -> tuple[int, np.ndarray]:
+        low, high = 0, len(self.counts)
+        if self.config.noise_from == "field":
+            low, high = self.field.offset, self.field.offset + self.field.size
+        counts = self.counts[low:high].astype(np.float64)
+        return low, counts / max(counts.sum(), 1)
+
+
+# Each method: loss of every target, and whether it scores highest.
+
+
+def _softmax(
+    vector: Float[Array, "K E"],
+    table: Float[Array, "N E"],
+    bias: Float[Array, " N"],
+    target: Int[Array, "K S"],
+    noise: _Noise,
+) -> tuple[Float[Array, "K S"], Bool[Array, "K S"]]:
+    """Softmax over all ids of the field."""
+    field = noise.field
+    span = slice(field.offset, field.offset + field.size)
+    logits = vector @ table[span].T + bias[span][None, :]
+    label = target - field.offset
+    every = jnp.broadcast_to(logits[:, None, :], (*target.shape, field.size))
+    return objectives.softmax_cross_entropy(every, label), jnp.argmax(logits, axis=-1)[:, None] == label
+
+
+def _sampled(
+    vector: Float[Array, "K E"],
+    table: Float[Array, "N E"],
+    bias: Float[Array, " N"],
+    target: Int[Array, "K S"],
+    noise: _Noise,
+) -> tuple[Float[Array, "K S"], Bool[Array, "K S"]]:
+    """Sampled softmax against noise that the batch shares, so that scoring it is one product."""
+    drawn = noise.draw()
+    positive = jnp.einsum("be,bse->bs", vector, table[target]) + bias[target]
+    negative = (vector @ table[drawn].T + bias[drawn][None, :])[:, None, :]
+    hit = target[:, :, None] == drawn[None, None, :]
+    negative, log_q = (jnp.broadcast_to(x, hit.shape) for x in (negative, noise.log_q(drawn)[None, None, :]))
+    best = jnp.all(hit | (positive[:, :, None] > negative), axis=-1)
+    return objectives.sampled_softmax(positive, negative, log_q, hit), best
+
+
+def _contrast(
+    vector: Float[Array, "K E"],
+    table: Float[Array, "N E"],
+    bias: Float[Array, " N"],
+    target: Int[Array, "K S"],
+    noise: _Noise,
+) -> tuple[Float[Array, "K S"], Bool[Array, "K S"]]:
+    """NCE of every target against noise of its own."""
+    drawn = noise.draw(*target.shape)
+    positive = jnp.einsum("be,bse->bs", vector, table[target]) + bias[target]
+    negative = jnp.einsum("be,bske->bsk", vector, table[drawn]) + bias[drawn]
+    best = jnp.all((target[:, :, None] == drawn) | (positive[:, :, None] > negative), axis=-1)
+    return objectives.noise_contrastive(positive, negative, noise.log_q(target), noise.log_q(drawn)), best
 
 
 def _detection(
-    logits: Float[Array, "B F"], ids: Int[Array, "B S"], shown: Shown, chosen: Bool[Array, "B F"], schema: Schema
+    logits: Float[Array, "B F"], ids: Int[Array, "B S"], numbers: Float[Array, "B M"], shown: Shown, schema: Schema
 ) -> tuple[Mean, dict[str, Mean]]:
     """BCE of "was this field replaced?" over all fields; a replacement that equals the original is none."""
     changed = shown.ids != ids
+    # Another number of the same bin is a replacement too: the tower sees the number itself.
+    slots = np.asarray(schema.numeric_slots, int)
+    changed = changed.at[:, slots].set(changed[:, slots] | (shown.numbers != numbers))
     losses, metrics, first = [], {}, 0
     for f, field in enumerate(schema.fields):
         own = slice(first, first + field.slots)

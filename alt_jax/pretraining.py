@@ -135,7 +135,7 @@ class Pretrain:
         if weights.mtm:
             read, mask = (states, prompt.mask) if helped_by_whole else (hidden_states, hidden.mask)
             output = apply_method(model, params, "recover_features", hidden_h, read, mask)
-            mean, logged = mtm.loss(output, ids, shown, masks.table, self.counts, noise_key, config, schema)
+            mean, logged = mtm.loss(output, ids, numbers, shown, masks.table, self.counts, noise_key, config, schema)
             total += weights.mtm * mean.value
             metrics |= logged
         return total, {"loss": Mean(total, jnp.ones(())), **metrics}

@@ -161,6 +161,16 @@ def test_capacity_holds_for_real_batches(tiny_dataset):
         assert 0 < hidden.sum() <= capacity
 
 
+@pytest.mark.parametrize(("batch", "rate"), [(64, 0.15), (512, 0.15), (512, 0.5)])
+def test_capacity_of_rows_holds_and_is_not_wasteful(tiny_dataset, batch, rate):
+    """No draw of 200 hides a field in more rows, and little more than the average is reserved."""
+    units = masking.mask_units(tiny_dataset.schema, MaskConfig(rate=rate))
+    bound = masking.row_capacity(batch, units, rate)
+    draw = jax.jit(jax.vmap(lambda key: masking.choose_fields(key, batch, units, rate).sum(axis=0)))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), 200)))
+    assert drawn.max() <= bound <= min(batch, 2 * drawn.mean() + 64)
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.05, 0.15, 0.5]))
 @settings(deadline=None, max_examples=30)
 def test_capacity_of_single_tokens_holds_and_is_not_wasteful(seed, rate):

@@ -13,7 +13,7 @@ import optax
 import pytest
 from slow_rows import Slow, cross_entropy, fresh, log_sigmoid, spell
 
-from alt_jax import masking, mlm, pretraining
+from alt_jax import masking, mlm, mtm, pretraining
 from alt_jax.config import LossConfig, MaskConfig, MTMConfig
 from alt_jax.data.batches import Batch, batch_at
 from alt_jax.data.prompt import compose
@@ -113,7 +113,7 @@ def slow_hide(prompt: Slow, hidden: np.ndarray, mask_id: int, pad_id: int, *, sp
 
 
 def slow_mtm(task: Pretrain, output, ids, shown_ids, hide_ids, key) -> tuple[float, dict[str, Any]]:
-    """Loss and accuracy by field, value by value."""
+    """Loss and what came first by field, value by value."""
     schema, config = task.model.schema, task.model.config.mtm
     losses, right = [], {name: [] for name in schema.names}
     if config.method == "rfd":
@@ -125,27 +125,29 @@ def slow_mtm(task: Pretrain, output, ids, shown_ids, hide_ids, key) -> tuple[flo
         return sum(losses) / len(losses), right
     vectors, table, bias = output
     k, counts = config.noise, task.counts.astype(np.float64)
+    units = masking.mask_units(schema, task.model.config.mask)
+    capacity = masking.row_capacity(B, units, task.model.config.mask.rate)
     for f, field in enumerate(schema.fields):
         own_ids = range(field.offset, field.offset + field.size)
         pool = list(own_ids) if config.noise_from == "field" else list(range(schema.num_ids))
         q = {i: counts[i] / sum(counts[j] for j in pool) for i in pool}
         p = jnp.asarray([q[i] for i in pool], jnp.float32)
-        shape = (k,) if config.method == "sampled" else (B, 1, k)
+        shape = (k,) if config.method == "sampled" else (capacity, 1, k)
         noise = pool[0] + np.asarray(jax.random.choice(jax.random.fold_in(key, f), len(pool), shape, p=p))
-        for r in range(B):
-            if not hide_ids[r, f]:
-                continue
+        for place, r in enumerate(np.flatnonzero(hide_ids[:, f])):
             target = ids[r, f]
             scores = {i: float(vectors[r, f] @ table[i] + bias[i]) for i in range(schema.num_ids)}
             own = [scores[i] for i in own_ids]
-            right[field.name].append(np.argmax(own) == target - field.offset)
             if config.method == "softmax":
+                right[field.name].append(np.argmax(own) == target - field.offset)
                 losses.append(cross_entropy(np.array(own), target - field.offset))
             elif config.method == "nce":
                 loss = -log_sigmoid(scores[target] - math.log(k * q[target]))
-                losses.append(loss - sum(log_sigmoid(-(scores[i] - math.log(k * q[i]))) for i in noise[r, 0]))
+                losses.append(loss - sum(log_sigmoid(-(scores[i] - math.log(k * q[i]))) for i in noise[place, 0]))
+                right[field.name].append(all(scores[target] > scores[i] for i in noise[place, 0] if i != target))
             else:
                 against = [scores[i] - math.log(k * q[i]) for i in noise if i != target]
+                right[field.name].append(all(scores[target] > scores[i] for i in noise if i != target))
                 losses.append(cross_entropy(np.array([scores[target], *against]), 0))
     return sum(losses) / len(losses), right
 
@@ -184,7 +186,8 @@ def slow_pretraining(task: Pretrain, params, dataset, values: np.ndarray, key: j
     found |= {f"mlm/accuracy/{name}": np.mean(hits) if hits else None for name, hits in right.items()}
 
     found["mtm"], right = slow_mtm(task, output, ids, shown_ids, hide_ids, noise_key)
-    found |= {f"mtm/accuracy/{name}": np.mean(hits) if hits else None for name, hits in right.items()}
+    logged = "beats_noise" if config.mtm.method in ("sampled", "nce") else "accuracy"
+    found |= {f"mtm/{logged}/{name}": np.mean(hits) if hits else None for name, hits in right.items()}
     weights = config.loss
     found["loss"] = weights.icl * found["icl"] + weights.mlm * found["mlm"] + weights.mtm * found["mtm"]
     return found
@@ -225,7 +228,8 @@ def test_pretraining_loss_is_the_sum_of_the_three_equations(
         assert found[name] == (None if value is None else pytest.approx(value, rel=1e-5)), name
     assert found["duplicates"] == pytest.approx(2 / B)
     assert found["mlm/dropped"] == 0
-    assert {f"{kind}/accuracy/{name}" for kind in ("mlm", "mtm") for name in tiny_dataset.schema.names} <= set(found)
+    assert found.get("mtm/dropped", 0) == 0
+    assert sum(name.startswith("mtm/") for name in expected) == len(tiny_dataset.schema.names)
 
     # Neither labels nor the order of fields that are not masked matter; another key masks other fields.
     other_labels = batch._replace(label=1 - batch.label)
@@ -336,7 +340,7 @@ def test_mtm_learns_to_recover_features(method, make_pretrain, plain_config, tin
     for _ in range(30):
         state, metrics = step(state, pieces, rows, jax.random.key(1))
         losses.append(float(metrics["mtm"].value))
-        recovered = [m for name, m in metrics.items() if name.startswith("mtm/accuracy/")]
+        recovered = [m for name, m in metrics.items() if name.startswith(("mtm/accuracy/", "mtm/beats_noise/"))]
         hits.append(sum(float(m.total) for m in recovered) / sum(float(m.weight) for m in recovered))
     assert int(state.step) == 30
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
@@ -366,6 +370,22 @@ def test_replaced_features_are_found(make_pretrain, plain_config, tiny_dataset, 
 
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
     assert rate("accuracy") > rate("false_alarm") + 0.1
+
+
+def test_another_number_of_the_same_bin_is_a_replacement(plain_config, tiny_dataset):
+    """The tower sees the number itself, so it can tell."""
+    schema = tiny_dataset.schema
+    f = schema.index("Age")
+    age = dataclasses.replace(schema.fields[f], kind="numeric")
+    schema = dataclasses.replace(schema, fields=(*schema.fields[:f], age, *schema.fields[f + 1 :]))
+    ids = jnp.asarray(tiny_dataset.pieces.feature[tiny_dataset.train.values[:B]])
+    numbers = jnp.arange(B, dtype=jnp.float32)[:, None]
+    shown = mtm.Shown(ids, numbers.at[2].set(0.5))
+    logits, chosen = jnp.zeros(ids.shape), jnp.zeros(ids.shape, bool)
+    config = plain_config.override({"mtm.method": "rfd"})
+    _, metrics = mtm.loss(logits, ids, numbers, shown, chosen, np.ones(9), jax.random.key(0), config, schema)
+    replaced = {name: float(metrics[f"mtm/accuracy/{name}"].weight) for name in schema.names}
+    assert replaced == {name: float(name == "Age") for name in schema.names}
 
 
 # --- hiding a value behind one mask ---
