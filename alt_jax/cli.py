@@ -64,7 +64,7 @@ class PretrainOptions:
     init_from: str = "none"
     """Run folder of an earlier pretraining whose towers this one starts from, or none."""
     preset: str = ""
-    """Values of a named preset (`alt-jax list presets`), which other options still override."""
+    """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options override them."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class FinetuneOptions:
     run_dir: Path
     """Where the run is kept; started again with the same folder, a stopped run goes on."""
     preset: str = ""
-    """Values of a named preset (`alt-jax list presets`), which other options still override."""
+    """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options override them."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class AblateOptions:
     strategies: tuple[Strategy, ...] = ()
     """Which finetuning strategies; empty: those of the study."""
     preset: str = ""
-    """Values of a named preset (`alt-jax list presets`), which other options and the arms still override."""
+    """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options and arms override
+    them."""
 
 
 @dataclass(frozen=True)
@@ -269,10 +270,11 @@ def _configured(kind: type[T], arguments: list[str], command: str) -> T:
         raise InputError(f"give a config file first, e.g. alt-jax {command} configs/movielens_100k.py.")
     else:
         config = load_config(Path(path))
-        for name in _given(flags, "--preset"):
+        if any(field.name == "preset" for field in dataclasses.fields(kind)):
             from alt_jax import presets
 
-            config = presets.apply(config, name)
+            name = (_given(flags, "--preset") or [""])[-1]
+            config = presets.apply(config, name) if name else config
     with_default = dataclasses.make_dataclass(
         kind.__name__, [("config", _Values, config)], bases=(kind,), frozen=True, kw_only=True
     )
@@ -281,9 +283,9 @@ def _configured(kind: type[T], arguments: list[str], command: str) -> T:
 
 
 def _given(flags: list[str], option: str) -> list[str]:
-    """The values that an option is given, before the others are read: presets come first."""
-    after = [flags[i + 1] for i, flag in enumerate(flags[:-1]) if flag == option]
-    return after + [flag.removeprefix(f"{option}=") for flag in flags if flag.startswith(f"{option}=")]
+    """The values that an option is given, in order, before the others are read: they override a preset."""
+    own = [i for i, flag in enumerate(flags) if flag == option or flag.startswith(f"{option}=")]
+    return [flags[i].partition("=")[2] or "".join(flags[i + 1 : i + 2]) for i in own]
 
 
 def _prepare(arguments: list[str]) -> None:

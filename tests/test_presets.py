@@ -43,9 +43,11 @@ def test_an_option_beside_a_preset_holds(tmp_path, tiny_config, tiny_dataset, ca
     assert "epoch 1/1" in capsys.readouterr().out
 
 
-def test_an_unknown_preset_is_refused(tmp_path, tiny_config, capsys):
+@pytest.mark.parametrize("flags", [["--preset", "papre"], ["--preset=papre"], ["--preset=paper", "--preset", "papre"]])
+def test_an_unknown_preset_is_refused(flags, tmp_path, tiny_config, capsys):
+    """Of several, the last counts, as of any option."""
     config = config_file(tmp_path, tiny_config)
-    assert run(["pretrain", config, "--preset", "papre", "--run-dir", str(tmp_path / "run")]) == 2
+    assert run(["pretrain", config, *flags, "--run-dir", str(tmp_path / "run")]) == 2
     assert "there is no preset 'papre'; did you mean 'paper'?" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
