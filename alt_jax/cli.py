@@ -270,7 +270,7 @@ def _configured(kind: type[T], arguments: list[str], command: str) -> T:
         raise InputError(f"give a config file first, e.g. alt-jax {command} configs/movielens_100k.py.")
     else:
         config = load_config(Path(path))
-        if any(field.name == "preset" for field in dataclasses.fields(kind)):
+        if "--preset" in _option_names(kind):
             from alt_jax import presets
 
             name = (_given(flags, "--preset") or [""])[-1]
