@@ -12,6 +12,7 @@ task index each.
 import csv
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -20,27 +21,31 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import scipy.stats
 from matplotlib.figure import Figure
 
-from alt_jax import stages
+from alt_jax import bridge, pretraining, stages
 from alt_jax.config import Config, Strategy
 from alt_jax.data.dataset import SCHEMA
 from alt_jax.data.prepare import prepare
 from alt_jax.errors import InputError
 from alt_jax.metrics import relaimpr
+from alt_jax.models import interactions
 from alt_jax.run import write_json
-from alt_jax.studies import Arm, Study
+from alt_jax.schema import Schema
+from alt_jax.studies import Arm, Study, refusing
 
 _RESULT = "result.json"
+_FAILED = "failed: "  # how the last line of the log of a run begins that ended without a result
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its folder, config, and for a finetuning its strategy and where it starts."""
+    """One run: its arm, folder, config, and for a finetuning its strategy and where it starts."""
 
+    arm: str
     folder: Path
     config: Config
     strategy: Strategy | None = None
@@ -65,8 +70,10 @@ class Line:
       auc, logloss: On test, by seed, of the runs that finished.
       valid: AUC on validation, likewise: what a choice between arms may look at.
       seeds: Those seeds.
-      failed: Why the others have no result, by seed.
-      relaimpr: Of the mean AUC over the strategy's first arm's (0.01 is one per cent); NaN where there is none.
+      failed: Why others have no result, by seed.
+      not_run: What is still to be run, or is being run, by seed.
+      relaimpr: Of the mean AUC over the strategy's first arm's (0.01 is one per cent); NaN where there is none or the
+        first arm's is no better than chance.
       p: Two-sided, of a paired t-test against the first arm over the seeds that both have; NaN below two.
     """
 
@@ -77,34 +84,64 @@ class Line:
     valid: list[float]
     seeds: list[int]
     failed: dict[int, str]
+    not_run: dict[int, str]
     relaimpr: float
     p: float
+
+    @property
+    def without(self) -> str:
+        """What stands where there is no result."""
+        return "failed" if self.failed else "not run"
+
+
+class Missing(NamedTuple):
+    """Why a run has no result: it failed, or it has not been run, or not to its end."""
+
+    failed: bool
+    why: str
+
+
+_NOT_RUN = Missing(False, "not run")
 
 
 def plan(config: Config, study: Study, seeds: int, folder: Path) -> list[list[Job]]:
     """Groups of runs; those of a group depend on its first and come after it.
 
     Raises:
-      InputError: An arm sets a value that does not exist or does not fit.
+      InputError: An arm sets a value that does not exist or does not fit, or has no folder of its own.
     """
-    groups: dict[tuple[str, int], list[Job]] = {}
-    shared: dict[str, str] = {}  # what is pretrained alike, under the name of its first arm
+    _check_names(study)
+    groups: dict[Path, list[Job]] = {}
     for arm in study.arms:
-        if arm.mean_of:
-            continue  # what it averages is trained by the first arm
-        base = _arm_config(config, arm)
-        tuned = base.override(arm.finetune)
-        key = shared.setdefault(_alike(arm), _name(arm)) if arm.pretrain else ""
+        with refusing(f"arm {arm.name!r}"):
+            base = _arm_config(config, arm)
+            tuned = base.override(arm.finetune)
+            interactions.build(tuned.ctr)
         for seed in range(seeds):
-            origin = folder / "pretrain" / key / f"seed-{seed}" if arm.pretrain else None
-            # Without a pretraining nothing is shared: each run may go by itself
-            for strategy in study.of(arm):
-                group = groups.setdefault((key or f"{_name(arm)}/{strategy}", seed), [])
+            origin = _origin(study, arm, seed, folder)
+            for strategy in study.trained(arm):
+                run = _folder(folder, strategy, arm, seed)
+                # Without a pretraining nothing is shared: each run may go by itself
+                group = groups.setdefault(origin or run, [])
                 if origin is not None and not group:
-                    group.append(Job(origin, base.override({"seed": seed})))
-                run = folder / strategy / _name(arm) / f"seed-{seed}"
-                group.append(Job(run, tuned.override({"seed": seed}), strategy, origin))
+                    group.append(Job(arm.name, origin, base.override({"seed": seed})))
+                group.append(Job(arm.name, run, tuned.override({"seed": seed}), strategy, origin))
     return list(groups.values())
+
+
+def check(jobs: Sequence[Job]) -> None:
+    """Refuses runs that cannot be on their datasets, so that this is not found out after hours of others.
+
+    Raises:
+      InputError: There is such a run; names its arm.
+    """
+    for job in jobs:
+        with refusing(f"arm {job.arm!r}"):
+            schema = Schema.load(Path(job.config.data.dir) / SCHEMA)
+            if job.strategy is None:
+                pretraining.check(job.config, schema)
+            else:
+                bridge.check_towers(job.config.finetune.plm, schema)
 
 
 def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
@@ -119,10 +156,16 @@ def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
                 continue
             job.folder.parent.mkdir(parents=True, exist_ok=True)
             job.beside(".json").write_text(_to_json(job))
-            with job.beside(".log").open("ab") as log:
+            outcome = "done"
+            with job.beside(".log").open("a+b") as log:
+                began = log.seek(0, os.SEEK_END)
                 command = [sys.executable, "-m", "alt_jax.ablate", str(job.beside(".json")), str(job.folder)]
                 code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
-            print(f"{job.folder}: {'done' if code == 0 else why_failed(job.folder)}", flush=True)
+                if code:
+                    log.seek(began)
+                    outcome = _FAILED + (_last_line(log.read()) or f"exit code {code}")
+                    log.write(f"\n{outcome}\n".encode())
+            print(f"{job.folder}: {outcome}", flush=True)
             if code and job.strategy is None:
                 return
 
@@ -135,20 +178,17 @@ def average(study: Study, seeds: int, folder: Path) -> None:
     for arm in study.arms:
         for strategy in study.of(arm) if arm.mean_of else ():
             for seed in range(seeds):
-                parts = [folder / part / _name(study.arms[0]) / f"seed-{seed}" for part in arm.mean_of]
-                target = folder / strategy / _name(arm) / f"seed-{seed}"
+                parts = [_folder(folder, part, study.arms[0], seed) for part in arm.mean_of]
+                target = _folder(folder, strategy, arm, seed)
                 if (target / _RESULT).is_file() or not all((part / _RESULT).is_file() for part in parts):
                     continue
                 target.mkdir(parents=True, exist_ok=True)
-                found = {split: stages.evaluate(parts, split) for split in ("valid", "test")}
+                try:
+                    found = {split: stages.evaluate(parts, split) for split in ("valid", "test")}
+                except InputError as error:
+                    _beside(target, ".log").write_text(f"{_FAILED}{error}\n")
+                    continue
                 write_json(target / _RESULT, {"mean_of": [str(part) for part in parts], "seed": seed, **found})
-
-
-def why_failed(folder: Path) -> str:
-    """The last line of a run's log."""
-    log = _beside(folder, ".log")
-    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-    return f"failed: {lines[-1].strip()}" if lines else "not run"
 
 
 def table(study: Study, seeds: int, folder: Path) -> list[Line]:
@@ -159,12 +199,16 @@ def table(study: Study, seeds: int, folder: Path) -> list[Line]:
         for arm in study.arms:
             if strategy not in study.of(arm):
                 continue
-            folders = [folder / strategy / _name(arm) / f"seed-{seed}" for seed in range(seeds)]
-            results = {
-                s: json.loads((f / _RESULT).read_text()) for s, f in enumerate(folders) if (f / _RESULT).is_file()
-            }
-            tests = {seed: result["test"] for seed, result in results.items()}
-            auc = {seed: test["auc"] for seed, test in tests.items()}
+            results: dict[int, dict[str, Any]] = {}
+            failed: dict[int, str] = {}
+            not_run: dict[int, str] = {}
+            for seed in range(seeds):
+                found = _outcome(study, arm, strategy, seed, folder)
+                if isinstance(found, Missing):
+                    (failed if found.failed else not_run)[seed] = found.why
+                else:
+                    results[seed] = found
+            auc = {seed: result["test"]["auc"] for seed, result in results.items()}
             gain, p = float("nan"), float("nan")
             if base is None:
                 base = auc
@@ -173,10 +217,11 @@ def table(study: Study, seeds: int, folder: Path) -> list[Line]:
                 both = sorted(auc.keys() & base.keys())
                 if len(both) > 1:
                     p = float(scipy.stats.ttest_rel([auc[s] for s in both], [base[s] for s in both]).pvalue)
-            failed = {seed: _reason(study, arm, folder, f, seed) for seed, f in enumerate(folders) if seed not in auc}
-            logloss = [test["logloss"] for test in tests.values()]
+            logloss = [result["test"]["logloss"] for result in results.values()]
             valid = [result["valid"]["auc"] for result in results.values()]
-            lines.append(Line(strategy, arm.name, list(auc.values()), logloss, valid, list(auc), failed, gain, p))
+            lines.append(
+                Line(strategy, arm.name, list(auc.values()), logloss, valid, list(auc), failed, not_run, gain, p)
+            )
     return lines
 
 
@@ -191,17 +236,19 @@ def write(lines: Sequence[Line], folder: Path) -> str:
         (
             line.strategy,
             line.arm,
-            str(len(line.auc)) + (f" ({len(line.failed)} failed)" if line.failed else ""),
-            _spread(line.auc),
-            _spread(line.logloss),
-            _spread(line.valid),
+            _seeds(line),
+            *(_spread(values) or line.without for values in (line.auc, line.logloss, line.valid)),
             "–" if math.isnan(line.relaimpr) else f"{100 * line.relaimpr:+.2f} %",
             "–" if math.isnan(line.p) else f"{line.p:.3f}",
         )
         for line in lines
     ]
     text = "\n".join(f"| {' | '.join(row)} |" for row in (columns, ("---",) * len(columns), *rows)) + "\n"
-    reasons = [f"- {x.strategy} {x.arm} seed {seed}: {why}" for x in lines for seed, why in x.failed.items()]
+    reasons = [
+        f"- {line.strategy} {line.arm} seed {seed}: {why}"
+        for line in lines
+        for seed, why in sorted((line.failed | line.not_run).items())
+    ]
     text += "\n" + "\n".join(reasons) + "\n" if reasons else ""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(text)
@@ -224,34 +271,69 @@ def _draw(lines: Sequence[Line], path: Path) -> None:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(strategies), squeeze=False, sharey=True)
     for axis, strategy in zip(axes[0], strategies, strict=True):
-        shown = [line for line in lines if line.strategy == strategy]
-        for y, line in enumerate(shown):
+        for line in (line for line in lines if line.strategy == strategy):
+            y = arms.index(line.arm)  # the panels share their axis, though not all arms are in each
             axis.plot(line.auc, [y] * len(line.auc), "o", color="0.6", markersize=4)
             if line.auc:
                 spread = statistics.stdev(line.auc) if len(line.auc) > 1 else 0.0
                 axis.errorbar(statistics.mean(line.auc), y, xerr=spread, fmt="|", color="C0", capsize=3, markersize=10)
             else:
-                axis.annotate("failed", (0.5, y), xycoords=("axes fraction", "data"), ha="center", va="center")
-        axis.set_yticks(range(len(shown)), [line.arm for line in shown])
-        axis.set_ylim(len(shown) - 0.5, -0.5)
+                axis.annotate(line.without, (0.5, y), xycoords=("axes fraction", "data"), ha="center", va="center")
+        axis.set_yticks(range(len(arms)), arms)
+        axis.set_ylim(len(arms) - 0.5, -0.5)
         axis.set_title(strategy)
         axis.set_xlabel("test AUC, mean ± std over seeds")
         axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
 
 
-def _reason(study: Study, arm: Arm, folder: Path, run: Path, seed: int) -> str:
-    """Why a run has no result: its own log, or that of the pretraining it waited for."""
-    own = why_failed(run)
-    if own != "not run" or not arm.pretrain:
+def _outcome(study: Study, arm: Arm, strategy: Strategy, seed: int, folder: Path) -> dict[str, Any] | Missing:
+    """The result of a run, or why there is none: its log, or what it waits for, says so."""
+    run = _folder(folder, strategy, arm, seed)
+    if (run / _RESULT).is_file():
+        result: dict[str, Any] = json.loads((run / _RESULT).read_text())
+        return Missing(True, "test AUC undefined: one class only") if result["test"]["auc"] is None else result
+    if (own := _by_log(run)) != _NOT_RUN:
         return own
-    same = [other for other in study.arms if other.pretrain and _alike(other) == _alike(arm)]
-    origin = folder / "pretrain" / _name(same[0]) / f"seed-{seed}"
-    return "not run" if (origin / _RESULT).is_file() else f"pretraining {why_failed(origin)}"
+    origin = _origin(study, arm, seed, folder)
+    if origin is not None and not (origin / _RESULT).is_file():
+        failed, why = _by_log(origin)
+        return Missing(failed, f"pretraining {why}")
+    parts = {part: _outcome(study, study.arms[0], part, seed, folder) for part in arm.mean_of}
+    missing = {part: found for part, found in parts.items() if isinstance(found, Missing)}
+    if missing:
+        why = "; ".join(f"its {part} part: {found.why}" for part, found in missing.items())
+        return Missing(any(found.failed for found in missing.values()), why)
+    return own
+
+
+def _by_log(run: Path) -> Missing:
+    log = _beside(run, ".log")
+    last = _last_line(log.read_bytes()) if log.is_file() else ""
+    if last.startswith(_FAILED):
+        return Missing(True, last)
+    return Missing(False, f"not run to its end: {last}") if last else _NOT_RUN
+
+
+def _last_line(text: bytes) -> str:
+    return next(reversed(text.decode(errors="replace").strip().splitlines()), "").strip()
 
 
 def _beside(folder: Path, suffix: str) -> Path:
     return folder.parent / f"{folder.name}{suffix}"
+
+
+def _folder(folder: Path, stage: str, arm: Arm, seed: int) -> Path:
+    """The run folder of an arm; `stage` is `pretrain` or a strategy."""
+    return folder / stage / _name(arm) / f"seed-{seed}"
+
+
+def _origin(study: Study, arm: Arm, seed: int, folder: Path) -> Path | None:
+    """The pretraining that an arm's runs start from: that of the first arm that pretrains alike."""
+    if not arm.pretrain or arm.mean_of:
+        return None
+    alike = (other for other in study.arms if other.pretrain and not other.mean_of and _alike(other) == _alike(arm))
+    return _folder(folder, "pretrain", next(alike), seed)
 
 
 def _alike(arm: Arm) -> str:
@@ -275,14 +357,31 @@ def _arm_config(config: Config, arm: Arm) -> Config:
     return changed
 
 
+def _check_names(study: Study) -> None:
+    """Refuses arms that would share a folder or have none."""
+    arms: dict[str, str] = {}
+    for arm in study.arms:
+        name = _name(arm)
+        if name in ("", ".", ".."):
+            raise InputError(f"arm {arm.name!r} cannot name a folder; give it another name.")
+        if name in arms:
+            raise InputError(f"arms {arms[name]!r} and {arm.name!r} would share the folder {name!r}; rename one.")
+        arms[name] = arm.name
+
+
 def _name(arm: Arm) -> str:
     """The arm as the name of a folder."""
     return re.sub(r"[^\w.,=+-]+", "_", arm.name)
 
 
+def _seeds(line: Line) -> str:
+    missing = [f"{len(x)} {what}" for x, what in ((line.failed, "failed"), (line.not_run, "not run")) if x]
+    return f"{len(line.seeds)}" + (f" ({', '.join(missing)})" if missing else "")
+
+
 def _spread(values: list[float]) -> str:
     if not values:
-        return "failed"
+        return ""
     return f"{statistics.mean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
 
 
@@ -328,6 +427,7 @@ def ablate(config: Config, study: Study, *, seeds: int, folder: Path, jobs: int,
     for data in dict.fromkeys(job.config.data for group in groups for job in group):
         if not (Path(data.dir) / SCHEMA).is_file():
             prepare(next(job.config for group in groups for job in group if job.config.data == data))
+    check([job for group in groups for job in group])
     run(groups[task[0] :: task[1]], jobs)
     average(study, seeds, folder)
     return write(table(study, seeds, folder), folder)

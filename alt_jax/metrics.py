@@ -57,5 +57,8 @@ def ece(label: Integer[np.ndarray, " N"], probability: Float[np.ndarray, " N"], 
 
 
 def relaimpr(value: float, base: float) -> float:
-    """Relative improvement of an AUC over another's, (AUC − ½) / (AUC_base − ½) − 1."""
-    return (value - 0.5) / (base - 0.5) - 1
+    """Relative improvement of an AUC over another's, (AUC − ½) / (AUC_base − ½) − 1.
+
+    NaN where the base is no better than chance: there is nothing to improve on.
+    """
+    return (value - 0.5) / (base - 0.5) - 1 if base > 0.5 else float("nan")

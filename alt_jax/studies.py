@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ class Study:
     def of(self, arm: Arm) -> tuple[Strategy, ...]:
         """The strategies that an arm is judged by."""
         return tuple(s for s in self.strategies if s in arm.strategies or not arm.strategies)
+
+    def trained(self, arm: Arm) -> tuple[Strategy, ...]:
+        """The strategies that an arm is trained under: of the first arm, also those that only a mean needs."""
+        if arm.mean_of:
+            return ()
+        parts = [part for mean in self.arms if self.of(mean) for part in mean.mean_of] if arm is self.arms[0] else []
+        return tuple(dict.fromkeys((*self.of(arm), *parts)))
 
 
 _NONE = Arm("no pretraining", pretrain=False)
@@ -138,7 +146,9 @@ def _temperature() -> Study:
 
 
 def _towers() -> Study:
-    return Study(tuple(Arm(name, {"ctr.tower": name}, pretrain=False) for name in interactions.names()), ("ctr",))
+    # The config's options are one tower's own; here every tower has its defaults.
+    arms = [Arm(name, {"ctr.tower": name, "ctr.options": ()}, pretrain=False) for name in interactions.names()]
+    return Study(tuple(arms), ("ctr",))
 
 
 def _text() -> Study:
@@ -187,10 +197,10 @@ def get(name: str) -> Study:
 
     A file holds `{"arm": {"loss.mlm": 0, …}, …}`; an arm with `"pretrain": false` starts from scratch, `"preset": NAME`
     takes a preset's values, `"strategies": […]` restricts it to some, and values under `finetune.` hold for finetuning
-    alone. The first arm is what the others are compared with.
+    alone. The first arm is what the others are compared with. Seeds are not an arm's.
 
     Raises:
-      InputError: There is no such study; names the nearest. Or the file is missing or is something else.
+      InputError: There is no such study; names the nearest. Or the file is missing or is something else; names the arm.
     """
     if not name.endswith(".json"):
         if name not in STUDIES:
@@ -203,16 +213,35 @@ def get(name: str) -> Study:
         raise InputError(f"{name} cannot be read as JSON ({error}); it should hold an object of arms.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(arm, dict) for arm in content.values()):
         raise InputError(f'{name} should hold an object of arms, e.g. {{"base": {{}}, "no mlm": {{"loss.mlm": 0}}}}.')
-    return Study(tuple(_arm(arm, values) for arm, values in content.items()))
+    arms = []
+    for arm, values in content.items():
+        with refusing(f"{name}: arm {arm!r}"):
+            arms.append(_arm(arm, values))
+    return Study(tuple(arms))
+
+
+@contextmanager
+def refusing(where: str) -> Iterator[None]:
+    """Says in what is refused inside where it is: a study has many arms, most of them with the same values."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _arm(name: str, content: dict[str, Any]) -> Arm:
     values = dict(content)
-    pretrain, chosen = values.pop("pretrain", True), tuple(values.pop("strategies", ()))
+    pretrain, chosen = values.pop("pretrain", True), values.pop("strategies", [])
+    if not isinstance(pretrain, bool):
+        raise InputError(f"pretrain should be true or false, not {pretrain!r}.")
+    if not isinstance(chosen, list):
+        raise InputError(f"strategies should be a list of {', '.join(ALL)}, not {chosen!r}.")
     for strategy in chosen:
         if strategy not in ALL:
-            raise InputError(f"arm {name!r} names the strategy {strategy!r}; {nearest(str(strategy), ALL)}")
+            raise InputError(f"there is no strategy {strategy!r}; {nearest(str(strategy), ALL)}")
+    if "seed" in values:
+        raise InputError("seed cannot be an arm's, since every arm runs with the same seeds; --seeds says how many.")
     if "preset" in values:
-        values = presets.get(values.pop("preset")) | values
+        values = presets.get(str(values.pop("preset"))) | values
     late = {key: value for key, value in values.items() if key.startswith("finetune.")}
-    return Arm(name, {k: v for k, v in values.items() if k not in late}, late, bool(pretrain), chosen)
+    return Arm(name, {k: v for k, v in values.items() if k not in late}, late, pretrain, tuple(chosen))

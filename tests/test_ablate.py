@@ -3,10 +3,14 @@
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
+from subprocess import CompletedProcess
+from typing import BinaryIO
 
 import pytest
 import scipy.stats
+from matplotlib.figure import Figure
 
 from alt_jax import ablate, stages, studies
 from alt_jax.cli import run
@@ -78,20 +82,44 @@ def test_a_study_of_the_data_has_a_dataset_each(tmp_path):
     }
 
 
-def made_up(folder: Path, aucs: dict[str, list[float | None]]) -> None:
+def test_the_towers_have_their_own_defaults_whatever_the_config_sets_for_one(tmp_path):
+    config = Config().override({"ctr.options": {"rank": 2}})
+    jobs = [job for group in ablate.plan(config, studies.get("towers"), 1, tmp_path) for job in group]
+    assert {job.config.ctr.options for job in jobs} == {()}
+
+
+def test_what_only_a_mean_needs_is_run_but_not_shown(tmp_path):
+    study = dataclasses.replace(studies.get("baselines"), strategies=("joint",))
+    jobs = [job for group in ablate.plan(Config(), study, 1, tmp_path) for job in group]
+    first = [job.strategy for job in jobs if job.arm == "no pretraining"]
+    assert first == ["joint", "ctr", "plm"]
+    assert {job.strategy for job in jobs if job.arm != "no pretraining"} == {None, "joint"}
+    assert {line.strategy for line in ablate.table(study, 1, tmp_path)} == {"joint"}
+    without = dataclasses.replace(study, strategies=("ctr",))
+    jobs = [job for group in ablate.plan(Config(), without, 1, tmp_path) for job in group]
+    assert [job.strategy for job in jobs if job.arm == "no pretraining"] == ["ctr"]
+
+
+MADE_UP = {"failed": "Traceback\nMemoryError: no room\n\nfailed: MemoryError: no room\n", "running": "epoch 1/9\n"}
+
+
+def made_up(folder: Path, aucs: dict[str, list[float | str | None]], strategy: str = "ctr") -> None:
+    """Run folders: an AUC, None for an undefined one, a key of `MADE_UP`, or "" for nothing at all."""
     for arm, values in aucs.items():
         for seed, auc in enumerate(values):
-            run_folder = folder / "ctr" / arm / f"seed-{seed}"
+            run_folder = folder / strategy / arm / f"seed-{seed}"
             run_folder.mkdir(parents=True)
-            if auc is None:
-                ablate._beside(run_folder, ".log").write_text("Traceback\nMemoryError: no room\n")
-            else:
-                result = {"test": {"auc": auc, "logloss": 1 - auc}, "valid": {"auc": auc + 0.125}}
+            if auc in MADE_UP:
+                ablate._beside(run_folder, ".log").write_text(MADE_UP[auc])
+            elif auc != "":
+                rest = {"logloss": 1 - auc if auc else 0.5}, {"auc": auc + 0.125 if auc else 0.75}
+                result = {"test": {"auc": auc, **rest[0]}, "valid": rest[1]}
                 (run_folder / "result.json").write_text(json.dumps(result))
 
 
 def test_the_table_by_hand(tmp_path):
-    made_up(tmp_path, {"none": [0.70, 0.71, 0.72], "a": [0.72, 0.74, 0.73], "b": [0.71, None, None], "c": [None] * 3})
+    lost = "failed"
+    made_up(tmp_path, {"none": [0.70, 0.71, 0.72], "a": [0.72, 0.74, 0.73], "b": [0.71, lost, lost], "c": [lost] * 3})
     study = Study((Arm("none"), Arm("a", {"seed": 1}), Arm("b", {"seed": 2}), Arm("c", {"seed": 3})), ("ctr",))
     lines = ablate.table(study, 3, tmp_path)
     assert [len(line.auc) for line in lines] == [3, 3, 1, 0]
@@ -108,6 +136,69 @@ def test_the_table_by_hand(tmp_path):
     assert json.loads((tmp_path / "table.json").read_text())[3]["p"] is None
     assert (tmp_path / "table.csv").read_text().splitlines()[1] == "ctr,none,0,0.7,0.30000000000000004,0.825"
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_failed_undefined_and_not_run_are_told_apart(tmp_path, monkeypatch):
+    made_up(tmp_path, {"none": [0.7, 0.7, 0.7], "a": [None, "failed", ""], "b": ["running", "", ""]})
+    made_up(tmp_path, {"none": [0.7, 0.7, 0.7]}, "plm")
+    (tmp_path / "pretrain" / "c").mkdir(parents=True)
+    (tmp_path / "pretrain" / "c" / "seed-1.log").write_text(MADE_UP["failed"])
+    arms = (*(Arm(name, pretrain=False) for name in ("none", "a", "b")), Arm("c", strategies=("ctr",)))
+    lines = ablate.table(Study(arms, ("ctr", "plm")), 3, tmp_path)
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
+    text = ablate.write(lines, tmp_path)
+    assert "| ctr | a | 0 (2 failed, 1 not run) | failed | failed | failed | – | – |" in text
+    assert "| ctr | b | 0 (3 not run) | not run | not run | not run | – | – |" in text
+    assert "| ctr | c | 0 (1 failed, 2 not run) | failed |" in text
+    assert "- ctr a seed 0: test AUC undefined: one class only\n" in text
+    assert "- ctr a seed 1: failed: MemoryError: no room\n- ctr a seed 2: not run\n" in text
+    assert "- ctr b seed 0: not run to its end: epoch 1/9\n" in text
+    assert "- ctr c seed 0: pretraining not run\n- ctr c seed 1: pretraining failed: MemoryError: no room\n" in text
+    stored = json.loads((tmp_path / "table.json").read_text())
+    assert (list(stored[1]["failed"]), list(stored[1]["not_run"])) == (["0", "1"], ["2"])
+    drawn = [{t.get_text(): t.xy[1] for t in axis.texts} for axis in figures[0].axes]
+    assert drawn == [{"failed": 3, "not run": 2}, {"not run": 2}]  # c and b; in the second panel a and b
+    assert [label.get_text() for label in figures[0].axes[0].get_yticklabels()] == ["none", "a", "b", "c"]
+
+
+def test_a_mean_says_which_part_it_lacks(tmp_path, monkeypatch):
+    arms = (Arm("none", pretrain=False), Arm("mean", strategies=("joint",), mean_of=("ctr", "plm")), Arm("full"))
+    study = Study(arms, ("joint",))
+    made_up(tmp_path, {"none": [0.7, "failed", 0.7]}, "ctr")
+    made_up(tmp_path, {"none": ["", "", 0.7]}, "plm")
+
+    def refuse(folders: list[Path], split: str) -> dict[str, float]:
+        raise InputError("a checkpoint is damaged.")
+
+    monkeypatch.setattr(stages, "evaluate", refuse)
+    ablate.average(study, 3, tmp_path)
+    _, mean, _ = ablate.table(study, 3, tmp_path)
+    assert mean.not_run == {0: "its plm part: not run"}
+    assert mean.failed == {
+        1: "its ctr part: failed: MemoryError: no room; its plm part: not run",
+        2: "failed: a checkpoint is damaged.",
+    }
+
+
+def test_relaimpr_over_a_base_that_is_no_better_than_chance(tmp_path):
+    made_up(tmp_path, {"none": [0.5], "a": [0.7]})
+    lines = ablate.table(Study((Arm("none"), Arm("a")), ("ctr",)), 1, tmp_path)
+    assert "| ctr | a | 1 | 0.7000 | 0.3000 | 0.8250 | – | – |" in ablate.write(lines, tmp_path)
+
+
+def test_why_a_run_failed_is_what_it_said_last_the_last_time(tmp_path, monkeypatch):
+    job = ablate.Job("a", tmp_path / "seed-0", Config())
+    for said, why in ((b"Traceback\nrefused\n", "failed: refused"), (b"", "failed: exit code 1")):
+
+        def fail(command: list[str], *, stdout: BinaryIO, said: bytes = said, **_: object) -> CompletedProcess[bytes]:
+            os.write(stdout.fileno(), said)
+            return CompletedProcess(command, 1)
+
+        monkeypatch.setattr(ablate.subprocess, "run", fail)
+        ablate.run([[job]], 1)
+        assert ablate._by_log(job.folder) == ablate.Missing(True, why)
+    assert (tmp_path / "seed-0.log").read_text().startswith("Traceback")  # what was said before is kept
 
 
 def test_a_real_study(tmp_path, tiny_config, tiny_dataset, capfd):
@@ -155,13 +246,12 @@ def test_an_own_study_takes_presets_and_strategies(tmp_path):
     assert paper[0].config.pretrain.epochs == 2  # beside a preset, what the arm says holds
 
 
-def test_tasks_share_a_study(tmp_path, monkeypatch):
+def test_tasks_share_a_study(tmp_path, monkeypatch, tiny_config, tiny_dataset):
     ran: list[Path] = []
     monkeypatch.setattr(ablate, "run", lambda groups, jobs: ran.extend(job.folder for g in groups for job in g))
-    monkeypatch.setattr("alt_jax.ablate.prepare", lambda config: None)
     for index in range(3):
-        ablate.ablate(Config(), studies.get("losses"), seeds=2, folder=tmp_path, jobs=1, task=(index, 3))
-    jobs = [job.folder for group in ablate.plan(Config(), studies.get("losses"), 2, tmp_path) for job in group]
+        ablate.ablate(tiny_config, studies.get("losses"), seeds=2, folder=tmp_path, jobs=1, task=(index, 3))
+    jobs = [job.folder for group in ablate.plan(tiny_config, studies.get("losses"), 2, tmp_path) for job in group]
     assert sorted(ran) == sorted(jobs)
 
 
@@ -169,17 +259,71 @@ def test_tasks_share_a_study(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a b", "a_b"), "arms 'a b' and 'a_b' would share the folder 'a_b'; rename one."),
+        (("a", "a"), "arms 'a' and 'a' would share"),
+        (("a", ""), "arm '' cannot name a folder"),
+        (("a", "."), "arm '.' cannot name a folder"),
+        (("a", ".."), "arm '..' cannot name a folder"),
+    ],
+)
+def test_every_arm_has_a_folder_of_its_own(tmp_path, names, said):
+    arms = tuple(Arm(name, {"loss.mlm": float(i)}) for i, name in enumerate(names))
+    with pytest.raises(InputError) as refused:
+        ablate.plan(Config(), Study(arms), 1, tmp_path)
+    assert said in str(refused.value)
+
+
+def test_an_option_that_a_tower_does_not_have(tmp_path):
+    config = Config().override({"ctr.options": {"rank": 2}})
+    with pytest.raises(InputError, match=r"arm 'b': ctr.options: the tower 'fm' has no option 'rank'"):
+        ablate.plan(config, Study((Arm("a"), Arm("b", {"ctr.tower": "fm"}))), 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "finetune", "said"),
+    [
+        (dict.fromkeys(("loss.icl", "loss.mlm", "loss.mtm"), 0), {}, "arm 'bad': All three loss weights are 0"),
+        ({"icl.chunk": 7}, {}, "arm 'bad': icl.chunk 7 does not divide"),
+        ({}, {"finetune.plm.towers": "two"}, "arm 'bad': finetune.plm.towers 'two' splits the prompt before the item"),
+    ],
+)
+def test_an_arm_that_its_dataset_cannot_have_is_refused_before_anything_runs(
+    tmp_path, monkeypatch, tiny_config, tiny_dataset, values, finetune, said
+):
+    schema = dataclasses.replace(tiny_dataset.schema, item=None)
+    schema.save(tmp_path / "schema.json")
+    monkeypatch.setattr(ablate, "run", lambda groups, jobs: pytest.fail("something was run"))
+    study = Study((Arm("good"), Arm("bad", {"data.dir": str(tmp_path), **values}, finetune)))
+    with pytest.raises(InputError) as refused:
+        ablate.ablate(tiny_config, study, seeds=1, folder=tmp_path / "study", jobs=1)
+    assert said in str(refused.value)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         ("[]", "should hold an object of arms"),
         ("{", "cannot be read as JSON"),
-        ('{"a": {"los.mlm": 0}}', "there is no config value 'los.mlm'; did you mean 'loss.mlm'?"),
+        ('{"a": {"los.mlm": 0}}', "arm 'a': there is no config value 'los.mlm'; did you mean 'loss.mlm'?"),
         (
             '{"a": {"preset": "papr"}}',
-            "there is no preset 'papr'; did you mean 'paper'? Known: default,",
+            "study.json: arm 'a': there is no preset 'papr'; did you mean 'paper'? Known: default,",
         ),
-        ('{"a": {"strategies": ["crt"]}}', "arm 'a' names the strategy 'crt'; did you mean 'ctr'?"),
-        ('{"a": {"loss.mlm": -1}}', "loss.mlm: Input should be greater than or equal to 0"),
+        ('{"a": {"preset": 5}}', "study.json: arm 'a': there is no preset '5'"),
+        ('{"a": {"strategies": ["crt"]}}', "study.json: arm 'a': there is no strategy 'crt'; did you mean 'ctr'?"),
+        ('{"a": {"strategies": [["ctr"]]}}', "study.json: arm 'a': there is no strategy ['ctr']"),
+        (
+            '{"a": {"strategies": "ctr"}}',
+            "study.json: arm 'a': strategies should be a list of ctr, plm, joint, not 'ctr'",
+        ),
+        ('{"a": {"strategies": 5}}', "study.json: arm 'a': strategies should be a list of ctr, plm, joint, not 5"),
+        ('{"a": {"pretrain": "no"}}', "study.json: arm 'a': pretrain should be true or false, not 'no'"),
+        ('{"a": {"seed": 3}}', "study.json: arm 'a': seed cannot be an arm's"),
+        ('{"a": {"loss.mlm": -1}}', "arm 'a': overridden config: loss.mlm: Input should be greater than or equal to 0"),
+        ('{"a": {"finetune.ctr.l2": "x"}}', "arm 'a': overridden config: finetune.ctr.l2: Input should be"),
     ],
 )
 def test_an_own_study_that_cannot_be(tmp_path, content, said):

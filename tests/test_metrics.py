@@ -146,3 +146,4 @@ def test_relaimpr():
     assert metrics.relaimpr(0.8, 0.75) == pytest.approx(0.2)
     assert metrics.relaimpr(0.7, 0.7) == 0
     assert metrics.relaimpr(0.5, 0.75) == -1
+    assert np.isnan([metrics.relaimpr(0.7, 0.5), metrics.relaimpr(0.7, 0.4)]).all()

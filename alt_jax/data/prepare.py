@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -37,13 +38,15 @@ from alt_jax.schema import Field, Schema, Split, TextSchema
 def prepare(config: Config) -> Dataset:
     """Reads, filters, labels, splits and tokenises raw data, writes the prepared folder and reports on it.
 
-    The folder appears in one step when it is whole; it replaces an earlier prepared dataset, but nothing else.
+    The folder appears in one step when it is whole; it replaces an earlier prepared dataset, but nothing else. Where
+    several processes prepare the same new folder at once, the first to finish is the one that stays.
 
     Raises:
       InputError: The config, the raw data or the target folder cannot be used.
     """
     began = time.perf_counter()
     target = _target(config.data.dir)
+    replace = (target / SCHEMA).exists()
     protocol = protocols.get(config.data.protocol)
     raw = sources.load(config.data)
     split = protocols.apply(protocol, raw, config.data.positive_above)
@@ -105,7 +108,15 @@ def prepare(config: Config) -> Dataset:
         name: {"values": rows[name], "labels": labels[name], "rows": split.rows[name].astype(np.int64)}
         for name in SPLITS
     }
-    _write(target, schema=schema, vocabulary=vocabulary, pieces=pieces, tokenizer=tokenizer, arrays=arrays)
+    _write(
+        target,
+        replace=replace,
+        schema=schema,
+        vocabulary=vocabulary,
+        pieces=pieces,
+        tokenizer=tokenizer,
+        arrays=arrays,
+    )
     _report(raw, split, schema=schema, vocabulary=vocabulary, fields=fields, rows=rows, lengths=lengths)
     print(f"prepared {target} in {time.perf_counter() - began:.1f} s")
     return Dataset.load(target)
@@ -194,6 +205,7 @@ def _data_hash(
 def _write(
     target: Path,
     *,
+    replace: bool,
     schema: Schema,
     vocabulary: Vocabulary,
     pieces: Pieces,
@@ -202,8 +214,9 @@ def _write(
 ) -> None:
     """Writes beside the target and renames, so that a killed run leaves nothing that passes for a dataset."""
     target = target.resolve()
-    partial = target.with_name(f".{target.name}.preparing-{os.getpid()}")
-    replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    unique = secrets.token_hex(4)  # process ids repeat among the machines that share a folder
+    partial = target.with_name(f".{target.name}.preparing-{unique}")
+    replaced = target.with_name(f".{target.name}.replaced-{unique}")
     try:
         partial.mkdir(parents=True)
         vocabulary.save(partial / VOCABULARY)
@@ -216,9 +229,16 @@ def _write(
         schema.save(partial / SCHEMA)
         for path in [partial, *partial.rglob("*")]:
             _sync(path)
-        if target.exists():
+        if replace:
             target.rename(replaced)
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            # Another process was first. Its dataset may be in use by now, so it stays.
+            if not (target / SCHEMA).is_file():
+                raise
+            if Schema.load(target / SCHEMA) != schema:
+                raise InputError(f"{target} was meanwhile prepared otherwise; choose another data.dir.") from None
         _sync(target.parent)
     except PermissionError as error:
         raise InputError(f"{target} cannot be written ({error.strerror}); choose another data.dir.") from None

@@ -1,6 +1,7 @@
 """`prepare` end to end on small data: properties of what it writes, its report, and what it refuses."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -208,6 +209,31 @@ def test_only_a_prepared_dataset_is_replaced(tmp_path: Path):
         prepare(config_)
     with pytest.raises(InputError, match="is a file"):
         prepare(table_config(tmp_path, ROWS, dir=str(tmp_path / "t.csv")))
+
+
+def test_of_two_that_prepare_the_same_at_once_the_first_to_finish_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = table_config(tmp_path, ROWS)
+    load, stamps = sources.load, []
+
+    def overtaken(data: DataConfig) -> object:
+        """Before the second has read anything, the first begins and finishes."""
+        monkeypatch.setattr(sources, "load", load)
+        prepare(first)
+        stamps.append((tmp_path / "out" / "schema.json").stat().st_ino)
+        return load(data)
+
+    monkeypatch.setattr(sources, "load", overtaken)
+    assert prepare(first).schema == Dataset.load(tmp_path / "out").schema
+    assert (tmp_path / "out" / "schema.json").stat().st_ino == stamps[0]  # runs may have it open
+    assert {entry.name for entry in tmp_path.iterdir()} == {"t.csv", "out"}
+
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(sources, "load", overtaken)
+    with pytest.raises(InputError, match="out was meanwhile prepared otherwise"):
+        prepare(replace(first, text=replace(first.text, max_length=31)))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"t.csv", "out"}
 
 
 def test_a_killed_prepare_leaves_the_old_dataset_and_nothing_that_passes_for_a_new_one(
