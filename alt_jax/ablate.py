@@ -9,29 +9,22 @@ Started again, what is finished is not repeated and what was stopped goes on. Se
 task index each.
 """
 
-import csv
 import json
-import math
 import os
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import scipy.stats
-from matplotlib.figure import Figure
 
 from alt_jax import bridge, pretraining, stages
+from alt_jax.comparison import Line, Missing, Scores, compare, write
 from alt_jax.config import Config, Strategy
 from alt_jax.data.dataset import SCHEMA
 from alt_jax.data.prepare import prepare
 from alt_jax.errors import InputError
-from alt_jax.metrics import relaimpr
 from alt_jax.models import interactions
 from alt_jax.run import write_json
 from alt_jax.schema import Schema
@@ -59,46 +52,6 @@ class Job:
     def beside(self, suffix: str) -> Path:
         """A file beside the run folder, e.g. `seed-0.log`."""
         return _beside(self.folder, suffix)
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table.
-
-    Attributes:
-      strategy, arm: What was run.
-      auc, logloss: On test, by seed, of the runs that finished.
-      valid: AUC on validation, likewise: what a choice between arms may look at.
-      seeds: Those seeds.
-      failed: Why others have no result, by seed.
-      not_run: What is still to be run, or is being run, by seed.
-      relaimpr: Of the mean AUC over the strategy's first arm's (0.01 is one per cent); NaN where there is none or the
-        first arm's is no better than chance.
-      p: Two-sided, of a paired t-test against the first arm over the seeds that both have; NaN below two.
-    """
-
-    strategy: Strategy
-    arm: str
-    auc: list[float]
-    logloss: list[float]
-    valid: list[float]
-    seeds: list[int]
-    failed: dict[int, str]
-    not_run: dict[int, str]
-    relaimpr: float
-    p: float
-
-    @property
-    def without(self) -> str:
-        """What stands where there is no result."""
-        return "failed" if self.failed else "not run"
-
-
-class Missing(NamedTuple):
-    """Why a run has no result: it failed, or it has not been run, or not to its end."""
-
-    failed: bool
-    why: str
 
 
 _NOT_RUN = Missing(False, "not run")
@@ -193,106 +146,24 @@ def average(study: Study, seeds: int, folder: Path) -> None:
 
 def table(study: Study, seeds: int, folder: Path) -> list[Line]:
     """What the run folders say, by strategy and arm."""
-    lines = []
-    for strategy in study.strategies:
-        base: dict[int, float] | None = None
-        for arm in study.arms:
-            if strategy not in study.of(arm):
-                continue
-            results: dict[int, dict[str, Any]] = {}
-            failed: dict[int, str] = {}
-            not_run: dict[int, str] = {}
-            for seed in range(seeds):
-                found = _outcome(study, arm, strategy, seed, folder)
-                if isinstance(found, Missing):
-                    (failed if found.failed else not_run)[seed] = found.why
-                else:
-                    results[seed] = found
-            auc = {seed: result["test"]["auc"] for seed, result in results.items()}
-            gain, p = float("nan"), float("nan")
-            if base is None:
-                base = auc
-            elif auc and base:
-                gain = relaimpr(statistics.mean(auc.values()), statistics.mean(base.values()))
-                both = sorted(auc.keys() & base.keys())
-                if len(both) > 1:
-                    p = float(scipy.stats.ttest_rel([auc[s] for s in both], [base[s] for s in both]).pvalue)
-            logloss = [result["test"]["logloss"] for result in results.values()]
-            valid = [result["valid"]["auc"] for result in results.values()]
-            lines.append(
-                Line(strategy, arm.name, list(auc.values()), logloss, valid, list(auc), failed, not_run, gain, p)
-            )
-    return lines
+    return compare(
+        {
+            (strategy, arm.name): {seed: _outcome(study, arm, strategy, seed, folder) for seed in range(seeds)}
+            for strategy in study.strategies
+            for arm in study.arms
+            if strategy in study.of(arm)
+        }
+    )
 
 
-def write(lines: Sequence[Line], folder: Path) -> str:
-    """Writes table.md, table.csv, table.json and table.png.
-
-    Returns:
-      The table in Markdown.
-    """
-    columns = ("strategy", "arm", "seeds", "test AUC", "logloss", "valid AUC", "RelaImpr", "p (paired t)")
-    rows = [
-        (
-            line.strategy,
-            line.arm,
-            _seeds(line),
-            *(_spread(values) or line.without for values in (line.auc, line.logloss, line.valid)),
-            "–" if math.isnan(line.relaimpr) else f"{100 * line.relaimpr:+.2f} %",
-            "–" if math.isnan(line.p) else f"{line.p:.3f}",
-        )
-        for line in lines
-    ]
-    text = "\n".join(f"| {' | '.join(row)} |" for row in (columns, ("---",) * len(columns), *rows)) + "\n"
-    reasons = [
-        f"- {line.strategy} {line.arm} seed {seed}: {why}"
-        for line in lines
-        for seed, why in sorted((line.failed | line.not_run).items())
-    ]
-    text += "\n" + "\n".join(reasons) + "\n" if reasons else ""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(text)
-    (folder / "table.json").write_text(json.dumps([_plain(vars(line)) for line in lines], indent=1) + "\n")
-    with (folder / "table.csv").open("w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["strategy", "arm", "seed", "test_auc", "test_logloss", "valid_auc"])
-        for line in lines:
-            for seed, *values in zip(line.seeds, line.auc, line.logloss, line.valid, strict=True):
-                out.writerow([line.strategy, line.arm, seed, *values])
-    _draw(lines, folder / "table.png")
-    return text
-
-
-def _draw(lines: Sequence[Line], path: Path) -> None:
-    """Mean test AUC of every arm, its seeds as points, one panel a strategy."""
-    strategies = list(dict.fromkeys(line.strategy for line in lines))
-    arms = list(dict.fromkeys(line.arm for line in lines))
-    size = (4.0 * len(strategies) + 1, 1 + 0.3 * len(arms))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, len(strategies), squeeze=False, sharey=True)
-    for axis, strategy in zip(axes[0], strategies, strict=True):
-        for line in (line for line in lines if line.strategy == strategy):
-            y = arms.index(line.arm)  # the panels share their axis, though not all arms are in each
-            axis.plot(line.auc, [y] * len(line.auc), "o", color="0.6", markersize=4)
-            if line.auc:
-                spread = statistics.stdev(line.auc) if len(line.auc) > 1 else 0.0
-                axis.errorbar(statistics.mean(line.auc), y, xerr=spread, fmt="|", color="C0", capsize=3, markersize=10)
-            else:
-                axis.annotate(line.without, (0.5, y), xycoords=("axes fraction", "data"), ha="center", va="center")
-        axis.set_yticks(range(len(arms)), arms)
-        axis.set_ylim(len(arms) - 0.5, -0.5)
-        axis.set_title(strategy)
-        axis.set_xlabel("test AUC, mean ± std over seeds")
-        axis.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120)
-
-
-def _outcome(study: Study, arm: Arm, strategy: Strategy, seed: int, folder: Path) -> dict[str, Any] | Missing:
-    """The result of a run, or why there is none: its log, or what it waits for, says so."""
+def _outcome(study: Study, arm: Arm, strategy: Strategy, seed: int, folder: Path) -> Scores | Missing:
+    """The scores of a run, or why there is none: its log, or what it waits for, says so."""
     run = _folder(folder, strategy, arm, seed)
     if (run / _RESULT).is_file():
-        result: dict[str, Any] = json.loads((run / _RESULT).read_text())
-        return Missing(True, "test AUC undefined: one class only") if result["test"]["auc"] is None else result
+        result = json.loads((run / _RESULT).read_text())
+        if result["test"]["auc"] is None:
+            return Missing(True, "test AUC undefined: one class only")
+        return Scores(result["test"]["auc"], result["test"]["logloss"], result["valid"]["auc"])
     if (own := _by_log(run)) != _NOT_RUN:
         return own
     origin = _origin(study, arm, seed, folder)
@@ -372,22 +243,6 @@ def _check_names(study: Study) -> None:
 def _name(arm: Arm) -> str:
     """The arm as the name of a folder."""
     return re.sub(r"[^\w.,=+-]+", "_", arm.name)
-
-
-def _seeds(line: Line) -> str:
-    missing = [f"{len(x)} {what}" for x, what in ((line.failed, "failed"), (line.not_run, "not run")) if x]
-    return f"{len(line.seeds)}" + (f" ({', '.join(missing)})" if missing else "")
-
-
-def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{statistics.mean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """NaN, which JSON does not have, as null."""
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
 
 
 def _to_json(job: Job) -> str:

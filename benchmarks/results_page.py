@@ -12,50 +12,23 @@ A marker names a CSV of `alt-jax ablate` (its table.csv), and possibly one of pu
 import argparse
 import csv
 import re
-import statistics
 import sys
 from pathlib import Path
 
-import scipy.stats
-
-from alt_jax.metrics import relaimpr
+from alt_jax.comparison import COLUMNS, compare, markdown, read_csv
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 _MARKED = re.compile(r"(<!-- table: (?P<path>\S+)(?: published=(?P<published>\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def cell(values: list[float]) -> str:
-    """Mean ± sample standard deviation."""
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{spread}"
-
-
 def table(path: Path, published: Path | None) -> str:
-    """Lines by strategy and arm, each compared with its strategy's first."""
-    seeds: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-    for row in csv.DictReader(path.open()):
-        values = {name: float(row[name]) for name in ("test_auc", "test_logloss", "valid_auc")}
-        seeds.setdefault((row["strategy"], row["arm"]), {})[int(row["seed"])] = values
-    known = {}
-    if published:
-        known = {row["arm"]: f"{row['auc']} / {row['logloss']}" for row in csv.DictReader(published.open())}
-    columns = ["strategy", "arm", "seeds", "test AUC", "logloss", "valid AUC", "RelaImpr", "p"]
-    lines = [columns + ["published"] * bool(known)]
-    first: dict[str, dict[int, float]] = {}
-    for (strategy, arm), runs in seeds.items():
-        auc = {seed: run["test_auc"] for seed, run in runs.items()}
-        gain, p = "–", "–"
-        if strategy in first:
-            gain = f"{100 * relaimpr(statistics.mean(auc.values()), statistics.mean(first[strategy].values())):+.2f} %"
-            both = sorted(auc.keys() & first[strategy].keys())
-            if len(both) > 1:
-                p = f"{scipy.stats.ttest_rel([auc[s] for s in both], [first[strategy][s] for s in both]).pvalue:.3f}"
-        else:
-            first[strategy] = auc
-        measured = [cell([run[name] for run in runs.values()]) for name in ("test_auc", "test_logloss", "valid_auc")]
-        lines.append([strategy, arm, str(len(runs)), *measured, gain, p, *[known.get(arm, "–")] * bool(known)])
-    rule = ["---"] * len(lines[0])
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])) + "\n"
+    """The finished runs of a study, beside published figures."""
+    rows = [line.cells for line in compare(read_csv(path))]
+    if published is None:
+        return markdown(COLUMNS, rows)
+    with published.open(encoding="utf-8") as file:
+        known = {row["arm"]: f"{row['auc']} / {row['logloss']}" for row in csv.DictReader(file)}
+    return markdown([*COLUMNS, "published"], [[*row, known.get(row[COLUMNS.index("arm")], "–")] for row in rows])
 
 
 def fill(text: str, folder: Path) -> str:

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 from matplotlib.figure import Figure
 
-from alt_jax import ablate, stages, studies
+from alt_jax import ablate, comparison, stages, studies
 from alt_jax.cli import run
 from alt_jax.config import Config
 from alt_jax.errors import InputError
@@ -128,7 +128,7 @@ def test_the_table_by_hand(tmp_path):
     t = (sum(differences) / 3) / (0.01 / math.sqrt(3))
     assert lines[1].p == pytest.approx(2 * scipy.stats.t.sf(t, 2))
     assert math.isnan(lines[2].p)
-    text = ablate.write(lines, tmp_path)
+    text = comparison.write(lines, tmp_path)
     assert "| ctr | a | 3 | 0.7300 ± 0.0100 | 0.2700 ± 0.0100 | 0.8550 ± 0.0100 | +9.52 % | 0.074 |" in text
     assert "| ctr | b | 1 (2 failed) | 0.7100 | 0.2900 | 0.8350 | +0.00 % | – |" in text
     assert "| ctr | c | 0 (3 failed) | failed | failed | failed | – | – |" in text
@@ -147,7 +147,7 @@ def test_failed_undefined_and_not_run_are_told_apart(tmp_path, monkeypatch):
     lines = ablate.table(Study(arms, ("ctr", "plm")), 3, tmp_path)
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
-    text = ablate.write(lines, tmp_path)
+    text = comparison.write(lines, tmp_path)
     assert "| ctr | a | 0 (2 failed, 1 not run) | failed | failed | failed | – | – |" in text
     assert "| ctr | b | 0 (3 not run) | not run | not run | not run | – | – |" in text
     assert "| ctr | c | 0 (1 failed, 2 not run) | failed |" in text
@@ -184,7 +184,7 @@ def test_a_mean_says_which_part_it_lacks(tmp_path, monkeypatch):
 def test_relaimpr_over_a_base_that_is_no_better_than_chance(tmp_path):
     made_up(tmp_path, {"none": [0.5], "a": [0.7]})
     lines = ablate.table(Study((Arm("none"), Arm("a")), ("ctr",)), 1, tmp_path)
-    assert "| ctr | a | 1 | 0.7000 | 0.3000 | 0.8250 | – | – |" in ablate.write(lines, tmp_path)
+    assert "| ctr | a | 1 | 0.7000 | 0.3000 | 0.8250 | – | – |" in comparison.write(lines, tmp_path)
 
 
 def test_why_a_run_failed_is_what_it_said_last_the_last_time(tmp_path, monkeypatch):
@@ -197,7 +197,7 @@ def test_why_a_run_failed_is_what_it_said_last_the_last_time(tmp_path, monkeypat
 
         monkeypatch.setattr(ablate.subprocess, "run", fail)
         ablate.run([[job]], 1)
-        assert ablate._by_log(job.folder) == ablate.Missing(True, why)
+        assert ablate._by_log(job.folder) == comparison.Missing(True, why)
     assert (tmp_path / "seed-0.log").read_text().startswith("Traceback")  # what was said before is kept
 
 
