@@ -139,6 +139,8 @@ class AblateOptions:
     """Runs side by side, as processes."""
     task: str = "0/1"
     """i/N: only every N-th part of the study from the i-th on, for arrays of machines that share the folder."""
+    arms: tuple[str, ...] = ()
+    """Which arms; empty: all of the study."""
     strategies: tuple[Strategy, ...] = ()
     """Which finetuning strategies; empty: those of the study."""
     preset: str = ""
@@ -349,6 +351,8 @@ def _ablate(arguments: list[str]) -> None:
     from alt_jax.ablate import ablate
 
     study = studies.get(options.study)
+    if options.arms:
+        study = study.only(options.arms)
     if options.strategies:
         study = dataclasses.replace(study, strategies=options.strategies)
     task = int(index), int(count)

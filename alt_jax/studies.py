@@ -2,9 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,22 @@ class Study:
             return ()
         parts = [part for mean in self.arms if self.of(mean) for part in mean.mean_of] if arm is self.arms[0] else []
         return tuple(dict.fromkeys((*self.of(arm), *parts)))
+
+    def only(self, names: Sequence[str]) -> "Study":
+        """The study with some of its arms, in its own order.
+
+        Raises:
+          InputError: There is no such arm, or it is a mean and what it averages was not named.
+        """
+        known = [arm.name for arm in self.arms]
+        for name in names:
+            if name not in known:
+                raise InputError(f"the study has no arm {name!r}; {nearest(name, known)}")
+        kept = tuple(arm for arm in self.arms if arm.name in names)
+        means = [arm.name for arm in kept if arm.mean_of]
+        if means and kept[0] is not self.arms[0]:
+            raise InputError(f"arm {means[0]!r} is a mean of runs of arm {self.arms[0].name!r}; name that one as well.")
+        return replace(self, arms=kept)
 
 
 _NONE = Arm("no pretraining", pretrain=False)

@@ -246,6 +246,12 @@ def test_an_own_study_takes_presets_and_strategies(tmp_path):
     assert paper[0].config.pretrain.epochs == 2  # beside a preset, what the arm says holds
 
 
+def test_some_arms_of_a_study():
+    study = studies.get("baselines").only(["MLM only", "average of the two", "no pretraining"])
+    assert [arm.name for arm in study.arms] == ["no pretraining", "average of the two", "MLM only"]
+    assert study.strategies == studies.get("baselines").strategies
+
+
 def test_tasks_share_a_study(tmp_path, monkeypatch, tiny_config, tiny_dataset):
     ran: list[Path] = []
     monkeypatch.setattr(ablate, "run", lambda groups, jobs: ran.extend(job.folder for g in groups for job in g))
@@ -339,6 +345,8 @@ def test_an_own_study_that_cannot_be(tmp_path, content, said):
         (["--study", "loses"], "there is no study 'loses'; did you mean 'losses'? Known: baselines, losses"),
         (["--study", "losses", "--task", "3/3"], "--task 3/3 should be i/N"),
         (["--study", "losses", "--seeds", "0"], "must be at least 1"),
+        (["--study", "towers", "--arms", "fm", "dcnv3"], "the study has no arm 'dcnv3'; did you mean 'dcnv2'?"),
+        (["--study", "baselines", "--arms", "average of the two"], "is a mean of runs of arm 'no pretraining'; name"),
     ],
 )
 def test_refused_in_one_sentence(tmp_path, flags, said, capsys):
