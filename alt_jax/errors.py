@@ -1,4 +1,7 @@
-"""The two exceptions that the command line turns into exit codes."""
+"""The two exceptions that the command line turns into exit codes, and help with misspelt names."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 
 class InputError(ValueError):
@@ -11,3 +14,9 @@ class InputError(ValueError):
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, saved, and can go on
     """A signal stopped the run after it saved. The command line exits with code 75."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A clause that helps to correct a misspelt name: the nearest known one, or all of them."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}."

@@ -3,8 +3,7 @@
 from typing import Any
 
 from alt_jax.config import Config
-from alt_jax.data.sources.raw import nearest
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, nearest
 
 # Every option of the method at its default.
 _METHOD = ("loss.", "icl.", "mlm.", "mtm.", "mask.", "finetune.joint.fusion", "finetune.joint.alpha")

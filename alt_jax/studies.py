@@ -9,8 +9,7 @@ from typing import Any
 
 from alt_jax import presets
 from alt_jax.config import Strategy
-from alt_jax.data.sources.raw import nearest
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, nearest
 from alt_jax.models import interactions
 
 ALL: tuple[Strategy, ...] = ("ctr", "plm", "joint")

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
-from alt_jax.data.sources.raw import RawData, as_text, nearest
-from alt_jax.errors import InputError
+from alt_jax.data.sources.raw import RawData, as_text
+from alt_jax.errors import InputError, nearest
 
 SPLITS = ("train", "valid", "test")
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from alt_jax.config import DataConfig
 from alt_jax.data.sources import bookcrossing, goodreads, movielens, table
-from alt_jax.data.sources.raw import RawData, nearest
-from alt_jax.errors import InputError
+from alt_jax.data.sources.raw import RawData
+from alt_jax.errors import InputError, nearest
 
 _LOADERS: dict[str, Callable[[DataConfig], RawData]] = {
     "bookcrossing": bookcrossing.load,

@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from alt_jax.config import DataConfig, FieldConfig
-from alt_jax.data.sources.raw import nearest
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, nearest
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alt_jax.config import FieldConfig
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, nearest
 
 # What has one obvious spelling.
 _PLAIN = (
@@ -71,12 +70,6 @@ class RawData:
     notices: tuple[str, ...] = ()
     positive_above: float = 3.0
     aggregates: tuple[Aggregate, ...] = ()
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A clause that helps to correct a misspelt name: the nearest known one, or all of them."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}."
 
 
 def require_columns(present: Sequence[str], wanted: Sequence[str], origin: str) -> None:
