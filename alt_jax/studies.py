@@ -9,7 +9,7 @@ from typing import Any
 
 from alt_jax import presets
 from alt_jax.config import Strategy
-from alt_jax.errors import InputError, nearest
+from alt_jax.errors import InputError, choices
 from alt_jax.models import interactions
 
 ALL: tuple[Strategy, ...] = ("ctr", "plm", "joint")
@@ -193,8 +193,7 @@ def get(name: str) -> Study:
     """
     if not name.endswith(".json"):
         if name not in STUDIES:
-            near, known = nearest(name, list(STUDIES)), ", ".join(STUDIES)
-            raise InputError(f"there is no study {name!r}; {near} Known: {known}; or a .json file.")
+            raise InputError(f"there is no study {name!r}; {choices(name, STUDIES)} Or name a .json file.")
         return STUDIES[name]()
     try:
         content = json.loads(Path(name).read_text(encoding="utf-8"))
@@ -210,7 +209,7 @@ def _arm(name: str, content: dict[str, Any]) -> Arm:
     pretrain, chosen = values.pop("pretrain", True), tuple(values.pop("strategies", ()))
     for strategy in chosen:
         if strategy not in ALL:
-            raise InputError(f"arm {name!r} names the strategy {strategy!r}; {nearest(str(strategy), ALL)}")
+            raise InputError(f"arm {name!r} names the strategy {strategy!r}; {choices(str(strategy), ALL)}")
     if "preset" in values:
         values = presets.get(values.pop("preset")) | values
     late = {key: value for key, value in values.items() if key.startswith("finetune.")}

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
 from alt_jax.data.sources.raw import RawData, as_text
-from alt_jax.errors import InputError, nearest
+from alt_jax.errors import InputError, choices
 
 SPLITS = ("train", "valid", "test")
 
@@ -87,10 +87,10 @@ def get(name: str) -> Protocol:
     """The preset of that name.
 
     Raises:
-      InputError: There is none; names the nearest.
+      InputError: There is none; names the nearest and all known ones.
     """
     if name not in PROTOCOLS:
-        raise InputError(f"Unknown data.protocol {name!r}; {nearest(name, list(PROTOCOLS))}")
+        raise InputError(f"Unknown data.protocol {name!r}; {choices(name, PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
