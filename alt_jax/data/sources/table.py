@@ -36,7 +36,7 @@ def load(config: DataConfig) -> RawData:
     keep = {column: rows[column] for column in columns}
     keep["__label__"] = _label(rows[config.label], config.label, path)
     if config.timestamp:
-        keep["__timestamp__"] = _timestamp(rows[config.timestamp], config.timestamp, path)
+        keep["__timestamp__"] = times(rows[config.timestamp], config.timestamp, path)
     return RawData(
         source="table",
         origin=str(path),
@@ -168,8 +168,20 @@ def _first_bad(array: pa.Array) -> str:
     return ""
 
 
-def _timestamp(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
-    """A sortable number per row: the number itself, or microseconds for dates and times (text in ISO 8601)."""
+def times(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
+    """A sortable number per row: the number itself, or microseconds for dates and times (text in ISO 8601).
+
+    Args:
+      column: The timestamps as the file has them.
+      name: Of the column, for messages.
+      path: Of the file, for messages.
+
+    Returns:
+      int64, or float64 if a number is not whole.
+
+    Raises:
+      InputError: A timestamp is missing, or they are neither numbers nor times.
+    """
     array = column.combine_chunks()
     if array.null_count:
         raise InputError(f"Timestamp column {name!r} of {path} has nulls; fill them or use a random protocol.")
