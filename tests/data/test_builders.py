@@ -113,7 +113,7 @@ def test_timestamps_keep_every_digit(tmp_path: Path, when: list[int | float | st
 def test_a_missing_timestamp_is_refused(tmp_path: Path):
     pq.write_table(pa.table({"who": [1, 2], "when": [5, None]}), tmp_path / "t.parquet")
     data = DataConfig(raw=str(tmp_path / "t.parquet"), fields=(FieldConfig("who"),), timestamp="when")
-    with pytest.raises(InputError, match=r"Timestamp column 'when' of .*t\.parquet has nulls"):
+    with pytest.raises(InputError, match=r"Timestamp column 'when' of .*t\.parquet is missing in data row 2"):
         builders.Table(config=builders.TableConfig(name="t", data=data), data_dir=tmp_path / "tfds")
 
 

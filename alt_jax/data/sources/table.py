@@ -183,15 +183,19 @@ def times(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
       InputError: A timestamp is missing, or they are neither numbers nor times.
     """
     array = column.combine_chunks()
-    if array.null_count:
-        raise InputError(f"Timestamp column {name!r} of {path} has nulls; fill them or use a random protocol.")
     kinds = [pa.int64(), pa.float64(), pa.timestamp("us")]
     if pa.types.is_temporal(array.type):
         kinds = [pa.timestamp("us")]
     for kind in kinds:
         try:
-            times = pc.cast(array, kind)
+            numbers = pc.cast(array, kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             continue
-        return times.cast(pa.int64()) if pa.types.is_timestamp(kind) else times
+        missing = np.asarray(pc.is_null(numbers, nan_is_null=True))
+        if missing.any():
+            raise InputError(
+                f"Timestamp column {name!r} of {path} is missing in data row {int(missing.argmax()) + 1}; fill it, or "
+                "use a random protocol without data.timestamp."
+            )
+        return numbers.cast(pa.int64()) if pa.types.is_timestamp(kind) else numbers
     raise InputError(f"Timestamp column {name!r} of {path} holds neither numbers nor ISO 8601 times.")
