@@ -17,8 +17,8 @@ book, author or work is not there for; how many ratings that concerns is said.
 Ratings run from 1 to 5; 0 means that the book is on a shelf without a rating. Ratings above 3 are positive. Protocol
 `random` takes the zeros as negatives, `random_drop0` leaves them out. There are no times.
 
-The average rating and the number of reviews are the publisher's, over all users. Protocols take them again over the
-training part (see `alt_jax.data.aggregates`), except `…_no_aggregates`, which leaves them out, and `…_all_time`.
+The average rating and the number of reviews are the publisher's, over all users. Protocols take them again over half of
+the training part (see `alt_jax.data.aggregates`), except `…_no_aggregates`, which leaves them out, and `…_all_time`.
 """
 
 import gzip
