@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from alt_jax import stages
 from alt_jax.config import Config, Strategy
 from alt_jax.data.dataset import SCHEMA
-from alt_jax.data.prepare import prepare
+from alt_jax.data.prepare import check_prepared, prepare, prepared_by
 from alt_jax.errors import InputError
 from alt_jax.metrics import relaimpr
 from alt_jax.run import write_json
@@ -270,7 +270,7 @@ def _check_same(job: Job) -> None:
 
 def _arm_config(config: Config, arm: Arm) -> Config:
     changed = config.override(arm.values)
-    if changed.data != config.data and "data.dir" not in arm.values:
+    if prepared_by(changed) != prepared_by(config) and "data.dir" not in arm.values:
         return changed.override({"data.dir": f"{config.data.dir}-{_name(arm)}"})
     return changed
 
@@ -325,9 +325,12 @@ def ablate(config: Config, study: Study, *, seeds: int, folder: Path, jobs: int,
     for group in groups:
         for job in group:
             _check_same(job)
-    for data in dict.fromkeys(job.config.data for group in groups for job in group):
-        if not (Path(data.dir) / SCHEMA).is_file():
-            prepare(next(job.config for group in groups for job in group if job.config.data == data))
+    configs = [job.config for group in groups for job in group]
+    # Datasets that are there come first, so that a wrong one is told before others are prepared.
+    for each in sorted(configs, key=lambda each: not (Path(each.data.dir) / SCHEMA).is_file()):
+        if not (Path(each.data.dir) / SCHEMA).is_file():
+            prepare(each)
+        check_prepared(each)
     run(groups[task[0] :: task[1]], jobs)
     average(study, seeds, folder)
     return write(table(study, seeds, folder), folder)

@@ -19,7 +19,7 @@ from alt_jax.errors import InputError
 PAD_ID = 0
 MASK_ID = 1
 FIRST_FIELD_ID = 2
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -216,9 +216,14 @@ class Schema:
           InputError: The file is missing, is not JSON, or was written in another format.
         """
         try:
-            return TypeAdapter(Schema).validate_json(path.read_text(encoding="utf-8"))
+            schema = TypeAdapter(Schema).validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{path} does not exist; run `alt-jax prepare` first or correct --data.dir.") from None
         except (ValidationError, UnicodeDecodeError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise InputError(f"{path} is not a schema of format {FORMAT_VERSION} ({reason}); prepare again.") from None
+        if schema.version != FORMAT_VERSION:
+            raise InputError(
+                f"{path} is of format {schema.version}, not {FORMAT_VERSION}; prepare again, and train again on that."
+            )
+        return schema

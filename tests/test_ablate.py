@@ -78,6 +78,35 @@ def test_a_study_of_the_data_has_a_dataset_each(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("values", "own"),
+    [
+        ({"text.max_length": 32}, True),
+        ({"text.vocab_size": 99}, True),
+        ({"data.min_count": 3}, True),
+        ({"data.raw": "other.csv"}, True),
+        ({"text.model": "a-model"}, True),
+        ({"text.hidden": 32, "loss.mlm": 0.0}, False),
+        ({"data.min_count": 3, "data.dir": "given"}, False),
+    ],
+)
+def test_an_arm_that_prepares_otherwise_has_a_dataset_of_its_own(tmp_path, values, own):
+    config = Config().override({"data.dir": "prepared"})
+    [[job]] = ablate.plan(config, Study((Arm("a", values, pretrain=False),), ("ctr",)), 1, tmp_path)
+    assert job.config.data.dir == ("prepared-a" if own else values.get("data.dir", "prepared"))
+
+
+def test_a_dataset_that_an_arm_does_not_fit_is_told_before_anything_is_prepared_or_run(
+    tmp_path, tiny_config, tiny_dataset, monkeypatch
+):
+    monkeypatch.setattr(ablate, "run", lambda groups, jobs: pytest.fail("ran"))
+    monkeypatch.setattr(ablate, "prepare", lambda config: pytest.fail("prepared"))
+    other = Arm("other", {"data.min_count": 2, "data.dir": str(tmp_path / "other")}, pretrain=False)
+    wrong = Arm("wrong", {"data.min_count": 2, "data.dir": tiny_config.data.dir}, pretrain=False)
+    with pytest.raises(InputError, match=r"was prepared with data\.min_count = 1, not 2"):
+        ablate.ablate(tiny_config, Study((other, wrong), ("ctr",)), seeds=1, folder=tmp_path / "study", jobs=1)
+
+
 def made_up(folder: Path, aucs: dict[str, list[float | None]]) -> None:
     for arm, values in aucs.items():
         for seed, auc in enumerate(values):
@@ -159,6 +188,7 @@ def test_tasks_share_a_study(tmp_path, monkeypatch):
     ran: list[Path] = []
     monkeypatch.setattr(ablate, "run", lambda groups, jobs: ran.extend(job.folder for g in groups for job in g))
     monkeypatch.setattr("alt_jax.ablate.prepare", lambda config: None)
+    monkeypatch.setattr("alt_jax.ablate.check_prepared", lambda config: None)
     for index in range(3):
         ablate.ablate(Config(), studies.get("losses"), seeds=2, folder=tmp_path, jobs=1, task=(index, 3))
     jobs = [job.folder for group in ablate.plan(Config(), studies.get("losses"), 2, tmp_path) for job in group]

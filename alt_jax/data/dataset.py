@@ -5,6 +5,7 @@ schema.json           the contract: fields, feature ids, tokenizer, sizes, hashe
 vocabulary.parquet    field, value, feature_id, count (in training), in the order of value ids
 pieces.npz            tokens of every value, prefix and special token
 tokenizer/            as Hugging Face saves it
+config.json           every value of the configuration that it was prepared with
 {train,valid,test}/   values.npy int32[N, F] of value ids · labels.npy uint8[N] · rows.npy int64[N] in the raw table
 ```
 
@@ -36,7 +37,8 @@ from alt_jax.errors import InputError
 from alt_jax.schema import PAD_ID, Field, Schema
 
 SCHEMA, VOCABULARY, PIECES, TOKENIZER = "schema.json", "vocabulary.parquet", "pieces.npz", "tokenizer"
-ENTRIES = (SCHEMA, VOCABULARY, PIECES, TOKENIZER, *SPLITS)
+CONFIG = "config.json"
+ENTRIES = (SCHEMA, VOCABULARY, PIECES, TOKENIZER, CONFIG, *SPLITS)
 
 
 class Rows(NamedTuple):
