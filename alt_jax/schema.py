@@ -51,7 +51,8 @@ class Field:
       slots: Values that a row has at most.
       separator: Between values that a raw table stores as one string.
       numeric: Bins of a numeric field.
-      past, outcome: Which rows a `sequence` was made of; see `alt_jax.config.FieldConfig`.
+      of, spelled: Columns of a `sequence`'s items and of their spelling; see `alt_jax.config.FieldConfig`.
+      past, outcome: Which rows a `sequence` was made of, likewise.
     """
 
     name: str
@@ -63,6 +64,8 @@ class Field:
     slots: int = 1
     separator: str = ""
     numeric: Numeric | None = None
+    of: str = ""
+    spelled: str = ""
     past: Literal["train", "all"] = "train"
     outcome: Literal["positive", "negative", "any"] = "positive"
 
@@ -196,11 +199,10 @@ class Schema:
     def fingerprint(self) -> str:
         """What a checkpoint must share with a dataset: fields, vocabulary and tokenizer (not rows or lengths)."""
         parts = [
-            [(f.name, f.offset, f.size, f.kind, f.slots) for f in self.fields],
+            [(f.name, f.offset, f.size, f.kind, f.slots, f.of, f.spelled, f.past, f.outcome) for f in self.fields],
             [dataclasses.asdict(f.numeric) for f in self.fields if f.numeric is not None],
             self.vocabulary_hash,
             self.text.fingerprint,
-            *((f.name, f.past, f.outcome) for f in self.fields if (f.past, f.outcome) != ("train", "positive")),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -83,6 +83,8 @@ def prepare(config: Config) -> Dataset:
                 slots=width,
                 separator=f.separator,
                 numeric=found.numeric,
+                of=f.of,
+                spelled=f.spelled,
                 past=f.past,
                 outcome=f.outcome,
             )

@@ -289,6 +289,22 @@ def test_a_history_of_all_splits_never_holds_the_row_itself_or_later_ones(tmp_pa
         assert histories(before, name) == histories(after, name)
 
 
+def test_how_a_history_is_spelled_is_part_of_what_a_checkpoint_needs(tmp_path, prepared):
+    """With a given tokenizer nothing else tells two such datasets apart."""
+    config, dataset, raw = prepared
+    text = dataclasses.replace(config.text, model=str(dataset.folder / "tokenizer"))
+    schemas = [
+        prepare(dataclasses.replace(config_of(tmp_path, raw, fields=fields_), text=text)).schema
+        for fields_ in (FIELDS, (*FIELDS[:-1], dataclasses.replace(FIELDS[-1], spelled="")), FIELDS)
+    ]
+    assert [(schema.fields[-1].of, schema.fields[-1].spelled) for schema in schemas[:2]] == [
+        ("item", "title"),
+        ("item", ""),
+    ]
+    assert schemas[0].vocabulary_hash == schemas[1].vocabulary_hash
+    assert schemas[0].fingerprint == schemas[2].fingerprint != schemas[1].fingerprint
+
+
 # --- the model ---
 
 
