@@ -121,8 +121,9 @@ def test_repeated_pairs_are_counted_and_the_first_line_is_kept(tmp_path: Path):
 def test_malformed_lines_are_named(tmp_path: Path, name: str, line: str, problem: str):
     made = make_raw()
     made.replace_line(name, 4 if name == AUTHORS else 7, line)
-    with pytest.raises(InputError, match=f"{name}, {problem}"):
+    with pytest.raises(InputError, match=f"{name}, {problem}") as refused:
         load(made.folder(tmp_path / "gr"))
+    assert str(refused.value).count("get the original file again") == 1
 
 
 def test_missing_and_damaged_files(tmp_path: Path):
@@ -141,7 +142,7 @@ def test_missing_and_damaged_files(tmp_path: Path):
     with pytest.raises(InputError, match=f"{BOOKS} has no lines"):
         load(folder)
     (folder / USER_MAP).write_text("user_id_csv,user_id\n0,abc\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"has user_id \d+ \(row \d+\), which user_id_map.csv lacks"):
+    with pytest.raises(InputError, match=rf"{INTERACTIONS}, line \d+: user_id_map.csv lacks user_id \d+; get both"):
         load(folder)
     (folder / USER_MAP).write_text("user_id,user\n0,abc\n", encoding="utf-8")
     with pytest.raises(InputError, match=f"{USER_MAP} has no column 'user_id_csv'"):
@@ -149,6 +150,17 @@ def test_missing_and_damaged_files(tmp_path: Path):
     (folder / WORKS).unlink()
     with pytest.raises(InputError, match=f"holds no {WORKS}"):
         load(folder)
+
+
+def test_an_unknown_number_is_on_the_line_that_is_named(tmp_path: Path):
+    """Also where lines before it repeat others, and are left out."""
+    made = make_raw()
+    lines = made.text[INTERACTIONS].rstrip("\n").split("\n")
+    lines[5:5] = lines[1:4]
+    lines.insert(9, "777,3,1,4,0")
+    made.text[INTERACTIONS] = "\n".join(lines) + "\n"
+    with pytest.raises(InputError, match=rf"{INTERACTIONS}, line 10: {USER_MAP} lacks user_id 777; get both files"):
+        load(made.folder(tmp_path / "gr"))
 
 
 # --- aggregates ---
