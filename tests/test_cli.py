@@ -164,6 +164,7 @@ def test_flag_that_cannot_be(refused: Callable[..., str], config: str, flags: li
         (["evaluate"], "give the folder of a finished run"),
         (["evaluate", "x", "--split", "dev"], "invalid choice 'dev'"),
         (["predict", "x", "y"], "give -o"),
+        (["predict", "x", "-o", "z"], "give rows;"),
         (["list", "tower"], "invalid choice 'tower'"),
     ],
 )

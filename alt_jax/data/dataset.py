@@ -198,6 +198,19 @@ class Encoder:
         tokenizer = load_tokenizer(str(folder / TOKENIZER))
         return cls(schema, pieces, tokenizer, vocabulary.fields(len(schema.fields)))
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns that raw rows must have; for histories, which no raw table has, a clause that says what they hold."""
+        did = {"positive": "clicked", "negative": "did not click", "any": "saw"}
+        columns = {field.column: "" for field in self.schema.fields}
+        for f in self.schema.fields:
+            if f.kind == "sequence":
+                columns[f.column] = (
+                    f", which holds the last items (as in {f.of!r}) that the row's user {did[f.outcome]}, {f.slots} at "
+                    f"most, newest first, {f.separator!r} between them, empty for none"
+                )
+        return columns
+
     def encode(self, table: pa.Table, origin: str = "The table") -> tuple[Int[np.ndarray, "N S"], Pieces]:
         """Value ids of raw rows.
 
@@ -214,7 +227,7 @@ class Encoder:
         Raises:
           InputError: A column is missing or cannot be spelled as text.
         """
-        require_columns(table.column_names, [f.column for f in self.schema.fields], origin)
+        require_columns(table.column_names, self.columns, origin)
         parts: list[np.ndarray] = []
         new: list[list[str]] = []
         base, fresh = 0, sum(len(strings) for strings in self.values)

@@ -1,7 +1,7 @@
 """What every data source gives: one Arrow table of raw columns and a declaration of what they mean."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,15 +72,21 @@ class RawData:
     aggregates: tuple[Aggregate, ...] = ()
 
 
-def require_columns(present: Sequence[str], wanted: Sequence[str], origin: str) -> None:
+def require_columns(present: Sequence[str], wanted: Collection[str], origin: str) -> None:
     """Checks that every wanted column is there exactly once.
+
+    Args:
+      present: Columns that there are.
+      wanted: Columns; a mapping also gives a clause each, which says what a missing one should hold, or is empty.
+      origin: Name of the file, for messages.
 
     Raises:
       InputError: One is missing (the nearest is named) or is there twice.
     """
     for column in wanted:
         if column not in present:
-            raise InputError(f"{origin} has no column {column!r}; {nearest(column, present)}")
+            clause = wanted[column] if isinstance(wanted, Mapping) else ""
+            raise InputError(f"{origin} has no column {column!r}{clause}; {nearest(column, present)}")
         if list(present).count(column) > 1:
             raise InputError(f"{origin} has more than one column {column!r}; rename all but one.")
 

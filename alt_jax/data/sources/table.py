@@ -1,7 +1,7 @@
 """Own tables: CSV, TSV or Parquet (a file, or a folder of Parquet parts as Spark and Beam write them)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +74,12 @@ def check_fields(config: DataConfig, fields: Sequence[FieldConfig]) -> None:
         raise InputError("data.linked must list groups of two or more columns, each column in one group only.")
 
 
-def read(path: Path, columns: Sequence[str]) -> pa.Table:
+def read(path: Path, columns: Collection[str]) -> pa.Table:
     """Reads columns of a CSV, TSV or Parquet file, or of a folder of Parquet parts (in the order of their names).
+
+    Args:
+      path: The file or folder.
+      columns: Which; see `alt_jax.data.sources.raw.require_columns`.
 
     Raises:
       InputError: The file is missing, of another kind, malformed, not UTF-8, or lacks a column; names the nearest.
@@ -98,7 +102,7 @@ def read(path: Path, columns: Sequence[str]) -> pa.Table:
     return _read_csv(path, columns, _DELIMITERS[suffix])
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
+def _read_parquet(path: Path, columns: Collection[str]) -> pa.Table:
     try:
         with pa.parquet.ParquetFile(path) as file:
             require_columns(file.schema_arrow.names, columns, str(path))
@@ -107,7 +111,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
         raise InputError(f"{path} cannot be read as Parquet ({_line(error)}); write it again.") from None
 
 
-def _read_csv(path: Path, columns: Sequence[str], delimiter: str) -> pa.Table:
+def _read_csv(path: Path, columns: Collection[str], delimiter: str) -> pa.Table:
     read_options = pa.csv.ReadOptions(use_threads=False)  # with threads, errors do not say the row
     parse_options = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     try:
