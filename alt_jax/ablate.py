@@ -23,7 +23,7 @@ from alt_jax import bridge, pretraining, stages
 from alt_jax.comparison import Line, Missing, Scores, compare, write
 from alt_jax.config import Config, Strategy
 from alt_jax.data.dataset import SCHEMA
-from alt_jax.data.prepare import prepare
+from alt_jax.data.prepare import check_prepared, prepare, prepared_by
 from alt_jax.errors import InputError
 from alt_jax.models import interactions
 from alt_jax.run import write_json
@@ -221,9 +221,18 @@ def _check_same(job: Job) -> None:
             raise InputError(f"{job.folder} was run with {name} = {old!r}, not {new!r}; give another --run-dir.")
 
 
+def _prepare(jobs: Sequence[Job]) -> None:
+    """Prepares what datasets are missing; those that are there come first, so that a wrong one is told before that."""
+    for job in sorted(jobs, key=lambda job: not (Path(job.config.data.dir) / SCHEMA).is_file()):
+        with refusing(f"arm {job.arm!r}"):
+            if not (Path(job.config.data.dir) / SCHEMA).is_file():
+                prepare(job.config)
+            check_prepared(job.config)
+
+
 def _arm_config(config: Config, arm: Arm) -> Config:
     changed = config.override(arm.values)
-    if changed.data != config.data and "data.dir" not in arm.values:
+    if prepared_by(changed) != prepared_by(config) and "data.dir" not in arm.values:
         return changed.override({"data.dir": f"{config.data.dir}-{_name(arm)}"})
     return changed
 
@@ -276,13 +285,11 @@ def ablate(config: Config, study: Study, *, seeds: int, folder: Path, jobs: int,
       InputError: A dataset or an arm cannot be used; nothing was run then.
     """
     groups = plan(config, study, seeds, folder)
-    for group in groups:
-        for job in group:
-            _check_same(job)
-    for data in dict.fromkeys(job.config.data for group in groups for job in group):
-        if not (Path(data.dir) / SCHEMA).is_file():
-            prepare(next(job.config for group in groups for job in group if job.config.data == data))
-    check([job for group in groups for job in group])
+    planned = [job for group in groups for job in group]
+    for job in planned:
+        _check_same(job)
+    _prepare(planned)
+    check(planned)
     run(groups[task[0] :: task[1]], jobs)
     average(study, seeds, folder)
     return write(table(study, seeds, folder), folder)

@@ -1,4 +1,7 @@
-"""The two exceptions that the command line turns into exit codes."""
+"""The two exceptions that the command line turns into exit codes, and help with misspelt names."""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class InputError(ValueError):
@@ -11,3 +14,16 @@ class InputError(ValueError):
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, saved, and can go on
     """A signal stopped the run after it saved. The command line exits with code 75."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A clause that helps to correct a misspelt name: the nearest known one, or all of them."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}."
+
+
+def choices(name: str, known: Iterable[str]) -> str:
+    """The sentences that follow an unknown name where there are few to choose from: the nearest, and all of them."""
+    known = list(known)
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"{f'did you mean {near[0]!r}? ' if near else ''}Known: {', '.join(known)}."

@@ -83,7 +83,8 @@ def predict(folder: Path, rows: Path, output: Path) -> int:
 
     Args:
       folder: A finetuning run or an export.
-      rows: Has the columns of the schema; the label is not needed.
+      rows: Has the columns of the schema; the label is not needed. That of a sequence holds item ids, newest first,
+        with the field's separator between them, or a list of them.
       output: Parquet (or CSV, by its name) with a column `score`, one line per row, in order.
 
     Returns:
@@ -102,7 +103,7 @@ def predict(folder: Path, rows: Path, output: Path) -> int:
         partial.touch()
     try:
         model = Predictor.load(folder)
-        raw = table.read(rows, [field.column for field in model.encoder.schema.fields])
+        raw = table.read(rows, model.encoder.columns)
         scores = pa.table({"score": pa.array(model(raw, str(rows)))})
         with _writing(output):
             (pq.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv)(scores, partial)

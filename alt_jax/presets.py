@@ -3,8 +3,7 @@
 from typing import Any
 
 from alt_jax.config import Config
-from alt_jax.data.sources.raw import nearest
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, choices
 
 # Every option of the method at its default.
 _METHOD = ("loss.", "icl.", "mlm.", "mtm.", "mask.", "finetune.joint.fusion", "finetune.joint.alpha")
@@ -54,7 +53,7 @@ def get(name: str) -> dict[str, Any]:
       InputError: There is no such preset; names the nearest.
     """
     if name not in PRESETS:
-        raise InputError(f"there is no preset {name!r}; {nearest(name, list(PRESETS))} Known: {', '.join(PRESETS)}.")
+        raise InputError(f"there is no preset {name!r}; {choices(name, PRESETS)}")
     return dict(PRESETS[name])
 
 

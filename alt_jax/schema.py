@@ -19,7 +19,7 @@ from alt_jax.errors import InputError
 PAD_ID = 0
 MASK_ID = 1
 FIRST_FIELD_ID = 2
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -51,7 +51,8 @@ class Field:
       slots: Values that a row has at most.
       separator: Between values that a raw table stores as one string.
       numeric: Bins of a numeric field.
-      past, outcome: Which rows a `sequence` was made of; see `alt_jax.config.FieldConfig`.
+      of, spelled: Columns of a `sequence`'s items and of their spelling; see `alt_jax.config.FieldConfig`.
+      past, outcome: Which rows a `sequence` was made of, likewise.
     """
 
     name: str
@@ -63,6 +64,8 @@ class Field:
     slots: int = 1
     separator: str = ""
     numeric: Numeric | None = None
+    of: str = ""
+    spelled: str = ""
     past: Literal["train", "all"] = "train"
     outcome: Literal["positive", "negative", "any"] = "positive"
 
@@ -196,11 +199,10 @@ class Schema:
     def fingerprint(self) -> str:
         """What a checkpoint must share with a dataset: fields, vocabulary and tokenizer (not rows or lengths)."""
         parts = [
-            [(f.name, f.offset, f.size, f.kind, f.slots) for f in self.fields],
+            [(f.name, f.offset, f.size, f.kind, f.slots, f.of, f.spelled, f.past, f.outcome) for f in self.fields],
             [dataclasses.asdict(f.numeric) for f in self.fields if f.numeric is not None],
             self.vocabulary_hash,
             self.text.fingerprint,
-            *((f.name, f.past, f.outcome) for f in self.fields if (f.past, f.outcome) != ("train", "positive")),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -216,9 +218,14 @@ class Schema:
           InputError: The file is missing, is not JSON, or was written in another format.
         """
         try:
-            return TypeAdapter(Schema).validate_json(path.read_text(encoding="utf-8"))
+            schema = TypeAdapter(Schema).validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{path} does not exist; run `alt-jax prepare` first or correct --data.dir.") from None
         except (ValidationError, UnicodeDecodeError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise InputError(f"{path} is not a schema of format {FORMAT_VERSION} ({reason}); prepare again.") from None
+        if schema.version != FORMAT_VERSION:
+            raise InputError(
+                f"{path} is of format {schema.version}, not {FORMAT_VERSION}; prepare again, and train again on that."
+            )
+        return schema

@@ -15,6 +15,7 @@ from alt_jax.checkpoint import load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
 from alt_jax.data.batches import steps_per_epoch
 from alt_jax.data.dataset import Dataset
+from alt_jax.data.prepare import check_prepared
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Scorer, report
 from alt_jax.models import interactions
@@ -55,6 +56,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
     """
     interactions.build(config.ctr)  # refused before data is read
     dataset = Dataset.load(config.data.dir)
+    check_prepared(config)
     pretraining.check(config, dataset.schema)
     encoder = bridge.encoder_config(config.text, dataset.schema)
     plan = Plan(config.pretrain.batch_size, config.pretrain.epochs, config.seed, config.pretrain.checkpoint_every)
@@ -95,6 +97,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     """
     interactions.build(config.ctr)  # refused before data is read
     dataset = Dataset.load(config.data.dir)
+    check_prepared(config)
     bridge.check_towers(config.finetune.plm, dataset.schema)
     encoder = bridge.encoder_config(config.text, dataset.schema)
     recipe: FinetuneConfig = getattr(config.finetune, strategy)

@@ -10,8 +10,7 @@ from typing import Any
 
 from alt_jax import presets
 from alt_jax.config import Strategy
-from alt_jax.data.sources.raw import nearest
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, choices
 from alt_jax.models import interactions
 
 ALL: tuple[Strategy, ...] = ("ctr", "plm", "joint")
@@ -65,7 +64,7 @@ class Study:
         known = [arm.name for arm in self.arms]
         for name in names:
             if name not in known:
-                raise InputError(f"the study has no arm {name!r}; {nearest(name, known)}")
+                raise InputError(f"the study has no arm {name!r}; {choices(name, known)}")
         kept = tuple(arm for arm in self.arms if arm.name in names)
         means = [arm.name for arm in kept if arm.mean_of]
         if means and kept[0] is not self.arms[0]:
@@ -220,8 +219,7 @@ def get(name: str) -> Study:
     """
     if not name.endswith(".json"):
         if name not in STUDIES:
-            near, known = nearest(name, list(STUDIES)), ", ".join(STUDIES)
-            raise InputError(f"there is no study {name!r}; {near} Known: {known}; or a .json file.")
+            raise InputError(f"there is no study {name!r}; {choices(name, STUDIES)} Or name a .json file.")
         return STUDIES[name]()
     try:
         content = json.loads(Path(name).read_text(encoding="utf-8"))
@@ -254,7 +252,7 @@ def _arm(name: str, content: dict[str, Any]) -> Arm:
         raise InputError(f"strategies should be a list of {', '.join(ALL)}, not {chosen!r}.")
     for strategy in chosen:
         if strategy not in ALL:
-            raise InputError(f"there is no strategy {strategy!r}; {nearest(str(strategy), ALL)}")
+            raise InputError(f"there is no strategy {strategy!r}; {choices(str(strategy), ALL)}")
     if "seed" in values:
         raise InputError("seed cannot be an arm's, since every arm runs with the same seeds; --seeds says how many.")
     if "preset" in values:

@@ -7,7 +7,7 @@
 
 FOLDER holds the seven files of the UCSD Book Graph that `alt_jax/data/sources/goodreads.py` names. Protocol
 `random_drop0`: books on a shelf without a rating are left out, 8:1:1, a rating above 3 is positive; the average rating
-and the number of reviews are taken again over the training part. `random_drop0_no_aggregates` leaves these two out,
+and the number of reviews are taken again over half of training. `random_drop0_no_aggregates` leaves these two out,
 `random_drop0_all_time` has them as published, which looks into the test part. Each wants a `--data.dir` of its own.
 
 What to expect: nothing has been measured on the whole data, 228 million rows, of which some 104 million are rated. At

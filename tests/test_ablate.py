@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import BinaryIO
@@ -80,6 +81,35 @@ def test_a_study_of_the_data_has_a_dataset_each(tmp_path):
     assert {job.config.data.dir for job in jobs} == {
         "prepared" if job.config.data.protocol == "random" else f"prepared-{job.config.data.protocol}" for job in jobs
     }
+
+
+@pytest.mark.parametrize(
+    ("values", "own"),
+    [
+        ({"text.max_length": 32}, True),
+        ({"text.vocab_size": 99}, True),
+        ({"data.min_count": 3}, True),
+        ({"data.raw": "other.csv"}, True),
+        ({"text.model": "a-model"}, True),
+        ({"text.hidden": 32, "loss.mlm": 0.0}, False),
+        ({"data.min_count": 3, "data.dir": "given"}, False),
+    ],
+)
+def test_an_arm_that_prepares_otherwise_has_a_dataset_of_its_own(tmp_path, values, own):
+    config = Config().override({"data.dir": "prepared"})
+    [[job]] = ablate.plan(config, Study((Arm("a", values, pretrain=False),), ("ctr",)), 1, tmp_path)
+    assert job.config.data.dir == ("prepared-a" if own else values.get("data.dir", "prepared"))
+
+
+def test_a_dataset_that_an_arm_does_not_fit_is_told_before_anything_is_prepared_or_run(
+    tmp_path, tiny_config, tiny_dataset, monkeypatch
+):
+    monkeypatch.setattr(ablate, "run", lambda groups, jobs: pytest.fail("ran"))
+    monkeypatch.setattr(ablate, "prepare", lambda config: pytest.fail("prepared"))
+    other = Arm("other", {"data.min_count": 2, "data.dir": str(tmp_path / "other")}, pretrain=False)
+    wrong = Arm("wrong", {"data.min_count": 2, "data.dir": tiny_config.data.dir}, pretrain=False)
+    with pytest.raises(InputError, match=r"was prepared with data\.min_count = 1, not 2"):
+        ablate.ablate(tiny_config, Study((other, wrong), ("ctr",)), seeds=1, folder=tmp_path / "study", jobs=1)
 
 
 def test_the_towers_have_their_own_defaults_whatever_the_config_sets_for_one(tmp_path):
@@ -300,6 +330,7 @@ def test_an_arm_that_its_dataset_cannot_have_is_refused_before_anything_runs(
 ):
     schema = dataclasses.replace(tiny_dataset.schema, item=None)
     schema.save(tmp_path / "schema.json")
+    shutil.copy(Path(tiny_config.data.dir) / "config.json", tmp_path)
     monkeypatch.setattr(ablate, "run", lambda groups, jobs: pytest.fail("something was run"))
     study = Study((Arm("good"), Arm("bad", {"data.dir": str(tmp_path), **values}, finetune)))
     with pytest.raises(InputError) as refused:

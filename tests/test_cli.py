@@ -164,6 +164,7 @@ def test_flag_that_cannot_be(refused: Callable[..., str], config: str, flags: li
         (["evaluate"], "give the folder of a finished run"),
         (["evaluate", "x", "--split", "dev"], "invalid choice 'dev'"),
         (["predict", "x", "y"], "give -o"),
+        (["predict", "x", "-o", "z"], "give rows;"),
         (["list", "tower"], "invalid choice 'tower'"),
     ],
 )
@@ -220,6 +221,7 @@ def test_prepare_refuses_a_table_too_small_to_split(
     ("flags", "said"),
     [
         (["--data.dir", "/no/such/dataset"], "run `alt-jax prepare` first"),
+        (["--data.protocol", "time"], "was prepared with data.protocol = 'random', not 'time'; pass --data.protocol r"),
         (["--loss.icl", "0", "--loss.mlm", "0", "--loss.mtm", "0"], "nothing to pretrain"),
         (["--ctr.tower", "dcnmix"], "did you mean 'dcn_mix'?"),
         (["--pretrain.batch-size", "488"], "larger than the 480 training rows"),
@@ -254,6 +256,7 @@ def test_pretrain_refuses(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["--init-from", "none", "--text.max-length", "32"], "was prepared with text.max_length = 64, not 32; pass"),
         (["--init-from", "/no/such/run"], "/no/such/run is not a run folder"),
         (["--init-from", "none", "--finetune.ctr.batch-size", "488"], "larger than the 480 training rows"),
         (["--init-from", "none", "--finetune.ctr.batch-size", "12"], "multiple of 8"),

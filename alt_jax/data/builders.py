@@ -219,7 +219,11 @@ class Table(_Rows):
                     f"Column {field.column!r} of {config.data.raw} has a name that the builder gives; rename it."
                 )
         self.LABEL = config.data.label
-        self.TIMESTAMP = np.float64 if config.data.timestamp else None
+        if config.data.timestamp is not None:
+            path, name = Path(config.data.raw), config.data.timestamp
+            whole = pa.types.is_integer(table.times(table.read(path, [name])[name], name, path).type)
+            # A plain float is stored with 32 bits, whatever its type: seconds since 1970 in steps of 128.
+            self.TIMESTAMP = np.int64 if whole else tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
         super().__init__(data_dir=data_dir, config=config, version=version, file_format=file_format)
 
     def _fields(self) -> tuple[FieldConfig, ...]:

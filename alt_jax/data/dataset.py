@@ -5,6 +5,7 @@ schema.json           the contract: fields, feature ids, tokenizer, sizes, hashe
 vocabulary.parquet    field, value, feature_id, count (in training), in the order of value ids
 pieces.npz            tokens of every value, prefix and special token
 tokenizer/            as Hugging Face saves it
+config.json           every value of the configuration that it was prepared with
 {train,valid,test}/   values.npy int32[N, F] of value ids · labels.npy uint8[N] · rows.npy int64[N] in the raw table
 ```
 
@@ -36,7 +37,8 @@ from alt_jax.errors import InputError
 from alt_jax.schema import PAD_ID, Field, Schema
 
 SCHEMA, VOCABULARY, PIECES, TOKENIZER = "schema.json", "vocabulary.parquet", "pieces.npz", "tokenizer"
-ENTRIES = (SCHEMA, VOCABULARY, PIECES, TOKENIZER, *SPLITS)
+CONFIG = "config.json"
+ENTRIES = (SCHEMA, VOCABULARY, PIECES, TOKENIZER, CONFIG, *SPLITS)
 
 
 class Rows(NamedTuple):
@@ -196,6 +198,19 @@ class Encoder:
         tokenizer = load_tokenizer(str(folder / TOKENIZER))
         return cls(schema, pieces, tokenizer, vocabulary.fields(len(schema.fields)))
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns that raw rows must have; for histories, which no raw table has, a clause that says what they hold."""
+        did = {"positive": "clicked", "negative": "did not click", "any": "saw"}
+        columns = {field.column: "" for field in self.schema.fields}
+        for f in self.schema.fields:
+            if f.kind == "sequence":
+                columns[f.column] = (
+                    f", which holds the last items (as in {f.of!r}) that the row's user {did[f.outcome]}, {f.slots} at "
+                    f"most, newest first, {f.separator!r} between them, empty for none"
+                )
+        return columns
+
     def encode(self, table: pa.Table, origin: str = "The table") -> tuple[Int[np.ndarray, "N S"], Pieces]:
         """Value ids of raw rows.
 
@@ -212,7 +227,7 @@ class Encoder:
         Raises:
           InputError: A column is missing or cannot be spelled as text.
         """
-        require_columns(table.column_names, [f.column for f in self.schema.fields], origin)
+        require_columns(table.column_names, self.columns, origin)
         parts: list[np.ndarray] = []
         new: list[list[str]] = []
         base, fresh = 0, sum(len(strings) for strings in self.values)

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from alt_jax.config import Config
 from alt_jax.data import aggregates, protocols, sources, values
 from alt_jax.data.dataset import (
+    CONFIG,
     ENTRIES,
     PIECES,
     SCHEMA,
@@ -84,6 +86,8 @@ def prepare(config: Config) -> Dataset:
                 slots=width,
                 separator=f.separator,
                 numeric=found.numeric,
+                of=f.of,
+                spelled=f.spelled,
                 past=f.past,
                 outcome=f.outcome,
             )
@@ -110,6 +114,7 @@ def prepare(config: Config) -> Dataset:
     }
     _write(
         target,
+        config,
         replace=replace,
         schema=schema,
         vocabulary=vocabulary,
@@ -120,6 +125,44 @@ def prepare(config: Config) -> Dataset:
     _report(raw, split, schema=schema, vocabulary=vocabulary, fields=fields, rows=rows, lengths=lengths)
     print(f"prepared {target} in {time.perf_counter() - began:.1f} s")
     return Dataset.load(target)
+
+
+def prepared_by(config: Config) -> dict[str, Any]:
+    """The values that `prepare` reads, by their dotted names: configs that agree in them can share a dataset."""
+    unread = {"data.dir"} | ({"text.vocab_size"} if config.text.model else set())
+    text = ("text.model", "text.vocab_size", "text.max_length")
+    return {
+        name: value
+        for name, value in config.flat().items()
+        if (name.startswith("data.") or name in text) and name not in unread
+    }
+
+
+def check_prepared(config: Config) -> None:
+    """Refuses a config that its dataset was not prepared with: what differs would have no effect, yet be recorded.
+
+    Where the raw rows lie may differ, and so may the text model, whose tokenizer `bridge.encoder_config` compares.
+
+    Raises:
+      InputError: They differ in something else; names the first value. Or the folder's config is missing or damaged.
+    """
+    path = Path(config.data.dir) / CONFIG
+    try:
+        found = prepared_by(Config.from_json(path.read_text(encoding="utf-8"), str(path)))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({str(error).rstrip('.')}); prepare again.") from None
+    for name, wanted in prepared_by(config).items():
+        if name in ("data.raw", "text.model") or name not in found or found[name] == wanted:
+            continue
+        if name in ("data.fields", "data.linked"):  # which no option sets
+            raise InputError(
+                f"{config.data.dir} was prepared with other {name}; use the config that it was prepared with, or "
+                "prepare again."
+            )
+        raise InputError(
+            f"{config.data.dir} was prepared with {name} = {found[name]!r}, not {wanted!r}; pass "
+            f"--{name.replace('_', '-')} {found[name]}, or prepare again."
+        )
 
 
 def _target(folder: str) -> Path:
@@ -204,6 +247,7 @@ def _data_hash(
 
 def _write(
     target: Path,
+    config: Config,
     *,
     replace: bool,
     schema: Schema,
@@ -226,6 +270,7 @@ def _write(
             (partial / name).mkdir()
             for part, array in parts.items():
                 np.save(partial / name / f"{part}.npy", array)
+        (partial / CONFIG).write_text(config.to_json() + "\n", encoding="utf-8")
         schema.save(partial / SCHEMA)
         for path in [partial, *partial.rglob("*")]:
             _sync(path)

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
-from alt_jax.data.sources.raw import RawData, as_text, nearest
-from alt_jax.errors import InputError
+from alt_jax.data.sources.raw import RawData, as_text
+from alt_jax.errors import InputError, choices
 
 SPLITS = ("train", "valid", "test")
 
@@ -30,7 +30,7 @@ class Protocol:
       fractions: Shares of train, valid and test; of the items or users for cold start, and then on average only.
       seed: Of the shuffle or the hash.
       aggregates: Statistics that the data's publisher took over all rows (`RawData.aggregates`): `train`: taken
-        again over the training part; `no_aggregates`: left out; `all_time`: as published, test part included.
+        again over half of the training part; `no_aggregates`: left out; `all_time`: as published, test part included.
     """
 
     name: str
@@ -87,10 +87,10 @@ def get(name: str) -> Protocol:
     """The preset of that name.
 
     Raises:
-      InputError: There is none; names the nearest.
+      InputError: There is none; names the nearest and all known ones.
     """
     if name not in PROTOCOLS:
-        raise InputError(f"Unknown data.protocol {name!r}; {nearest(name, list(PROTOCOLS))}")
+        raise InputError(f"Unknown data.protocol {name!r}; {choices(name, PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
@@ -143,6 +143,15 @@ def split_hash(raw: RawData, rows: Int[np.ndarray, " _"]) -> str:
     digest = hashlib.sha256(ordered.astype("<i8").tobytes())
     digest.update(labels.astype("<f8").tobytes())
     return digest.hexdigest()
+
+
+def mix(rows: Int[np.ndarray, " N"], seed: int) -> UInt64[np.ndarray, " N"]:
+    """SplitMix64 of the row number, uniform over 64 bits: sorting by it shuffles the same under any NumPy, forever."""
+    golden = 0x9E3779B97F4A7C15
+    z = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(golden) + np.uint64((seed * 0xD1342543DE82EF95) % 2**64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def _check(protocol: Protocol, raw: RawData, labels: Float[np.ndarray, " N"], binary: bool) -> None:
@@ -220,7 +229,7 @@ def _divide(protocol: Protocol, raw: RawData, rows: Int[np.ndarray, " _"]) -> di
         part = _parts(protocol, raw, "item" if protocol.order == "items" else "user")[rows]
         return {name: rows[part == number] for number, name in enumerate(SPLITS)}
     if protocol.order == "random":
-        rows = rows[np.argsort(_mix(rows, protocol.seed), kind="stable")]
+        rows = rows[np.argsort(mix(rows, protocol.seed), kind="stable")]
     bounds = np.rint(np.cumsum(protocol.fractions)[:2] * len(rows)).astype(int)
     return dict(zip(SPLITS, np.split(rows, bounds), strict=True))
 
@@ -258,12 +267,3 @@ def _rank_within(groups: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     result = np.empty_like(rank)
     result[order] = rank
     return result
-
-
-def _mix(rows: Int[np.ndarray, " N"], seed: int) -> UInt64[np.ndarray, " N"]:
-    """SplitMix64 of the row number: sorting by it shuffles in the same way under any NumPy, forever."""
-    golden = 0x9E3779B97F4A7C15
-    z = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(golden) + np.uint64((seed * 0xD1342543DE82EF95) % 2**64)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))

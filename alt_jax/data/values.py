@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from alt_jax.config import FieldConfig
 from alt_jax.data import fields
 from alt_jax.data.protocols import Split
-from alt_jax.data.sources.raw import RawData, as_text, nearest
-from alt_jax.errors import InputError
+from alt_jax.data.sources.raw import RawData, as_text
+from alt_jax.errors import InputError, nearest
 from alt_jax.schema import FIRST_FIELD_ID, PAD_ID, Numeric
 
 

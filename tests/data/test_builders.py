@@ -92,6 +92,31 @@ def test_an_own_table_is_built_from_its_declaration(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize(
+    "when",
+    [
+        [1_600_000_001, 1_600_000_000, 1_600_000_127],
+        [2**63 - 1, 2**63 - 2, 0],  # nanoseconds are about 2**60
+        [1_600_000_000.25, 0.0, -0.1],
+        ["1600000001.5", "1600000001", "7"],
+    ],
+)
+def test_timestamps_keep_every_digit(tmp_path: Path, when: list[int | float | str]):
+    (tmp_path / "manual").mkdir()
+    columns = {"who": [1, 2, 3], "tags": ["", "", ""], "clicked": [1, 0, 1], "when": when}
+    pq.write_table(pa.table(columns), tmp_path / "manual" / "t.parquet")
+    found = [row["timestamp"] for row in built("Table", tmp_path)]
+    assert found == [float(time) if isinstance(time, str) else time for time in when]
+    assert len({type(time) for time in found}) == 1
+
+
+def test_a_missing_timestamp_is_refused(tmp_path: Path):
+    pq.write_table(pa.table({"who": [1, 2], "when": [5, None]}), tmp_path / "t.parquet")
+    data = DataConfig(raw=str(tmp_path / "t.parquet"), fields=(FieldConfig("who"),), timestamp="when")
+    with pytest.raises(InputError, match=r"Timestamp column 'when' of .*t\.parquet is missing in data row 2"):
+        builders.Table(config=builders.TableConfig(name="t", data=data), data_dir=tmp_path / "tfds")
+
+
 def test_a_column_that_is_called_like_the_builders_own_is_refused():
     data = DataConfig(raw="t.csv", fields=(FieldConfig("timestamp"),))
     with pytest.raises(InputError, match=r"Column 'timestamp' of t\.csv has a name that the builder gives"):

@@ -52,7 +52,9 @@ def test_loading_gives_what_was_prepared(prepared: Dataset):
     [
         (lambda d: (d / "schema.json").unlink(), "schema.json does not exist; run `alt-jax prepare`"),
         (lambda d: (d / "schema.json").write_text("{}"), "schema.json is not a schema of format"),
+        (lambda d: relabel(d / "schema.json"), "schema.json is of format 1, not 2; prepare again"),
         (lambda d: (d / "pieces.npz").unlink(), "lacks pieces.npz"),
+        (lambda d: (d / "config.json").unlink(), "lacks config.json, .* prepare again"),
         (lambda d: shutil.rmtree(d / "tokenizer"), "lacks tokenizer"),
         (lambda d: shutil.rmtree(d / "valid"), "lacks valid"),
         (lambda d: (d / "test" / "rows.npy").unlink(), "rows.npy cannot be read .it does not exist"),
@@ -68,6 +70,10 @@ def test_damage_is_named(prepared: Dataset, tmp_path: Path, damage: Damage, prob
     damage(folder)
     with pytest.raises(InputError, match=problem):
         Dataset.load(folder)
+
+
+def relabel(path: Path) -> None:
+    path.write_text(path.read_text(encoding="utf-8").replace('"version": 2', '"version": 1'), encoding="utf-8")
 
 
 def cut(path: Path) -> None:

@@ -1,18 +1,21 @@
 """Fields of every kind: reading, bins, histories, and the way through prepare, prompt, model and predict."""
 
 import dataclasses
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alt_jax import bridge
+from alt_jax import bridge, export
 from alt_jax.config import Config, CTRConfig, DataConfig, FieldConfig, TextConfig
 from alt_jax.data import fields
 from alt_jax.data.batches import Batch, batch_at
@@ -199,6 +202,25 @@ def test_rows_encode_as_prepared_and_new_values_are_kept(prepared):
     assert prompt.tokens[0].tolist() == encoder.tokenizer(text)["input_ids"]
 
 
+def test_what_a_missing_history_should_hold_is_said(prepared, tmp_path, monkeypatch):
+    _, dataset, raw = prepared
+    encoder = Encoder.load(dataset.folder)
+    said = (
+        "has no column 'liked', which holds the last items (as in 'item') that the row's user clicked, 3 at most, "
+        "newest first, '|' between them, empty for none; there are user, age, "
+    )
+    with pytest.raises(InputError, match=re.escape(said)):
+        encoder.encode(raw)
+    pq.write_table(raw, tmp_path / "rows.parquet")
+    pyarrow.csv.write_csv(raw, tmp_path / "rows.csv")
+    monkeypatch.setattr(export.Predictor, "load", lambda folder: SimpleNamespace(encoder=encoder))
+    for path in (tmp_path / "rows.parquet", tmp_path / "rows.csv"):
+        with pytest.raises(InputError, match=re.escape(f"{path} {said}")):
+            export.predict(tmp_path, path, tmp_path / "scores.csv")
+    with pytest.raises(InputError, match="has no column 'genre'; did you mean"):
+        encoder.encode(raw.drop_columns(["genre"]))
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 4), st.booleans()), min_size=1, max_size=40)
@@ -287,6 +309,22 @@ def test_a_history_of_all_splits_never_holds_the_row_itself_or_later_ones(tmp_pa
 
     for name in ("train", "valid", "test"):
         assert histories(before, name) == histories(after, name)
+
+
+def test_how_a_history_is_spelled_is_part_of_what_a_checkpoint_needs(tmp_path, prepared):
+    """With a given tokenizer nothing else tells two such datasets apart."""
+    config, dataset, raw = prepared
+    text = dataclasses.replace(config.text, model=str(dataset.folder / "tokenizer"))
+    schemas = [
+        prepare(dataclasses.replace(config_of(tmp_path, raw, fields=fields_), text=text)).schema
+        for fields_ in (FIELDS, (*FIELDS[:-1], dataclasses.replace(FIELDS[-1], spelled="")), FIELDS)
+    ]
+    assert [(schema.fields[-1].of, schema.fields[-1].spelled) for schema in schemas[:2]] == [
+        ("item", "title"),
+        ("item", ""),
+    ]
+    assert schemas[0].vocabulary_hash == schemas[1].vocabulary_hash
+    assert schemas[0].fingerprint == schemas[2].fingerprint != schemas[1].fingerprint
 
 
 # --- the model ---

@@ -121,8 +121,9 @@ def test_repeated_pairs_are_counted_and_the_first_line_is_kept(tmp_path: Path):
 def test_malformed_lines_are_named(tmp_path: Path, name: str, line: str, problem: str):
     made = make_raw()
     made.replace_line(name, 4 if name == AUTHORS else 7, line)
-    with pytest.raises(InputError, match=f"{name}, {problem}"):
+    with pytest.raises(InputError, match=f"{name}, {problem}") as refused:
         load(made.folder(tmp_path / "gr"))
+    assert str(refused.value).count("get the original file again") == 1
 
 
 def test_missing_and_damaged_files(tmp_path: Path):
@@ -141,7 +142,7 @@ def test_missing_and_damaged_files(tmp_path: Path):
     with pytest.raises(InputError, match=f"{BOOKS} has no lines"):
         load(folder)
     (folder / USER_MAP).write_text("user_id_csv,user_id\n0,abc\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"has user_id \d+ \(row \d+\), which user_id_map.csv lacks"):
+    with pytest.raises(InputError, match=rf"{INTERACTIONS}, line \d+: user_id_map.csv lacks user_id \d+; get both"):
         load(folder)
     (folder / USER_MAP).write_text("user_id,user\n0,abc\n", encoding="utf-8")
     with pytest.raises(InputError, match=f"{USER_MAP} has no column 'user_id_csv'"):
@@ -149,6 +150,17 @@ def test_missing_and_damaged_files(tmp_path: Path):
     (folder / WORKS).unlink()
     with pytest.raises(InputError, match=f"holds no {WORKS}"):
         load(folder)
+
+
+def test_an_unknown_number_is_on_the_line_that_is_named(tmp_path: Path):
+    """Also where lines before it repeat others, and are left out."""
+    made = make_raw()
+    lines = made.text[INTERACTIONS].rstrip("\n").split("\n")
+    lines[5:5] = lines[1:4]
+    lines.insert(9, "777,3,1,4,0")
+    made.text[INTERACTIONS] = "\n".join(lines) + "\n"
+    with pytest.raises(InputError, match=rf"{INTERACTIONS}, line 10: {USER_MAP} lacks user_id 777; get both files"):
+        load(made.folder(tmp_path / "gr"))
 
 
 # --- aggregates ---
@@ -169,20 +181,21 @@ def spelled(dataset: Dataset, column: str) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("protocol", ["random", "random_drop0", "cold_items", "cold_users"])
-def test_aggregates_are_those_of_the_other_training_rows(tmp_path: Path, protocol: str):
+def test_aggregates_are_those_of_half_of_training(tmp_path: Path, protocol: str):
     made = make_raw()
     dataset = prepared(made, tmp_path, protocol)
     train = set(dataset.train.rows.tolist())
     averages, reviews = spelled(dataset, "average_rating"), spelled(dataset, "reviews")
+    counted = set(dataset.train.rows[protocols.mix(dataset.train.rows, 1) < 2**63].tolist())
+    assert 0.4 < len(counted) / len(train) < 0.6
     missing = 0
     for row, found in averages.items():
-        others = [made.log[r] for r in train if made.log[r][1] == made.log[row][1] and r != row]
+        others = [made.log[r] for r in counted if made.log[r][1] == made.log[row][1] and row not in counted]
         ratings = [rating for *_, rating, _ in others if rating > 0]
-        assert found == (f"{np.round(sum(ratings) / len(ratings), 1):.1f}" if ratings else "")
+        assert found == (f"{sum(ratings) / len(ratings):.1f}" if ratings else "")
         assert reviews[row] == (str(sum(r[4] for r in others)) if others else "")
-        missing += not ratings
-    held_out = len(dataset.test.rows) + len(dataset.valid.rows)
-    assert missing >= held_out if protocol == "cold_items" else missing < held_out
+        missing += row not in train and not ratings
+    assert missing == (len(dataset.test.rows) + len(dataset.valid.rows) if protocol == "cold_items" else 0)
     assert len(dataset.schema.fields) == 15
 
 

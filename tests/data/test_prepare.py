@@ -15,7 +15,7 @@ from alt_jax.config import Config, DataConfig, FieldConfig, TextConfig
 from alt_jax.data import prepare as module
 from alt_jax.data import protocols, sources
 from alt_jax.data.dataset import Dataset
-from alt_jax.data.prepare import prepare
+from alt_jax.data.prepare import check_prepared, prepare
 from alt_jax.data.prompt import compose, sentence
 from alt_jax.data.protocols import PROTOCOLS, SPLITS
 from alt_jax.data.tokenizer import load_tokenizer
@@ -254,6 +254,45 @@ def test_a_killed_prepare_leaves_the_old_dataset_and_nothing_that_passes_for_a_n
         prepare(replace(config_, data=replace(config_.data, min_count=2)))
     assert Dataset.load(tmp_path / "out").schema == before
     assert {entry.name for entry in tmp_path.iterdir()} == {"t.csv", "out"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data.protocol": "time"}, "data.protocol = 'random', not 'time'; pass --data.protocol random, or prepare"),
+        ({"data.min_count": 2}, "data.min_count = 1, not 2; pass --data.min-count 1, or prepare again."),
+        ({"data.positive_above": 2.0}, "data.positive_above = None, not 2.0; pass --data.positive-above None, or"),
+        ({"data.source": "goodreads"}, "data.source = 'table', not 'goodreads'"),
+        ({"data.user": "a"}, "data.user = None, not 'a'"),
+        ({"data.fields": [{"column": "b"}]}, "with other data.fields; use the config that it was prepared with, or"),
+        ({"data.linked": [["a", "b"]]}, "with other data.linked; use the config"),
+        ({"text.max_length": 16}, "text.max_length = 32, not 16; pass --text.max-length 32"),
+        ({"text.vocab_size": 90}, "text.vocab_size = 60, not 90"),
+        ({"text.vocab_size": 90, "text.model": "a-model"}, None),  # whose tokenizer is compared by itself
+        ({"data.raw": "moved.csv", "text.layers": 3, "ctr.dim": 5, "seed": 7}, None),
+    ],
+)
+def test_a_dataset_knows_what_it_was_prepared_with(tmp_path: Path, change: dict[str, object], said: str | None):
+    config_ = table_config(tmp_path, ROWS)
+    prepare(config_)
+    assert Config.from_json((tmp_path / "out" / "config.json").read_text(encoding="utf-8"), "") == config_
+    check_prepared(config_)
+    changed = config_.override(change)
+    if said is None:
+        check_prepared(changed)
+        return
+    with pytest.raises(InputError) as refused:
+        check_prepared(changed)
+    assert str(refused.value).startswith(f"{tmp_path / 'out'} was prepared with ")
+    assert said in str(refused.value)
+
+
+def test_a_damaged_config_of_a_dataset_is_named(tmp_path: Path):
+    config_ = table_config(tmp_path, ROWS)
+    prepare(config_)
+    (tmp_path / "out" / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"config\.json cannot be read \(.*\); prepare again\.$"):
+        check_prepared(config_)
 
 
 def test_the_schema_file_is_plain_json(tmp_path: Path):

@@ -95,6 +95,15 @@ def test_times_may_be_numbers_or_iso_8601(tmp_path: Path):
         sources.load(declare(write(tmp_path, text.replace("2023", "last ")), timestamp="when"))
 
 
+@pytest.mark.parametrize("when", [[3.0, None, 1.0], [3.5, float("nan"), 1.0], ["3", "nan", "1"]])
+def test_a_missing_timestamp_is_refused(tmp_path: Path, when: list[float | str | None]):
+    """It would sort behind all others, into the test part."""
+    pq.write_table(pa.table({"who": [1, 2, 3], "label": [0, 1, 0], "when": when}), tmp_path / "t.parquet")
+    data = DataConfig(raw=str(tmp_path / "t.parquet"), fields=(FieldConfig("who"),), timestamp="when")
+    with pytest.raises(InputError, match=r"Timestamp column 'when' of .* is missing in data row 2; fill it"):
+        sources.load(data)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from alt_jax.config import DataConfig
 from alt_jax.data.sources import bookcrossing, goodreads, movielens, table
-from alt_jax.data.sources.raw import RawData, nearest
-from alt_jax.errors import InputError
+from alt_jax.data.sources.raw import RawData
+from alt_jax.errors import InputError, choices
 
 _LOADERS: dict[str, Callable[[DataConfig], RawData]] = {
     "bookcrossing": bookcrossing.load,
@@ -30,5 +30,5 @@ def load(config: DataConfig) -> RawData:
       InputError: There is no such source, or its files are missing or malformed.
     """
     if config.source not in _LOADERS:
-        raise InputError(f"Unknown data.source {config.source!r}; {nearest(config.source, names())}")
+        raise InputError(f"Unknown data.source {config.source!r}; {choices(config.source, names())}")
     return _LOADERS[config.source](config)

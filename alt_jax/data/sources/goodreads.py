@@ -17,8 +17,8 @@ book, author or work is not there for; how many ratings that concerns is said.
 Ratings run from 1 to 5; 0 means that the book is on a shelf without a rating. Ratings above 3 are positive. Protocol
 `random` takes the zeros as negatives, `random_drop0` leaves them out. There are no times.
 
-The average rating and the number of reviews are the publisher's, over all users. Protocols take them again over the
-training part (see `alt_jax.data.aggregates`), except `…_no_aggregates`, which leaves them out, and `…_all_time`.
+The average rating and the number of reviews are the publisher's, over all users. Protocols take them again over half of
+the training part (see `alt_jax.data.aggregates`), except `…_no_aggregates`, which leaves them out, and `…_all_time`.
 """
 
 import gzip
@@ -205,10 +205,10 @@ def _mapped(
         raise InputError(f"{path} has a number or an id twice; get the original file again.")
     rows = _rows(wanted, numbers)
     if (rows < 0).any():
-        row = int((rows < 0).argmax())
-        raise InputError(
-            f"{origin} has {column} {wanted[row]} (row {row + 1}), which {path.name} lacks; get both files again."
-        )
+        number = wanted[int((rows < 0).argmax())].as_py()
+        in_file = np.asarray(_csv(origin, {column: pa.int32()})[column])  # where repeated lines are not left out
+        line = int((in_file == number).argmax()) + 2
+        raise InputError(f"{origin}, line {line}: {path.name} lacks {column} {number}; get both files again.")
     return table[names[1]].combine_chunks(), rows
 
 
@@ -266,12 +266,12 @@ def _lines(path: Path, key: str, columns: Sequence[str], pick: Callable[[Record]
         for number, line in enumerate(_unzipped(path), start=1):
             try:
                 record = json.loads(line)
-                if not record[key]:
-                    raise where.wrong(number, f"{key} is empty")
-                cells = pick(record)
+                empty, cells = not record[key], pick(record)
             except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
                 reason = f"no {error}" if isinstance(error, KeyError) else str(error)
                 raise where.wrong(number, f"not a JSON object of the expected form ({reason})") from None
+            if empty:
+                raise where.wrong(number, f"{key} is empty")
             wrong = [column for column, cell in zip(columns, cells, strict=True) if not isinstance(cell, str | None)]
             if wrong:
                 raise where.wrong(number, f"{wrong[0]} is not text")

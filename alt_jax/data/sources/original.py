@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from alt_jax.config import DataConfig, FieldConfig
-from alt_jax.data.sources.raw import nearest
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,9 @@ def first_duplicate(user: Int[np.ndarray, " N"], item: Int[np.ndarray, " N"]) ->
     return int(order[again[0]]), int(order[again[0] + 1])
 
 
-def spread(values: Sequence[str] | pa.Array | pa.ChunkedArray, rows: Int[np.ndarray, " N"]) -> pa.DictionaryArray:
+def spread(
+    values: Sequence[str | None] | pa.Array | pa.ChunkedArray, rows: Int[np.ndarray, " N"]
+) -> pa.DictionaryArray:
     """A column of the user or item table, spread over the ratings without copying strings; missing where row is -1."""
     column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values, pa.string())
     encoded = pc.dictionary_encode(column)

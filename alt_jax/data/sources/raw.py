@@ -1,9 +1,8 @@
 """What every data source gives: one Arrow table of raw columns and a declaration of what they mean."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alt_jax.config import FieldConfig
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, nearest
 
 # What has one obvious spelling.
 _PLAIN = (
@@ -73,21 +72,21 @@ class RawData:
     aggregates: tuple[Aggregate, ...] = ()
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A clause that helps to correct a misspelt name: the nearest known one, or all of them."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}."
-
-
-def require_columns(present: Sequence[str], wanted: Sequence[str], origin: str) -> None:
+def require_columns(present: Sequence[str], wanted: Collection[str], origin: str) -> None:
     """Checks that every wanted column is there exactly once.
+
+    Args:
+      present: Columns that there are.
+      wanted: Columns; a mapping also gives a clause each, which says what a missing one should hold, or is empty.
+      origin: Name of the file, for messages.
 
     Raises:
       InputError: One is missing (the nearest is named) or is there twice.
     """
     for column in wanted:
         if column not in present:
-            raise InputError(f"{origin} has no column {column!r}; {nearest(column, present)}")
+            clause = wanted[column] if isinstance(wanted, Mapping) else ""
+            raise InputError(f"{origin} has no column {column!r}{clause}; {nearest(column, present)}")
         if list(present).count(column) > 1:
             raise InputError(f"{origin} has more than one column {column!r}; rename all but one.")
 

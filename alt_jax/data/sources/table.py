@@ -1,7 +1,7 @@
 """Own tables: CSV, TSV or Parquet (a file, or a folder of Parquet parts as Spark and Beam write them)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ def load(config: DataConfig) -> RawData:
     keep = {column: rows[column] for column in columns}
     keep["__label__"] = _label(rows[config.label], config.label, path)
     if config.timestamp:
-        keep["__timestamp__"] = _timestamp(rows[config.timestamp], config.timestamp, path)
+        keep["__timestamp__"] = times(rows[config.timestamp], config.timestamp, path)
     return RawData(
         source="table",
         origin=str(path),
@@ -74,8 +74,12 @@ def check_fields(config: DataConfig, fields: Sequence[FieldConfig]) -> None:
         raise InputError("data.linked must list groups of two or more columns, each column in one group only.")
 
 
-def read(path: Path, columns: Sequence[str]) -> pa.Table:
+def read(path: Path, columns: Collection[str]) -> pa.Table:
     """Reads columns of a CSV, TSV or Parquet file, or of a folder of Parquet parts (in the order of their names).
+
+    Args:
+      path: The file or folder.
+      columns: Which; see `alt_jax.data.sources.raw.require_columns`.
 
     Raises:
       InputError: The file is missing, of another kind, malformed, not UTF-8, or lacks a column; names the nearest.
@@ -98,7 +102,7 @@ def read(path: Path, columns: Sequence[str]) -> pa.Table:
     return _read_csv(path, columns, _DELIMITERS[suffix])
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
+def _read_parquet(path: Path, columns: Collection[str]) -> pa.Table:
     try:
         with pa.parquet.ParquetFile(path) as file:
             require_columns(file.schema_arrow.names, columns, str(path))
@@ -107,7 +111,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
         raise InputError(f"{path} cannot be read as Parquet ({_line(error)}); write it again.") from None
 
 
-def _read_csv(path: Path, columns: Sequence[str], delimiter: str) -> pa.Table:
+def _read_csv(path: Path, columns: Collection[str], delimiter: str) -> pa.Table:
     read_options = pa.csv.ReadOptions(use_threads=False)  # with threads, errors do not say the row
     parse_options = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     try:
@@ -168,18 +172,34 @@ def _first_bad(array: pa.Array) -> str:
     return ""
 
 
-def _timestamp(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
-    """A sortable number per row: the number itself, or microseconds for dates and times (text in ISO 8601)."""
+def times(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
+    """A sortable number per row: the number itself, or microseconds for dates and times (text in ISO 8601).
+
+    Args:
+      column: The timestamps as the file has them.
+      name: Of the column, for messages.
+      path: Of the file, for messages.
+
+    Returns:
+      int64, or float64 if a number is not whole.
+
+    Raises:
+      InputError: A timestamp is missing, or they are neither numbers nor times.
+    """
     array = column.combine_chunks()
-    if array.null_count:
-        raise InputError(f"Timestamp column {name!r} of {path} has nulls; fill them or use a random protocol.")
     kinds = [pa.int64(), pa.float64(), pa.timestamp("us")]
     if pa.types.is_temporal(array.type):
         kinds = [pa.timestamp("us")]
     for kind in kinds:
         try:
-            times = pc.cast(array, kind)
+            numbers = pc.cast(array, kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             continue
-        return times.cast(pa.int64()) if pa.types.is_timestamp(kind) else times
+        missing = np.asarray(pc.is_null(numbers, nan_is_null=True))
+        if missing.any():
+            raise InputError(
+                f"Timestamp column {name!r} of {path} is missing in data row {int(missing.argmax()) + 1}; fill it, or "
+                "use a random protocol without data.timestamp."
+            )
+        return numbers.cast(pa.int64()) if pa.types.is_timestamp(kind) else numbers
     raise InputError(f"Timestamp column {name!r} of {path} holds neither numbers nor ISO 8601 times.")

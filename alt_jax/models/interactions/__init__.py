@@ -4,7 +4,6 @@ A file in this folder that defines an `Interaction` subclass under `@register("n
 """
 
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float
 from pydantic import TypeAdapter, ValidationError
 
 from alt_jax.config import CTRConfig
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, choices
 
 
 class Linear(nn.Module):
@@ -98,9 +97,7 @@ def options(name: str) -> dict[str, Any]:
     """
     known = names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"Unknown CTR tower {name!r}; {hint}Known: {', '.join(known)}.")
+        raise InputError(f"Unknown CTR tower {name!r}; {choices(name, known)}")
     types = get_type_hints(_TOWERS[name], include_extras=True)
     own = [f.name for f in dataclasses.fields(_TOWERS[name]) if f.name not in ("config", "parent", "name")]
     return {option: types[option] for option in own}
