@@ -93,7 +93,7 @@ def check(jobs: Sequence[Job]) -> None:
             schema = Schema.load(Path(job.config.data.dir) / SCHEMA)
             if job.strategy is None:
                 pretraining.check(job.config, schema)
-            else:
+            elif job.strategy == "plm":
                 bridge.check_towers(job.config.finetune.plm, schema)
 
 

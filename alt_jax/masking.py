@@ -50,8 +50,8 @@ def check_masks(schema: Schema, config: MaskConfig) -> None:
     hidden = num_masked_units(units, config.rate)
     if config.pairing == "complementary" and 2 * hidden > len(units):
         raise InputError(
-            f"mask.pairing 'complementary' hides {hidden} of {len(units)} units on each side, which are not that many; "
-            "lower mask.rate or choose another pairing."
+            f"mask.pairing 'complementary' hides {hidden} units on each side, {2 * hidden} in all, but there are "
+            f"{len(units)}; lower mask.rate or choose another pairing."
         )
 
 

@@ -31,7 +31,8 @@ def check(config: Config, schema: Schema) -> None:
     """
     if not any((config.loss.icl, config.loss.mlm, config.loss.mtm)):
         raise InputError("All three loss weights are 0, so there is nothing to pretrain; set one of --loss.*.")
-    masking.check_masks(schema, config.mask)
+    if config.loss.mlm or config.loss.mtm:
+        masking.check_masks(schema, config.mask)
     for what in config.icl.leave_out:
         if getattr(schema, what) is None:
             raise InputError(f"icl.leave_out names the {what}, but the dataset declares none; set data.{what}.")

@@ -98,7 +98,8 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     interactions.build(config.ctr)  # refused before data is read
     dataset = Dataset.load(config.data.dir)
     check_prepared(config)
-    bridge.check_towers(config.finetune.plm, dataset.schema)
+    if strategy == "plm":
+        bridge.check_towers(config.finetune.plm, dataset.schema)
     encoder = bridge.encoder_config(config.text, dataset.schema)
     recipe: FinetuneConfig = getattr(config.finetune, strategy)
     plan = Plan(recipe.batch_size, recipe.epochs, config.seed, patience=recipe.patience)

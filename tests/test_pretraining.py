@@ -418,7 +418,7 @@ def test_one_mask_hides_how_long_a_value_is(plain_config, tiny_dataset):
     ("options", "said"),
     [
         ({"loss.icl": 0, "loss.mlm": 0, "loss.mtm": 0}, "nothing to pretrain"),
-        ({"mask.pairing": "complementary", "mask.rate": 0.6}, "hides 3 of 5 units on each side"),
+        ({"mask.pairing": "complementary", "mask.rate": 0.6}, "hides 3 units on each side, 6 in all, but there are 5"),
         ({"icl.leave_out": ("user",)}, "icl.leave_out names the user"),
         ({"icl.chunk": 5}, "icl.chunk 5 does not divide pretrain.batch_size 16"),
     ],
@@ -429,3 +429,8 @@ def test_what_cannot_be_pretrained_is_refused(options, said, tiny_config, tiny_d
         schema = dataclasses.replace(schema, fields=schema.fields[:5], linked=())
     with pytest.raises(InputError, match=said):
         pretraining.check(tiny_config.override(options), schema)
+
+
+def test_masks_that_nothing_hides_are_not_checked(tiny_config, tiny_dataset):
+    config = tiny_config.override({"loss.mlm": 0, "loss.mtm": 0, "mask.pairing": "complementary", "mask.rate": 0.9})
+    pretraining.check(config, tiny_dataset.schema)
