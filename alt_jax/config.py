@@ -103,7 +103,8 @@ class DataConfig:
       positive_above: Labels above this are positive; replaces the data's own threshold when given.
       timestamp: Column that time-ordered protocols sort by (`table`).
       user, item: Columns for GAUC, for items unseen in training and for cold-start protocols (`table`).
-      linked: Groups of columns that determine one another (`table`).
+      linked: Groups of columns that give one another away, such as an id and its title, for `mask.unit group`. Empty: a
+        known source's own, which hold identical fields only; an own table's has none.
       min_count: A value seen fewer times in training shares the field's out-of-vocabulary id.
     """
 

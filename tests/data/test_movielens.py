@@ -156,6 +156,16 @@ def test_fields_may_be_chosen_but_table_options_are_refused(release: Raw, tmp_pa
         load(release, path, user="user_id")
 
 
+def test_linked_groups_may_be_wider_than_the_sources_own(release: Raw, tmp_path: Path):
+    path = release.zip(tmp_path / "a.zip")
+    wider = (("user_id", "age", "occupation"), ("movie_id", "title", "genre"))
+    assert load(release, path, linked=wider).linked == wider
+    with pytest.raises(InputError, match=r"data\.linked names column 'titel', which is not among data.fields"):
+        load(release, path, linked=(("movie_id", "titel"),))
+    with pytest.raises(InputError, match="each column in one group only"):
+        load(release, path, linked=(*wider, ("title", "genre")))
+
+
 def test_unknown_source_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'movielens_1m'"):
         sources.load(DataConfig(source="movielens-1m"))

@@ -84,7 +84,7 @@ def choose_fields(config: DataConfig, declared: Sequence[FieldConfig]) -> tuple[
       InputError: The config names an unknown field or one twice, or sets what only own tables have.
     """
     default = DataConfig()
-    for option in ("label", "timestamp", "user", "item", "linked"):
+    for option in ("label", "timestamp", "user", "item"):
         if getattr(config, option) != getattr(default, option):  # a value that nobody reads would be a silent mistake
             raise InputError(f"data.{option} is for own tables; {config.source} declares its own: leave it out.")
     if not config.fields:

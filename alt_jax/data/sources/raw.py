@@ -51,7 +51,7 @@ class RawData:
       timestamp: Column to sort by, or None.
       timestamp_quality: Column that grades timestamps: 0 exact, 1 estimated, 2 guessed; or None.
       user, item: Columns of the user and the item, or None.
-      linked: Groups of columns that determine one another.
+      linked: Groups of columns that give one another away.
       notices: Sentences for the user about what was accepted although it is unusual.
       positive_above: Labels above this are positive, on the data's scale, unless the config says otherwise.
       aggregates: Statistics over all rows that the publisher put into columns of the table.
@@ -70,6 +70,20 @@ class RawData:
     notices: tuple[str, ...] = ()
     positive_above: float = 3.0
     aggregates: tuple[Aggregate, ...] = ()
+
+
+def check_linked(linked: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
+    """Checks groups that a config declares.
+
+    Raises:
+      InputError: One names a column that is no field, or they overlap, or one links nothing.
+    """
+    members = [column for group in linked for column in group]
+    for column in members:
+        if column not in columns:
+            raise InputError(f"data.linked names column {column!r}, which is not among data.fields: {list(columns)}.")
+    if len(members) != len(set(members)) or any(len(group) < 2 for group in linked):
+        raise InputError("data.linked must list groups of two or more columns, each column in one group only.")
 
 
 def require_columns(present: Sequence[str], wanted: Collection[str], origin: str) -> None:

@@ -11,7 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from alt_jax.config import DataConfig, FieldConfig
-from alt_jax.data.sources.raw import RawData, require_columns
+from alt_jax.data.sources.raw import RawData, check_linked, require_columns
 from alt_jax.errors import InputError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -64,14 +64,10 @@ def check_fields(config: DataConfig, fields: Sequence[FieldConfig]) -> None:
             raise InputError(f"data.fields uses the {what} {twice[0]!r} twice; leave one of them out.")
     if config.label in columns:
         raise InputError(f"data.fields contains the label column {config.label!r}; a model must not see its label.")
-    named = [("user", config.user), ("item", config.item)]
-    named += [("linked", column) for group in config.linked for column in group]
-    for what, column in named:
+    for what, column in (("user", config.user), ("item", config.item)):
         if column is not None and column not in columns:
             raise InputError(f"data.{what} names column {column!r}, which is not among data.fields: {columns}.")
-    members = [column for group in config.linked for column in group]
-    if len(members) != len(set(members)) or any(len(group) < 2 for group in config.linked):
-        raise InputError("data.linked must list groups of two or more columns, each column in one group only.")
+    check_linked(config.linked, columns)
 
 
 def read(path: Path, columns: Collection[str]) -> pa.Table:
