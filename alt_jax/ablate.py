@@ -24,7 +24,7 @@ from alt_jax.comparison import Line, Missing, Scores, compare, write
 from alt_jax.config import Config, Strategy
 from alt_jax.data.dataset import SCHEMA
 from alt_jax.data.prepare import check_prepared, prepare, prepared_by
-from alt_jax.errors import InputError
+from alt_jax.errors import STOPPED, InputError, Stopped
 from alt_jax.models import interactions
 from alt_jax.run import write_json
 from alt_jax.schema import Schema
@@ -116,7 +116,9 @@ def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
                 code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
                 if code:
                     log.seek(began)
-                    outcome = _FAILED + (_last_line(log.read()) or f"exit code {code}")
+                    outcome = _last_line(log.read()) or f"exit code {code}"
+                if code not in (0, STOPPED):
+                    outcome = _FAILED + outcome
                     log.write(f"\n{outcome}\n".encode())
             print(f"{job.folder}: {outcome}", flush=True)
             if code and job.strategy is None:
@@ -300,3 +302,6 @@ if __name__ == "__main__":
         _run_job(Path(sys.argv[1]), Path(sys.argv[2]))
     except InputError as error:
         sys.exit(str(error))
+    except Stopped as stopped:
+        print(stopped)
+        sys.exit(STOPPED)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from alt_jax import __version__
 from alt_jax.config import Config, Strategy, first_problem, load_config
-from alt_jax.errors import InputError, Stopped
+from alt_jax.errors import STOPPED, InputError, Stopped
 
 USAGE = """\
 usage: alt-jax COMMAND …
@@ -200,7 +200,7 @@ def run(arguments: list[str]) -> int:
         return 2
     except Stopped as stopped:
         print(f"alt-jax {name}: {stopped}; start the same command again to go on.", file=sys.stderr)
-        return 75
+        return STOPPED
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     return 0

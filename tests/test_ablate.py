@@ -219,15 +219,22 @@ def test_relaimpr_over_a_base_that_is_no_better_than_chance(tmp_path):
 
 def test_why_a_run_failed_is_what_it_said_last_the_last_time(tmp_path, monkeypatch):
     job = ablate.Job("a", tmp_path / "seed-0", Config())
-    for said, why in ((b"Traceback\nrefused\n", "failed: refused"), (b"", "failed: exit code 1")):
+    ends = [
+        (1, b"Traceback\nrefused\n", comparison.Missing(True, "failed: refused")),
+        (1, b"", comparison.Missing(True, "failed: exit code 1")),
+        (75, b"stopped, saved\n", comparison.Missing(False, "not run to its end: stopped, saved")),
+    ]
+    for code, said, why in ends:
 
-        def fail(command: list[str], *, stdout: BinaryIO, said: bytes = said, **_: object) -> CompletedProcess[bytes]:
+        def end(
+            command: list[str], *, stdout: BinaryIO, code: int = code, said: bytes = said, **_: object
+        ) -> CompletedProcess[bytes]:
             os.write(stdout.fileno(), said)
-            return CompletedProcess(command, 1)
+            return CompletedProcess(command, code)
 
-        monkeypatch.setattr(ablate.subprocess, "run", fail)
+        monkeypatch.setattr(ablate.subprocess, "run", end)
         ablate.run([[job]], 1)
-        assert ablate._by_log(job.folder) == comparison.Missing(True, why)
+        assert ablate._by_log(job.folder) == why
     assert (tmp_path / "seed-0.log").read_text().startswith("Traceback")  # what was said before is kept
 
 
