@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-
 STOPPED = 75  # exit code of a run that was asked to stop, saved, and can go on: EX_TEMPFAIL of sysexits.h
 
 
