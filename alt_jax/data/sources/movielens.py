@@ -31,6 +31,8 @@ FIELDS = (
     FieldConfig("genre", "Genre"),
 )
 LINKED = (("movie_id", "title"),)
+# Wider groups, for configs: 93 % of users are told apart by gender, age, occupation and zip code alone.
+SIDES = (("user_id", "gender", "age", "occupation", "zipcode"), ("movie_id", "title", "genre"))
 _QUALITY_FILE = "ts_quality.u8"
 _GENDERS = {"F": "female", "M": "male"}
 # README of ML-1M: what the codes of users.dat mean.
