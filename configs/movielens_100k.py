@@ -8,9 +8,11 @@
 Protocol `random`: 8:1:1, a rating above 3 is positive. `--data.protocol time` gives the time-ordered split; prepare it
 into a `--data.dir` of its own. The text tower is a 2-layer, 64-wide BERT that starts from random weights, over a
 WordPiece vocabulary of the training prompts; `--text.model FOLDER` takes a real one. What came out, and how long each
-part took, is in the README under Results; `benchmarks/movielens_100k.sh` runs everything for the seeds it is given.
+part took, is in docs/results.md.
 
-Batch, rates, L2 and lengths were chosen on the validation part.
+Batch, rates, L2, lengths and masks were chosen on the validation part. Masks hide all of a user's fields or all of a
+movie's, from both towers: with less hidden, or with the other view whole, what is hidden can be looked up
+(docs/results.md).
 """
 
 from alt_jax.config import (
@@ -19,6 +21,7 @@ from alt_jax.config import (
     FinetuneConfig,
     FinetuneConfigs,
     JointConfig,
+    MaskConfig,
     PLMConfig,
     PretrainConfig,
     TextConfig,
@@ -32,6 +35,7 @@ def get_config() -> Config:
         data=DataConfig(source="movielens_100k", dir="data/movielens_100k", protocol="random", linked=SIDES),
         # 56 tokens: one prompt in a hundred loses the end of its title or genres.
         text=TextConfig(vocab_size=4096, hidden=64, layers=2, heads=2, intermediate=256, dropout=0.0, max_length=56),
+        mask=MaskConfig(unit="group", pairing="same", helper="masked"),
         pretrain=PretrainConfig(
             batch_size=256,
             epochs=3,
