@@ -102,8 +102,9 @@ class EvaluateOptions:
 class PredictOptions:
     """Scores raw rows with a finetuning run or an export.
 
-    Rows are CSV or Parquet with the columns that the model was trained on, the label aside. The column of a `sequence`
-    holds item ids, newest first, with the field's separator (`|` unless set) between them.
+    CSV or Parquet with the columns that the model was trained on, the label aside.
+
+    In that of a `sequence`: item ids, newest first, its separator between them.
 
     Example: alt-jax predict runs/joint rows.csv -o scores.parquet
     """
