@@ -106,9 +106,8 @@ def loss(
         row, there = masking.gather_positions(masked, capacity)
         share = real[row] * there[:, None]
         target = jnp.where(real[row], ids[row, own], field.offset)
-        vector = constrain_rows(vectors[row, schema.tabular.index(f)])
-        noise = _Noise(config.mtm, field, counts, jax.random.fold_in(key, f))
-        cost, best = score(vector, table, bias, target, noise)
+        asked = _Asked(constrain_rows(vectors[row, schema.tabular.index(f)]), target, table, bias)
+        cost, best = score(asked, _Noise(config.mtm, field, counts, jax.random.fold_in(key, f)))
         losses.append(cost)
         weights.append(share / jnp.maximum(jnp.sum(share, axis=1, keepdims=True), 1))
         found = jnp.any(best & (share > 0), axis=1).astype(jnp.float32)
@@ -145,55 +144,55 @@ class _Noise:
         return low, counts / max(counts.sum(), 1)
 
 
+class _Asked(NamedTuple):
+    """What is to be recovered of a field: a vector of every row that hides it, its true ids, and what scores an id."""
+
+    vector: Float[Array, "K E"]
+    target: Int[Array, "K S"]
+    table: Float[Array, "N E"]
+    bias: Float[Array, " N"]
+
+    def positive(self) -> Float[Array, "K S"]:
+        """Scores of the true ids."""
+        return jnp.einsum("be,bse->bs", self.vector, self.table[self.target]) + self.bias[self.target]
+
+
 # Each method: loss of every target, and whether it scores highest.
+_Scored = tuple[Float[Array, "K S"], Bool[Array, "K S"]]
 
 
-def _softmax(
-    vector: Float[Array, "K E"],
-    table: Float[Array, "N E"],
-    bias: Float[Array, " N"],
-    target: Int[Array, "K S"],
-    noise: _Noise,
-) -> tuple[Float[Array, "K S"], Bool[Array, "K S"]]:
+def _softmax(asked: _Asked, noise: _Noise) -> _Scored:
     """Softmax over all ids of the field."""
     field = noise.field
     span = slice(field.offset, field.offset + field.size)
-    logits = vector @ table[span].T + bias[span][None, :]
-    label = target - field.offset
-    every = jnp.broadcast_to(logits[:, None, :], (*target.shape, field.size))
+    logits = asked.vector @ asked.table[span].T + asked.bias[span][None, :]
+    label = asked.target - field.offset
+    every = jnp.broadcast_to(logits[:, None, :], (*label.shape, field.size))
     return objectives.softmax_cross_entropy(every, label), jnp.argmax(logits, axis=-1)[:, None] == label
 
 
-def _sampled(
-    vector: Float[Array, "K E"],
-    table: Float[Array, "N E"],
-    bias: Float[Array, " N"],
-    target: Int[Array, "K S"],
-    noise: _Noise,
-) -> tuple[Float[Array, "K S"], Bool[Array, "K S"]]:
+def _sampled(asked: _Asked, noise: _Noise) -> _Scored:
     """Sampled softmax against noise that the batch shares, so that scoring it is one product."""
-    drawn = noise.draw()
-    positive = jnp.einsum("be,bse->bs", vector, table[target]) + bias[target]
-    negative = (vector @ table[drawn].T + bias[drawn][None, :])[:, None, :]
-    hit = target[:, :, None] == drawn[None, None, :]
+    drawn, positive = noise.draw(), asked.positive()
+    negative = (asked.vector @ asked.table[drawn].T + asked.bias[drawn][None, :])[:, None, :]
+    hit = asked.target[:, :, None] == drawn[None, None, :]
     negative, log_q = (jnp.broadcast_to(x, hit.shape) for x in (negative, noise.log_q(drawn)[None, None, :]))
-    best = jnp.all(hit | (positive[:, :, None] > negative), axis=-1)
-    return objectives.sampled_softmax(positive, negative, log_q, hit), best
+    return objectives.sampled_softmax(positive, negative, log_q, hit), _first(positive, negative, hit)
 
 
-def _contrast(
-    vector: Float[Array, "K E"],
-    table: Float[Array, "N E"],
-    bias: Float[Array, " N"],
-    target: Int[Array, "K S"],
-    noise: _Noise,
-) -> tuple[Float[Array, "K S"], Bool[Array, "K S"]]:
+def _contrast(asked: _Asked, noise: _Noise) -> _Scored:
     """NCE of every target against noise of its own."""
-    drawn = noise.draw(*target.shape)
-    positive = jnp.einsum("be,bse->bs", vector, table[target]) + bias[target]
-    negative = jnp.einsum("be,bske->bsk", vector, table[drawn]) + bias[drawn]
-    best = jnp.all((target[:, :, None] == drawn) | (positive[:, :, None] > negative), axis=-1)
-    return objectives.noise_contrastive(positive, negative, noise.log_q(target), noise.log_q(drawn)), best
+    drawn, positive = noise.draw(*asked.target.shape), asked.positive()
+    negative = jnp.einsum("be,bske->bsk", asked.vector, asked.table[drawn]) + asked.bias[drawn]
+    loss = objectives.noise_contrastive(positive, negative, noise.log_q(asked.target), noise.log_q(drawn))
+    return loss, _first(positive, negative, asked.target[:, :, None] == drawn)
+
+
+def _first(
+    positive: Float[Array, "K S"], negative: Float[Array, "K S n"], hit: Bool[Array, "K S n"]
+) -> Bool[Array, "K S"]:
+    """Whether the true id scores above all noise that is another id."""
+    return jnp.all(hit | (positive[:, :, None] > negative), axis=-1)
 
 
 def _detection(
