@@ -380,7 +380,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that have no meaning beside each other."""
-        if self.mlm.unit == "token" and self.mask.pairing != "independent":
+        paired = self.loss.mlm and self.loss.mtm and self.mask.pairing != "independent"
+        if paired and self.mlm.unit == "token":
             raise ValueError(
                 f"mask.pairing {self.mask.pairing!r} pairs the fields that MLM and MTM hide, but mlm.unit is 'token'; "
                 "change one of them"

@@ -107,7 +107,8 @@ def _weights() -> Study:
 
 def _masking() -> Study:
     grid = itertools.product(("field", "group"), (0.15, 0.3, 0.5))
-    rates = [Arm(f"{unit},{rate:g}", {"mask.unit": unit, "mask.rate": rate}) for unit, rate in grid]
+    apart = {"mask.pairing": "independent", "mask.helper": "whole"}
+    rates = [Arm(f"{unit},{rate:g}", {"mask.unit": unit, "mask.rate": rate, **apart}) for unit, rate in grid]
     paired = itertools.product(("same", "complementary"), ("whole", "masked"))
     pairs = [
         Arm(f"group,{pairing},{helper}", {"mask.unit": "group", "mask.pairing": pairing, "mask.helper": helper})
@@ -133,8 +134,10 @@ def _icl() -> Study:
 
 
 def _mlm() -> Study:
-    arms = [Arm(unit, {"mlm.unit": unit}) for unit in ("field", "span", "token")]
-    return Study((*arms, Arm("field, without the table", {"mlm.with_table": False})))
+    # Single tokens belong to no field that MTM could hide as well.
+    arms = [Arm(unit, {"mlm.unit": unit, "mask.pairing": "independent"}) for unit in ("field", "span", "token")]
+    without = {"mlm.unit": "field", "mlm.with_table": False, "mask.pairing": "independent"}
+    return Study((*arms, Arm("field, without the table", without)))
 
 
 def _mtm() -> Study:

@@ -16,7 +16,8 @@ for seed in "$@"; do
     "${alt[@]}" finetune $config "${data[@]}" --seed "$seed" --strategy $strategy --init-from none \
       --run-dir "$run/${strategy}_baseline"
   done
-  "${alt[@]}" pretrain $config "${data[@]}" --seed "$seed" --run-dir "$run/pretrain"
+  "${alt[@]}" pretrain $config "${data[@]}" --seed "$seed" --run-dir "$run/pretrain" \
+    --mask.unit field --mask.pairing independent --mask.helper whole
   for strategy in ctr plm joint; do
     "${alt[@]}" finetune $config "${data[@]}" --seed "$seed" --strategy $strategy --init-from "$run/pretrain" \
       --run-dir "$run/${strategy}_pretrained"

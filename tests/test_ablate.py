@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from alt_jax import ablate, comparison, stages, studies
 from alt_jax.cli import run
-from alt_jax.config import Config
+from alt_jax.config import Config, load_config
 from alt_jax.errors import InputError
 from alt_jax.studies import Arm, Study
 
@@ -281,6 +281,20 @@ def test_an_own_study_takes_presets_and_strategies(tmp_path):
     assert [job.strategy for job in paper] == [None, "ctr"]
     assert paper[0].config.mtm.method == "nce"
     assert paper[0].config.pretrain.epochs == 2  # beside a preset, what the arm says holds
+
+
+@pytest.mark.parametrize("name", list(studies.STUDIES))
+def test_every_study_can_be_planned_with_the_shipped_config(name, tmp_path):
+    config = load_config(Path(__file__).parent.parent / "configs" / "movielens_100k.py")
+    assert ablate.plan(config, studies.get(name), 1, tmp_path)
+
+
+def test_a_masking_arm_is_what_its_name_says_whatever_the_config_masks(tmp_path):
+    config = Config().override({"mask.pairing": "same", "mask.helper": "masked"})
+    jobs = [job for group in ablate.plan(config, studies.get("masking"), 1, tmp_path) for job in group]
+    assert {(j.config.mask.pairing, j.config.mask.helper) for j in jobs if j.arm == "field,0.15"} == {
+        ("independent", "whole")
+    }
 
 
 def test_some_arms_of_a_study():
