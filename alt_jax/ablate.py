@@ -12,8 +12,10 @@ task index each.
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from alt_jax.errors import STOPPED, InputError, Stopped
 from alt_jax.models import interactions
 from alt_jax.run import write_json
 from alt_jax.schema import Schema
+from alt_jax.signals import stop_requests
 from alt_jax.studies import Arm, Study, refusing
 
 _RESULT = "result.json"
@@ -101,31 +104,47 @@ def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
     """Runs the groups, up to `jobs` at a time, each run in a process of its own.
 
     What waits for a pretraining that failed is left out; started again, what failed is tried again.
+
+    Raises:
+      alt_jax.errors.Stopped: A signal came. It was passed on, and what was running has saved.
     """
+    running: set[subprocess.Popen[bytes]] = set()
+
+    def stop_all() -> None:
+        for process in list(running):
+            process.terminate()
 
     def one(group: Sequence[Job]) -> None:
         for job in group:
             if job.finished:
                 continue
+            if stop:
+                return
             job.folder.parent.mkdir(parents=True, exist_ok=True)
             job.beside(".json").write_text(_to_json(job))
             outcome = "done"
             with job.beside(".log").open("a+b") as log:
                 began = log.seek(0, os.SEEK_END)
-                command = [sys.executable, "-m", "alt_jax.ablate", str(job.beside(".json")), str(job.folder)]
-                code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+                with subprocess.Popen(_command(job), stdin=subprocess.PIPE, stdout=log, stderr=log) as process:
+                    running.add(process)
+                    if stop:  # it came between the question above and the line above
+                        process.terminate()
+                    code = process.wait()
+                    running.discard(process)
                 if code:
                     log.seek(began)
                     outcome = _last_line(log.read()) or f"exit code {code}"
-                if code not in (0, STOPPED):
+                if code not in (0, STOPPED) and not stop:
                     outcome = _FAILED + outcome
                     log.write(f"\n{outcome}\n".encode())
             print(f"{job.folder}: {outcome}", flush=True)
             if code and job.strategy is None:
                 return
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with stop_requests("stopping the runs…", stop_all) as stop, ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, groups))
+    if stop:
+        raise Stopped(f"stopped by {stop[0].name}, what was running has saved")
 
 
 def average(study: Study, seeds: int, folder: Path) -> None:
@@ -261,6 +280,10 @@ def _to_json(job: Job) -> str:
     return json.dumps({"config": json.loads(job.config.to_json()), "strategy": job.strategy, "init_from": origin})
 
 
+def _command(job: Job) -> list[str]:
+    return [sys.executable, "-m", "alt_jax.ablate", str(job.beside(".json")), str(job.folder)]
+
+
 def _run_job(path: Path, folder: Path) -> None:
     """What a process does: one run."""
     job = json.loads(path.read_text())
@@ -285,6 +308,7 @@ def ablate(config: Config, study: Study, *, seeds: int, folder: Path, jobs: int,
 
     Raises:
       InputError: A dataset or an arm cannot be used; nothing was run then.
+      alt_jax.errors.Stopped: A signal came, and what was running has saved.
     """
     groups = plan(config, study, seeds, folder)
     planned = [job for group in groups for job in group]
@@ -297,7 +321,14 @@ def ablate(config: Config, study: Study, *, seeds: int, folder: Path, jobs: int,
     return write(table(study, seeds, folder), folder)
 
 
+def _stop_with_parent() -> None:
+    """Stops this run when the study's process is gone, however it went: else two would soon work in one folder."""
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written, so this returns when the other end is closed
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
         _run_job(Path(sys.argv[1]), Path(sys.argv[2]))
     except InputError as error:

@@ -4,13 +4,10 @@ Step N means N updates applied. A checkpoint of step N is written after the eval
 so a run that goes on from it repeats nothing and loses nothing.
 """
 
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +24,7 @@ from alt_jax.errors import InputError, Stopped
 from alt_jax.objectives import Mean
 from alt_jax.run import Run
 from alt_jax.sharding import check_batch, replicate, replicated, split_rows
+from alt_jax.signals import stop_requests
 from alt_jax.tasks import Params, Task
 
 _LOG_EVERY = 50  # steps whose metrics are fetched at once, so that the host never waits for a single one
@@ -142,7 +140,8 @@ def train(
     run.rewind(step)
     log = _Log(run, plan.batch_size)
 
-    with jax.set_mesh(mesh), _signals() as stop, closing(checkpoints):  # closing waits for what is being saved
+    stopping = stop_requests("stopping after this step…")
+    with jax.set_mesh(mesh), stopping as stop, closing(checkpoints):  # closing waits for what is being saved
         while True:
             fresh = step > 0 and step != resumed
             epoch_ends = step % per_epoch == 0
@@ -156,7 +155,7 @@ def train(
                 log.flush()
                 checkpoints.save(step, state.params, state.optimizer, asdict(progress), score)
             if stop:
-                raise Stopped(f"stopped by {signal.Signals(stop[0]).name} at step {step} of {last}, saved")
+                raise Stopped(f"stopped by {stop[0].name} at step {step} of {last}, saved")
             if step == last or (plan.patience and progress.waited >= plan.patience):
                 break
             batch = split_rows(mesh, batch_at(rows, seed=plan.seed, step=step, batch_size=plan.batch_size))
@@ -239,21 +238,3 @@ class _Log:
 def _values(metrics: dict[str, Mean]) -> dict[str, float | None]:
     """Means on the host; None where nothing was weighed."""
     return {name: float(m.total) / float(m.weight) if m.weight else None for name, m in metrics.items()}
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Yields a list that SIGTERM and SIGINT add themselves to, so that the loop can save before it stops."""
-    received: list[int] = []
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        print("stopping after this step…", file=sys.stderr)
-
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = [signal.signal(number, handler) for number in numbers]
-    try:
-        yield received
-    finally:
-        for number, old in zip(numbers, previous, strict=True):
-            signal.signal(number, old)

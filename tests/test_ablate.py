@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import math
-import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
-from subprocess import CompletedProcess
-from typing import BinaryIO
 
 import pytest
 import scipy.stats
 from matplotlib.figure import Figure
+from tiny_runs import config_file
 
 from alt_jax import ablate, comparison, stages, studies
 from alt_jax.cli import run
@@ -225,14 +228,8 @@ def test_why_a_run_failed_is_what_it_said_last_the_last_time(tmp_path, monkeypat
         (75, b"stopped, saved\n", comparison.Missing(False, "not run to its end: stopped, saved")),
     ]
     for code, said, why in ends:
-
-        def end(
-            command: list[str], *, stdout: BinaryIO, code: int = code, said: bytes = said, **_: object
-        ) -> CompletedProcess[bytes]:
-            os.write(stdout.fileno(), said)
-            return CompletedProcess(command, code)
-
-        monkeypatch.setattr(ablate.subprocess, "run", end)
+        program = f"import os, sys; os.write(1, {said!r}); os._exit({code})"
+        monkeypatch.setattr(ablate, "_command", lambda job, program=program: [sys.executable, "-c", program])
         ablate.run([[job]], 1)
         assert ablate._by_log(job.folder) == why
     assert (tmp_path / "seed-0.log").read_text().startswith("Traceback")  # what was said before is kept
@@ -255,6 +252,35 @@ def test_a_real_study(tmp_path, tiny_config, tiny_dataset, capfd):
     assert (folder / "ctr" / "none" / "seed-0" / "result.json").stat().st_mtime_ns == result
     with pytest.raises(InputError, match=r"seed-0 was run with ctr.dim = .*; give another --run-dir"):
         ablate.ablate(tiny_config.override({"ctr.dim": 5}), good, seeds=1, folder=folder, jobs=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_never_outlives_its_study(tmp_path, tiny_config, tiny_dataset, number):
+    """Else the study, started again, would have two processes in one run folder."""
+    endless = tiny_config.override({"finetune.ctr.epochs": 10**5, "finetune.ctr.patience": 10**5})
+    study, runs = tmp_path / "study.json", tmp_path / "runs"
+    study.write_text('{"one": {"pretrain": false}, "two": {"pretrain": false, "ctr.dropout": 0}}')
+    flags = ["--study", str(study), "--strategies", "ctr", "--seeds", "1", "--jobs", "1", "--run-dir", str(runs)]
+    command = [sys.executable, "-m", "alt_jax", "ablate", config_file(tmp_path, endless), *flags]
+    run, log = runs / "ctr" / "one" / "seed-0", runs / "ctr" / "one" / "seed-0.log"
+    deadline = time.monotonic() + 240
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not any(run.glob("checkpoints/*/params")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == (75 if number == signal.SIGTERM else -number)
+    if number == signal.SIGTERM:
+        assert said.startswith(
+            "stopping the runs…\nalt-jax ablate: stopped by SIGTERM, what was running has saved; start"
+        )
+    while not re.search(r"stopped by SIGTERM at step \d+ of \d+, saved$", log.read_text().strip()):
+        assert number == signal.SIGKILL, "the study did not wait for its run"
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+    assert not (runs / "ctr" / "two").exists()
 
 
 def test_the_mean_of_two_runs_is_evaluated_not_trained(tmp_path, tiny_config, tiny_dataset):

@@ -1,0 +1,31 @@
+"""SIGTERM and SIGINT as a request: what is running saves first, and then stops."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def stop_requests(notice: str, pass_on: Callable[[], None] = lambda: None) -> Iterator[list[signal.Signals]]:
+    """Yields a list that SIGTERM and SIGINT add themselves to; the earlier handlers come back at the end.
+
+    Args:
+      notice: What standard error says when one comes.
+      pass_on: Called when one comes.
+    """
+    received: list[signal.Signals] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        print(notice, file=sys.stderr, flush=True)
+        pass_on()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield received
+    finally:
+        for number, old in zip(numbers, previous, strict=True):
+            signal.signal(number, old)
