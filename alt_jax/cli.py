@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -175,8 +176,14 @@ class DemoOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command and exits with its code."""
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    """Runs a command and exits with its code; with that of SIGPIPE where the reader of its output has gone."""
+    try:
+        code = run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `alt-jax ablate --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at the end complains
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,6 +106,17 @@ def test_module_and_exit_code() -> None:
     assert found.returncode == 2
     assert found.stderr == "alt-jax pretrain: Config /no/such.py does not exist; the shipped ones are in configs/.\n"
     assert found.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ablate", "--help"], ["list", "towers"]])
+def test_the_reader_of_the_output_may_go(arguments: list[str]) -> None:
+    """`alt-jax ablate --help | head` says no more than head shows."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "alt_jax", *arguments]
+    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize(
