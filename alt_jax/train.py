@@ -27,7 +27,8 @@ from alt_jax.sharding import check_batch, replicate, replicated, split_rows
 from alt_jax.signals import stop_requests
 from alt_jax.tasks import Params, Task
 
-_LOG_EVERY = 50  # steps whose metrics are fetched at once, so that the host never waits for a single one
+_LOG_EVERY = 50  # steps whose metrics are fetched at once
+_AHEAD = 4  # steps that the host is ahead of the devices at most: what is under way, a signal has to wait for
 
 
 class State(NamedTuple):
@@ -202,6 +203,8 @@ class _Log:
     def add(self, step: int, metrics: dict[str, Mean]) -> None:
         """Keeps the metrics of an update; fetches them with those before once there are enough."""
         self._pending.append((step, metrics))
+        if len(self._pending) > _AHEAD:
+            jax.block_until_ready(self._pending[-1 - _AHEAD])
         if len(self._pending) == _LOG_EVERY:
             self.flush()
 

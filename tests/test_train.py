@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import pytest
 from tiny_runs import config_file, longer, trained
 
 from alt_jax import cli
+from alt_jax import train as loop
 from alt_jax.bridge import encoder_config
 from alt_jax.checkpoint import load_params
 from alt_jax.config import Config
@@ -180,6 +181,21 @@ def test_checkpoints_within_an_epoch(open_run: Callable[[str], Run], fit: Fit) -
     whole, _ = fit(open_run("whole"), scores([0.5, 0.6, 0.7]))
     assert_same(params, whole)
     assert without_speed(records(run)) == without_speed(records(open_run("whole")))
+
+
+def test_the_host_is_a_few_steps_ahead_at_most(open_run: Callable[[str], Run]) -> None:
+    """Else a signal would wait for all that has been handed to the device."""
+
+    class UnderWay:
+        done = False
+
+        def block_until_ready(self) -> None:
+            self.done = True
+
+    log, steps = loop._Log(open_run("ahead"), 8), [UnderWay() for _ in range(20)]
+    for step, metric in enumerate(steps):
+        log.add(step, {"loss": Mean(cast(Any, metric), jnp.ones(()))})
+        assert [metric.done for metric in steps[: step + 1]].count(False) <= 4
 
 
 @pytest.mark.parametrize(("batch", "said"), [(12, "multiple of 8"), (80, "larger than the 67 training rows")])
