@@ -20,4 +20,5 @@ fi
 "$python" -m ruff check
 "$python" -m ruff format --check
 "$python" -m mypy
+"$python" benchmarks/results_page.py --check
 exec "$python" -m pytest "$@"
