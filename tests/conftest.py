@@ -41,6 +41,16 @@ from alt_jax.data.prepare import prepare  # noqa: E402
 from alt_jax.pretraining import Pretrain  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What this process has compiled, it does not compile again.
+
+    The processes that tests start have no part in it: JAX does not write its cache atomically, and some are killed.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 @pytest.fixture(scope="module")
 def quick_compile() -> Iterator[None]:
     """Compiles without XLA's optimisations, in half the time: compiling is all there is to wait for in tiny models."""
