@@ -305,6 +305,8 @@ class FinetuneConfig:
       text_learning_rate: Of the text tower (AdamW).
       weight_decay: Decoupled, on the text tower's matrices.
       l2: Times the sum of squares of all embeddings and first-order weights, added to the loss.
+      l2_towards: What those are held near: `zero`, or `start`: where the run started, which after a pretraining is what
+        it has learned.
     """
 
     batch_size: PositiveInt = 1024
@@ -314,6 +316,7 @@ class FinetuneConfig:
     text_learning_rate: PositiveFloat = 5e-5
     weight_decay: Weight = 1e-3
     l2: Weight = 0.0
+    l2_towards: Literal["zero", "start"] = "zero"
 
 
 @dataclass(frozen=True, config=_STRICT)

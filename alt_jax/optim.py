@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from alt_jax.config import FinetuneConfig, PretrainConfig
@@ -46,6 +47,7 @@ def decayed(params: Any) -> Any:
 
 
 _TEXT, _REST = r"text(_second)?/.*", r"(?!text(_second)?/).*"
+_TABLES = r"(ctr/embedding|ctr_logit/linear)/.*"
 
 
 def pretrain_optimizer(config: PretrainConfig, steps: int) -> optax.GradientTransformation:
@@ -61,9 +63,29 @@ def pretrain_optimizer(config: PretrainConfig, steps: int) -> optax.GradientTran
 
 
 def finetune_optimizer(config: FinetuneConfig) -> optax.GradientTransformation:
-    """AdamW for the text tower, Adam for the rest, each at its own constant rate."""
+    """AdamW for the text tower, Adam for the rest, each at its own constant rate; L2 on the tables of ids."""
+    adam = optax.adam(config.learning_rate)
     groups = {
         "text": optax.adamw(config.text_learning_rate, weight_decay=config.weight_decay, mask=decayed),
-        "rest": optax.adam(config.learning_rate),
+        "tables": optax.chain(gaussian_prior(config.l2, config.l2_towards), adam) if config.l2 else adam,
+        "rest": adam,
     }
-    return optax.multi_transform(groups, lambda params: group_params(params, {"text": _TEXT, "rest": _REST}))
+    patterns = {"text": _TEXT, "tables": _TABLES, "rest": f"(?!{_TABLES}){_REST}"}
+    return optax.multi_transform(groups, lambda params: group_params(params, patterns))
+
+
+def gaussian_prior(l2: float, towards: Literal["zero", "start"]) -> optax.GradientTransformation:
+    """Adds the gradient of l2 · ‖w − w₀‖², w₀ = 0 or the parameters that `init` was given.
+
+    The whole tables, whatever a batch holds: one Gaussian prior for every id, so that an id seen twice is held back as
+    strongly as one seen often, and a batch's size does not change the objective. With the start as its centre the prior
+    is what a pretraining has left: L2-SP (Li et al. 2018, arXiv 1802.01483). It stands before Adam, which then moves an
+    id that no batch holds by about the learning rate a step: not the same as decoupled decay.
+    """
+    if towards == "zero":
+        return optax.add_decayed_weights(2 * l2)
+
+    def update(updates: Any, start: Any, params: Any) -> tuple[Any, Any]:
+        return jax.tree.map(lambda g, w, w0: g + 2 * l2 * (w - w0), updates, params, start), start
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.copy, params), update)

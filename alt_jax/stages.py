@@ -110,7 +110,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         return done
     mesh = make_mesh()
     _steps(mesh, dataset, plan)
-    task = Finetune(ALT(config, dataset.schema, encoder), strategy, recipe.l2)
+    task = Finetune(ALT(config, dataset.schema, encoder), strategy)
     params, summary = _start(task, config, strategy, init_from, dataset, encoder)
     run.start()
 
@@ -161,8 +161,7 @@ def finetune_task(run: Run) -> Finetune:
     """The task of a finetuning run."""
     strategy = run.origin.strategy
     assert strategy is not None
-    recipe: FinetuneConfig = getattr(run.config.finetune, strategy)
-    return Finetune(ALT(run.config, run.schema, run.encoder), strategy, recipe.l2)
+    return Finetune(ALT(run.config, run.schema, run.encoder), strategy)
 
 
 def open_dataset(run: Run) -> Dataset:

@@ -7,7 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
 from alt_jax import objectives
@@ -82,12 +81,10 @@ class Finetune:
     Attributes:
       model: Towers and logits.
       strategy: Which towers predict.
-      l2: Times the sum of squares of the CTR tower's embeddings and first-order weights, all rows of both.
     """
 
     model: ALT
     strategy: Strategy
-    l2: float
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters of what the strategy uses."""
@@ -120,7 +117,7 @@ class Finetune:
     def loss(
         self, params: Params, pieces: Pieces, batch: Batch, key: jax.Array
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-        """BCE of the strategy's logit, for `joint` also of its two parts, plus L2 on the tables of ids."""
+        """BCE of the strategy's logit, for `joint` also of its two parts."""
         inputs = self._inputs(pieces, batch.values, text_length(self.model.schema.text.length))
         logits = train_caller(self.model, params, key)("click", self.strategy, *inputs)
         means = {
@@ -128,11 +125,6 @@ class Finetune:
             for name, logit in logits.items()
         }
         total = sum((mean.value for mean in means.values()), start=jnp.zeros(()))
-        if self.l2 and self.strategy != "plm":
-            # The whole tables, whatever the batch holds: one Gaussian prior for every id, so that an id seen twice is
-            # held back as strongly as one seen often, and a batch's size does not change the objective.
-            tables = params["ctr"]["embedding"], params["ctr_logit"].get("linear", {})
-            total += self.l2 * optax.tree.norm(tables, squared=True)
         return total, {"loss": Mean(total, jnp.ones(())), **means}
 
     def logit(self, params: Params, pieces: Pieces, values: Int[Array, "B S"], length: int) -> Float[Array, " B"]:

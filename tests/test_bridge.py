@@ -32,7 +32,7 @@ STRATEGIES: tuple[Strategy, ...] = ("ctr", "plm", "joint")
 def fresh(config: Config, dataset: Dataset, strategy: Strategy) -> tuple[dict[str, Any], EncoderConfig]:
     """Parameters' shapes stand for fresh parameters: what is not replaced must come back as it is."""
     encoder = encoder_config(config.text, dataset.schema)
-    task = Finetune(ALT(config, dataset.schema, encoder), strategy, 0.0)
+    task = Finetune(ALT(config, dataset.schema, encoder), strategy)
     return jax.eval_shape(task.init, jax.random.key(0)), encoder
 
 

@@ -32,11 +32,11 @@ def means(metrics) -> dict[str, float]:
 
 @pytest.mark.parametrize("strategy", ["ctr", "plm", "joint"])
 def test_finetuning_losses(strategy, plain_config, tiny_dataset, pieces, batch):
-    """BCE of the strategy's logit; for `joint` those of both parts too; L2 on the whole id tables but for `plm`."""
+    """BCE of the strategy's logit; for `joint` those of both parts too."""
     schema = tiny_dataset.schema
     config = plain_config.override({"finetune.joint.alpha": 0.3})
     model = ALT(config, schema, bridge.encoder_config(plain_config.text, schema))
-    task = Finetune(model, strategy, l2=0.01)
+    task = Finetune(model, strategy)
     params = fresh(task)
     weighted = batch._replace(weight=batch.weight.at[2].set(0.0))
     total, metrics = jax.jit(task.loss)(params, pieces, weighted, jax.random.key(0))
@@ -57,9 +57,6 @@ def test_finetuning_losses(strategy, plain_config, tiny_dataset, pieces, batch):
         bce = -sum(log_sigmoid(logit[i]) if batch.label[i] else log_sigmoid(-logit[i]) for i in kept) / len(kept)
         assert found[f"bce/{name}"] == pytest.approx(bce, rel=1e-5)
         expected += bce
-    if strategy != "plm":
-        embeddings, weights = params["ctr"]["embedding"]["embedding"], params["ctr_logit"]["linear"]["embedding"]
-        expected += 0.01 * sum(float(v) ** 2 for table in (embeddings, weights) for row in table for v in row)
     assert float(total) == pytest.approx(expected, rel=1e-5)
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -73,7 +70,7 @@ def test_two_text_towers_read_a_half_of_the_prompt_each(plain_config, tiny_datas
     """CTR-BERT: what stands in the other half changes nothing; both halves together are the whole prompt."""
     schema = tiny_dataset.schema
     config = plain_config.override({"finetune.plm.towers": "two"})
-    task = Finetune(ALT(config, schema, bridge.encoder_config(config.text, schema)), "plm", l2=0.0)
+    task = Finetune(ALT(config, schema, bridge.encoder_config(config.text, schema)), "plm")
     params = fresh(task)
     assert set(params) == {"text", "text_second", "two_text_logit"}
     length = 8 * -(-schema.text.length // 8)

@@ -376,7 +376,7 @@ def test_all_losses_and_strategies_take_every_kind(prepared, batch, make_pretrai
     )
     pieces = jax.tree.map(jnp.asarray, dataset.pieces)
     task = make_pretrain(config, batch_size=16, dataset=dataset)
-    for each in (task, Finetune(task.model, "joint", 1e-3)):
+    for each in (task, Finetune(task.model, "joint")):
         params = jax.jit(each.init)(jax.random.key(0))
         (loss, metrics), grads = jax.jit(jax.value_and_grad(each.loss, has_aux=True))(
             params, pieces, batch, jax.random.key(1)

@@ -122,7 +122,7 @@ def test_tower_pretrains_and_finetunes(name, plain_config, tiny_dataset, make_pr
     config = dataclasses.replace(plain_config, ctr=ctr)
     pieces = jax.tree.map(jnp.asarray, tiny_dataset.pieces)
     model = ALT(config, tiny_dataset.schema, bridge.encoder_config(config.text, tiny_dataset.schema))
-    for task in (make_pretrain(config, batch_size=8), Finetune(model, "joint", 1e-3)):
+    for task in (make_pretrain(config, batch_size=8), Finetune(model, "joint")):
         params = jax.jit(task.init)(jax.random.key(0))
         step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
         (loss, _), grads = step(params, pieces, batch, jax.random.key(1))
