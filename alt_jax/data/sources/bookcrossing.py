@@ -37,6 +37,8 @@ FIELDS = (
     FieldConfig("publisher", "Publisher"),
 )
 LINKED = (("isbn", "title"),)
+# Wider groups, for configs: the reader and the book.
+SIDES = (("user_id", "location", "age"), ("isbn", "title", "author", "year", "publisher"))
 RATINGS, USERS, BOOKS = "BX-Book-Ratings.csv", "BX-Users.csv", "BX-Books.csv"
 _COLUMNS = {
     RATINGS: {"User-ID": "user_id", "ISBN": "isbn", "Book-Rating": "rating"},
