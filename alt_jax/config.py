@@ -304,9 +304,9 @@ class FinetuneConfig:
       learning_rate: Of everything but the text tower (Adam).
       text_learning_rate: Of the text tower (AdamW).
       weight_decay: Decoupled, on the text tower's matrices.
-      l2: Times the sum of squares of all embeddings and first-order weights, added to the loss.
-      l2_towards: What those are held near: `zero`, or `start`: where the run started, which after a pretraining is what
-        it has learned.
+      l2: Times the squared distance of all embeddings and first-order weights from `l2_towards`; its gradient is added
+        to that of the loss.
+      l2_towards: `zero`, or `start`: where the run started, which after a pretraining is what it has learned.
     """
 
     batch_size: PositiveInt = 1024

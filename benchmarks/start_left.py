@@ -31,10 +31,13 @@ def start_left(folder: Path) -> None:
     print("| occurrences | ids | size at start | size at best step | cosine |\n|---|---|---|---|---|")
     for low, high in zip(BOUNDS, (*BOUNDS[1:], np.inf), strict=True):
         rows = (count >= low) & (count < high)
+        if not rows.any():
+            continue
         b, a = before[rows], after[rows]
         cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
         sizes = (f"{np.sqrt((x**2).mean()):.4f}" for x in (b, a))
-        print(f"| {low:,} to {high - 1:,} | {rows.sum():,} | {' | '.join(sizes)} | {cosine.mean():.2f} |")
+        often = f"{low:,} and more" if high == np.inf else f"{low:,} to {high - 1:,}"
+        print(f"| {often} | {rows.sum():,} | {' | '.join(sizes)} | {cosine.mean():.2f} |")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from alt_jax import bridge
 from alt_jax.config import FinetuneConfig
-from alt_jax.optim import finetune_optimizer
+from alt_jax.models.alt import ALT
+from alt_jax.optim import finetune_optimizer, path_name
+from alt_jax.tasks import Finetune
 
 RECIPE = FinetuneConfig(learning_rate=0.1, text_learning_rate=0.03, weight_decay=0.2, l2=0.05)
 PATHS = (
@@ -77,3 +80,17 @@ def test_l2_holds_tables_of_ids_and_nothing_else(towards):
             if path == PATHS[0] and i[0] == 1:
                 moved = abs(float(leaf[i]) - start)
                 assert moved < 1e-6 if towards == "start" else moved > 0.1
+
+
+@pytest.mark.parametrize("strategy", ["ctr", "plm", "joint"])
+def test_l2_finds_the_tables_of_a_real_model(strategy, plain_config, tiny_dataset):
+    """Without gradients and weight decay, L2 alone moves parameters: the table of ids and the first-order weights."""
+    encoder = bridge.encoder_config(plain_config.text, tiny_dataset.schema)
+    task = Finetune(ALT(plain_config, tiny_dataset.schema, encoder), strategy)
+    params = jax.tree.map(jnp.ones_like, jax.eval_shape(task.init, jax.random.key(0)))
+    optimizer = finetune_optimizer(dataclasses.replace(RECIPE, weight_decay=0.0))
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(optimizer.update)(still, jax.jit(optimizer.init)(params), params)
+    moved = {path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(updates) if leaf.any()}
+    tables = {"ctr/embedding/embedding", "ctr_logit/linear/embedding"}
+    assert moved == (set() if strategy == "plm" else tables)
