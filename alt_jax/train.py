@@ -130,7 +130,7 @@ def train(
     key = jax.random.key(plan.seed)
     update = jax.jit(make_step(task, optimizer), donate_argnums=0)
     checkpoints = Checkpoints(run.folder)
-    state = _initial_state(mesh, params, optimizer)
+    state = initial_state(mesh, params, optimizer)
     progress, step = Progress(), 0
     resumed = checkpoints.latest()
     if resumed is not None:
@@ -166,7 +166,7 @@ def train(
     return state.params, progress
 
 
-def _initial_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation) -> State:
+def initial_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation) -> State:
     # Copied inside jit: the step donates its state, and the caller keeps its parameters.
     make = jax.jit(
         lambda params: State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params)),

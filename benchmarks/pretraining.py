@@ -1,0 +1,145 @@
+"""The pretraining step: rows/s, and the share of the machine's matrix rate that it reaches.
+
+    python benchmarks/pretraining.py DATASET --tower tinybert --batch 128
+
+DATASET is a prepared folder (`alt-jax prepare configs/movielens_1m.py:minilm …`); the tower gets the named sizes and
+random weights. The floor is counted by hand: products on real tokens only, forward and twice that backward. `matrix` is
+the rate of a large product in the tower's type, `tower products` that of the products which the tower is made of, at
+the step's number of tokens. All rates are of this process, taken in turn.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+
+from alt_jax import masking, mlm
+from alt_jax.config import Config
+from alt_jax.data.batches import batch_at
+from alt_jax.data.dataset import Dataset
+from alt_jax.data.prompt import prompt_lengths
+from alt_jax.models.bert import BertConfig
+from alt_jax.optim import pretrain_optimizer
+from alt_jax.pretraining import Pretrain
+from alt_jax.sharding import make_mesh, replicate, split_rows
+from alt_jax.train import initial_state, make_step
+from configs import movielens_1m
+
+
+def experiment(arguments) -> tuple[Config, Dataset, BertConfig]:
+    """MovieLens-1M's configuration at the asked sizes."""
+    config = movielens_1m.get_config("scratch")
+    text = dataclasses.replace(config.text, dtype=arguments.dtype)
+    pretrain = dataclasses.replace(config.pretrain, batch_size=arguments.batch)
+    config = dataclasses.replace(config, text=text, pretrain=pretrain).override(dict(arguments.set))
+    dataset = Dataset.load(arguments.dataset)
+    layers, width, heads, inner = measure.TOWERS[arguments.tower]
+    encoder = BertConfig(
+        vocab_size=arguments.vocab or dataset.schema.text.vocab_size,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=512,
+        pad_token_id=dataset.schema.text.pad_id,
+    )
+    return config, dataset, encoder
+
+
+def main() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("dataset")
+    parser.add_argument("--tower", choices=measure.TOWERS, default="tinybert")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--vocab", type=int, default=0, help="tokens of the tower, where it has more than the dataset")
+    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="any config value")
+    arguments = parser.parse_args()
+    config, dataset, encoder = experiment(arguments)
+    task = Pretrain.build(config, dataset, encoder)
+    mesh = make_mesh()
+    optimizer = pretrain_optimizer(config.pretrain, 1000)
+    params = jax.jit(task.init)(jax.random.key(0))
+    pieces, key = replicate(mesh, dataset.pieces), jax.random.key(0)
+    batches = [batch_at(dataset.train, seed=0, step=i, batch_size=arguments.batch) for i in range(8)]
+    with jax.set_mesh(mesh):
+        state = initial_state(mesh, params, optimizer)
+        lowered = jax.jit(make_step(task, optimizer), donate_argnums=0).lower(state, pieces, split_rows(mesh, batches[0]), key)
+        step = lowered.compile()
+        number = 0
+
+        def train() -> jax.Array:
+            nonlocal state, number
+            state, metrics = step(state, pieces, split_rows(mesh, batches[number % len(batches)]), key)
+            number += 1
+            return metrics["loss"].total
+
+        lengths = [prompt_lengths(dataset.pieces, batch.values, dataset.schema.widths) for batch in batches]
+        tokens = int(np.mean([n.sum() for n in lengths]))
+        flops = _flops(task, config, encoder, dataset, lengths, params)
+        products = _tower_products(encoder, tokens, config.text.dtype)
+        large, large_flops = measure.product(*((2048,) * 3 if mesh.devices.flat[0].platform == "cpu" else (8192,) * 3), config.text.dtype)
+        works = {"step": train, "matrix": large} | {name: work for name, (work, _) in products.items()}
+        found = measure.interleaved(works, arguments.rounds)
+        
+    total = sum(flops.values())
+    tower_rate = sum(count for _, count in products.values()) / sum(found[name] for name in products)
+    matrix_rate = large_flops / found["matrix"]
+    analysis = step.cost_analysis() or {}
+    measure.show(
+        "pretraining step",
+        {
+            "tower": arguments.tower,
+            "batch": arguments.batch,
+            "dtype": config.text.dtype,
+            "tokens a row": tokens / arguments.batch,
+            "mlm capacity": task.capacity,
+            "ms a step": 1e3 * found["step"],
+            "rows/s": arguments.batch / found["step"],
+            **{f"GFLOP a step: {name}": count / 1e9 for name, count in flops.items()},
+            "GFLOP a step by XLA": analysis.get("flops", float("nan")) / 1e9,
+            "GFLOP/s of the step": total / found["step"] / 1e9,
+            "GFLOP/s of a large product": matrix_rate / 1e9,
+            "GFLOP/s of the tower's products": tower_rate / 1e9,
+            "share of a large product's rate": total / found["step"] / matrix_rate,
+            "share of the tower's products' rate": total / found["step"] / tower_rate,
+            "GB of temporaries": step.memory_analysis().temp_size_in_bytes / 1e9,
+        },
+        arguments.json,
+    )
+
+
+def _flops(task: Pretrain, config: Config, encoder: BertConfig, dataset: Dataset, lengths, params) -> dict[str, float]:
+    """Products of a step that have to be, by part: forward, and twice that backward."""
+    rows, width = config.pretrain.batch_size, encoder.hidden_size
+    whole = float(np.mean([measure.text_flops(encoder, n) for n in lengths]))
+    sample = np.asarray(dataset.train.values[:100_000])
+    from alt_jax.data.prompt import maskable_tokens
+    per_field = maskable_tokens(dataset.pieces, sample, dataset.schema.widths)
+    units = masking.mask_units(dataset.schema, config.mask)
+    hidden = rows * masking.num_masked_units(units, config.mask.rate) * per_field.sum(axis=1).mean() / len(units)
+    represented = jax.eval_shape(lambda p: task.model.apply({"params": p}, *_blank(task), train=False, method="represent"), params)
+    head = 2 * hidden * ((width + represented.shape[1]) * width + width * encoder.vocab_size)
+    passes = 2 if config.loss.mlm else 1
+    tables = measure.dense_flops(params["ctr"], rows)
+    return {
+        "text tower": 3 * passes * whole,
+        "MLM head": 3 * head if config.loss.mlm else 0.0,
+        "CTR tower": 3 * 2 * tables,
+    }
+
+
+def _blank(task):
+    from alt_jax.tasks import blank_row
+    return blank_row(task.model.schema)
+
+
+def _tower_products(encoder: BertConfig, tokens: int, dtype: str):
+    d, inner = encoder.hidden_size, encoder.intermediate_size
+    return {f"{a}x{b}": measure.product(tokens, a, b, dtype) for a, b in ((d, d), (d, inner), (inner, d))}
+
+
+if __name__ == "__main__":
+    main()
