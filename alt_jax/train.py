@@ -167,6 +167,7 @@ def train(
 
 
 def initial_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation) -> State:
+    """Step 0 of a run that starts from `params`, on every device."""
     # Copied inside jit: the step donates its state, and the caller keeps its parameters.
     make = jax.jit(
         lambda params: State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params)),

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's own rates, medians of interleaved runs, FLOPs counted by hand, the output."""
+"""What the benchmarks share: the machine's own rates, medians of runs taken in turn, FLOPs counted by hand, output."""
 
 import argparse
 import datetime
@@ -74,7 +74,8 @@ def text_flops(encoder: EncoderConfig, lengths: Any, *, cls_only: bool = False) 
 def dense_flops(params: Any, rows: int) -> float:
     """Products of one forward pass through the matrices of a tree, each applied once a row; tables do not count."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return float(sum(2 * rows * leaf.size for path, leaf in leaves if path[-1].key not in ("embedding", "table", "bias")))
+    no_product = ("embedding", "table", "bias")
+    return float(sum(2 * rows * leaf.size for path, leaf in leaves if path[-1].key not in no_product))
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -9,26 +9,27 @@ the step's number of tokens. All rates are of this process, taken in turn.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import measure
 import numpy as np
 
-from alt_jax import masking, mlm
+from alt_jax import masking
 from alt_jax.config import Config
 from alt_jax.data.batches import batch_at
 from alt_jax.data.dataset import Dataset
-from alt_jax.data.prompt import prompt_lengths
+from alt_jax.data.prompt import maskable_tokens, prompt_lengths
 from alt_jax.models.bert import BertConfig
 from alt_jax.optim import pretrain_optimizer
 from alt_jax.pretraining import Pretrain
 from alt_jax.sharding import make_mesh, replicate, split_rows
+from alt_jax.tasks import blank_row
 from alt_jax.train import initial_state, make_step
 from configs import movielens_1m
 
 
-def experiment(arguments) -> tuple[Config, Dataset, BertConfig]:
+def experiment(arguments: Any) -> tuple[Config, Dataset, BertConfig]:
     """MovieLens-1M's configuration at the asked sizes."""
     config = movielens_1m.get_config("scratch")
     text = dataclasses.replace(config.text, dtype=arguments.dtype)
@@ -55,7 +56,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--vocab", type=int, default=0, help="tokens of the tower, where it has more than the dataset")
-    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="any config value")
+    pair = ("NAME", "VALUE")
+    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=pair, help="any config value")
     arguments = parser.parse_args()
     config, dataset, encoder = experiment(arguments)
     task = Pretrain.build(config, dataset, encoder)
@@ -66,8 +68,8 @@ def main() -> None:
     batches = [batch_at(dataset.train, seed=0, step=i, batch_size=arguments.batch) for i in range(8)]
     with jax.set_mesh(mesh):
         state = initial_state(mesh, params, optimizer)
-        lowered = jax.jit(make_step(task, optimizer), donate_argnums=0).lower(state, pieces, split_rows(mesh, batches[0]), key)
-        step = lowered.compile()
+        update, first = jax.jit(make_step(task, optimizer), donate_argnums=0), split_rows(mesh, batches[0])
+        step = update.lower(state, pieces, first, key).compile()
         number = 0
 
         def train() -> jax.Array:
@@ -80,10 +82,11 @@ def main() -> None:
         tokens = int(np.mean([n.sum() for n in lengths]))
         flops = _flops(task, config, encoder, dataset, lengths, params)
         products = _tower_products(encoder, tokens, config.text.dtype)
-        large, large_flops = measure.product(*((2048,) * 3 if mesh.devices.flat[0].platform == "cpu" else (8192,) * 3), config.text.dtype)
+        side = 2048 if jax.default_backend() == "cpu" else 8192
+        large, large_flops = measure.product(side, side, side, config.text.dtype)
         works = {"step": train, "matrix": large} | {name: work for name, (work, _) in products.items()}
         found = measure.interleaved(works, arguments.rounds)
-        
+
     total = sum(flops.values())
     tower_rate = sum(count for _, count in products.values()) / sum(found[name] for name in products)
     matrix_rate = large_flops / found["matrix"]
@@ -111,17 +114,20 @@ def main() -> None:
     )
 
 
-def _flops(task: Pretrain, config: Config, encoder: BertConfig, dataset: Dataset, lengths, params) -> dict[str, float]:
+def _flops(
+    task: Pretrain, config: Config, encoder: BertConfig, dataset: Dataset, lengths: list[Any], params: Any
+) -> dict[str, float]:
     """Products of a step that have to be, by part: forward, and twice that backward."""
     rows, width = config.pretrain.batch_size, encoder.hidden_size
     whole = float(np.mean([measure.text_flops(encoder, n) for n in lengths]))
     sample = np.asarray(dataset.train.values[:100_000])
-    from alt_jax.data.prompt import maskable_tokens
     per_field = maskable_tokens(dataset.pieces, sample, dataset.schema.widths)
     units = masking.mask_units(dataset.schema, config.mask)
     hidden = rows * masking.num_masked_units(units, config.mask.rate) * per_field.sum(axis=1).mean() / len(units)
-    represented = jax.eval_shape(lambda p: task.model.apply({"params": p}, *_blank(task), train=False, method="represent"), params)
-    head = 2 * hidden * ((width + represented.shape[1]) * width + width * encoder.vocab_size)
+    representation = jax.eval_shape(
+        lambda p: task.model.apply({"params": p}, *blank_row(dataset.schema), train=False, method="represent"), params
+    )
+    head = 2 * hidden * ((width + representation.shape[1]) * width + width * encoder.vocab_size)
     passes = 2 if config.loss.mlm else 1
     tables = measure.dense_flops(params["ctr"], rows)
     return {
@@ -131,12 +137,8 @@ def _flops(task: Pretrain, config: Config, encoder: BertConfig, dataset: Dataset
     }
 
 
-def _blank(task):
-    from alt_jax.tasks import blank_row
-    return blank_row(task.model.schema)
-
-
-def _tower_products(encoder: BertConfig, tokens: int, dtype: str):
+def _tower_products(encoder: BertConfig, tokens: int, dtype: str) -> dict[str, Any]:
+    """The products that a layer is made of: an attention projection, and both of the feed-forward half."""
     d, inner = encoder.hidden_size, encoder.intermediate_size
     return {f"{a}x{b}": measure.product(tokens, a, b, dtype) for a, b in ((d, d), (d, inner), (inner, d))}
 

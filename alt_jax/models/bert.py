@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from alt_jax.errors import InputError
+from alt_jax.models.dropout import Dropout
 from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm
 
 
@@ -121,7 +122,7 @@ class Embeddings(nn.Module):
         # All our tokens are of one sentence, so the type is 0 throughout; the table is kept whole for the round trip.
         types = table(config.type_vocab_size, "token_type_embeddings")(jnp.zeros((1, 1), jnp.int32))
         states = layer_norm(config.layer_norm_eps, "LayerNorm")(words + positions + types).astype(self.dtype)
-        return nn.Dropout(config.hidden_dropout_prob, name="dropout")(states, deterministic=not train)
+        return Dropout(config.hidden_dropout_prob, name="dropout")(states, train=train)
 
     def _positions(self, mask: Bool[Array, "B L"]) -> Int[Array, "b L"]:
         """BERT counts columns. RoBERTa counts real tokens from `pad_token_id + 1`; padding stands at `pad_token_id`."""
@@ -149,7 +150,7 @@ class SelfAttention(nn.Module):
             for name, x in zip(("query", "key", "value"), (states[:, :wanted], states, states), strict=True)
         )
         rate = config.attention_probs_dropout_prob
-        dropout = nn.Dropout(rate, deterministic=False, name="dropout") if train and rate > 0 else None
+        dropout = Dropout(rate, name="dropout") if train and rate > 0 else None
         return attend(query, key, value, mask[:, None, None, :], dropout)
 
 
@@ -165,7 +166,7 @@ class ResidualOutput(nn.Module):
     ) -> Float[Array, "B L D"]:
         """LayerNorm(residual + dropout(W hidden))."""
         hidden = _dense(self.config, self.config.hidden_size, self.dtype, "dense")(hidden)
-        hidden = nn.Dropout(self.config.hidden_dropout_prob, name="dropout")(hidden, deterministic=not train)
+        hidden = Dropout(self.config.hidden_dropout_prob, name="dropout")(hidden, train=train)
         return layer_norm(self.config.layer_norm_eps, "LayerNorm")(hidden + residual).astype(self.dtype)
 
 

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from alt_jax.models.dropout import Dropout
 from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm
 
 _EPSILON = 1e-12  # fixed in transformers
@@ -73,7 +74,7 @@ class Embeddings(nn.Module):
         )
         states = words(tokens) + positions(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None])
         states = layer_norm(_EPSILON, "LayerNorm")(states).astype(self.dtype)
-        return nn.Dropout(config.dropout, name="dropout")(states, deterministic=not train)
+        return Dropout(config.dropout, name="dropout")(states, train=train)
 
 
 class Attention(nn.Module):
@@ -94,7 +95,7 @@ class Attention(nn.Module):
             for name, x in zip(("q_lin", "k_lin", "v_lin"), (states[:, :wanted], states, states), strict=True)
         )
         rate = config.attention_dropout
-        dropout = nn.Dropout(rate, deterministic=False, name="dropout") if train and rate > 0 else None
+        dropout = Dropout(rate, name="dropout") if train and rate > 0 else None
         mixed = attend(query, key, value, mask[:, None, None, :], dropout)
         return _dense(config, config.hidden_size, self.dtype, "out_lin")(mixed)
 
@@ -111,7 +112,7 @@ class FeedForward(nn.Module):
         config = self.config
         wide = ACTIVATIONS[config.hidden_act](_dense(config, config.intermediate_size, self.dtype, "lin1")(states))
         narrow = _dense(config, config.hidden_size, self.dtype, "lin2")(wide)
-        return nn.Dropout(config.dropout, name="dropout")(narrow, deterministic=not train)
+        return Dropout(config.dropout, name="dropout")(narrow, train=train)
 
 
 class Layer(nn.Module):

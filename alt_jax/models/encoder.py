@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from alt_jax.errors import InputError
+from alt_jax.models.dropout import Dropout
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -217,7 +218,7 @@ def attend(
     key: Float[Array, "B L N H"],
     value: Float[Array, "B L N H"],
     allowed: Bool[Array, "B 1 q L"],
-    dropout: nn.Dropout | None = None,
+    dropout: Dropout | None = None,
 ) -> Float[Array, "B W D"]:
     """Scaled dot-product attention of N heads of width H, their results side by side (D = N·H).
 
@@ -234,7 +235,7 @@ def attend(
         # The fused kernels cannot drop single probabilities, so this one case is written out.
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
         scores = jnp.where(allowed, scores * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
-        weights = dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype))
+        weights = dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype), train=True)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
     return mixed.reshape((*mixed.shape[:2], -1))
 

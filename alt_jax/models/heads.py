@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from alt_jax.models.dropout import Dropout
 from alt_jax.schema import Schema
 
 
@@ -29,7 +30,7 @@ class Projection(nn.Module):
         """Projects one view of the rows."""
         first = nn.Dense(self.dim, name="first")(h.astype(jnp.float32))
         second = nn.Dense(self.dim, name="second")(nn.gelu(first, approximate=False))
-        z = nn.LayerNorm(name="norm")(first + nn.Dropout(self.dropout, deterministic=not train)(second))
+        z = nn.LayerNorm(name="norm")(first + Dropout(self.dropout)(second, train=train))
         return z / jnp.linalg.norm(z, axis=-1, keepdims=True) if self.normalize else z
 
 
@@ -53,7 +54,7 @@ class MLMHead(nn.Module):
         """Logits at K masked positions, each with the representation of its row, or without help from the table."""
         x = states.astype(jnp.float32)
         x = x if representation is None else jnp.concatenate([x, representation], axis=-1)
-        x = nn.Dropout(self.dropout, deterministic=not train)(jnp.tanh(nn.Dense(states.shape[-1], name="hidden")(x)))
+        x = Dropout(self.dropout)(jnp.tanh(nn.Dense(states.shape[-1], name="hidden")(x)), train=train)
         return nn.Dense(self.vocab_size, name="output")(x)
 
 

@@ -3,6 +3,8 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from alt_jax.models.dropout import Dropout
+
 
 class MLP(nn.Module):
     """ReLU layers, dropout after each.
@@ -20,5 +22,5 @@ class MLP(nn.Module):
         """x_{l+1} = dropout(ReLU(W_l x_l + b_l))."""
         for layer, width in enumerate(self.widths):
             x = nn.relu(nn.Dense(width, name=f"dense_{layer}")(x))
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout)(x, train=train)
         return x

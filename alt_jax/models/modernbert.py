@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from alt_jax.errors import InputError
+from alt_jax.models.dropout import Dropout
 from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -170,7 +171,7 @@ class Embeddings(nn.Module):
         init = nn.initializers.truncated_normal(config.initializer_range, lower=-cut, upper=cut)
         words = nn.Embed(config.vocab_size, config.hidden_size, embedding_init=init, name="tok_embeddings")(tokens)
         states = _norm(config, "norm")(words).astype(self.dtype)
-        return nn.Dropout(config.embedding_dropout, name="drop")(states, deterministic=not train)
+        return Dropout(config.embedding_dropout, name="drop")(states, train=train)
 
 
 class Attention(nn.Module):
@@ -190,11 +191,11 @@ class Attention(nn.Module):
         heads = (*states.shape[:2], 3, config.num_attention_heads, width // config.num_attention_heads)
         joint = _dense(config, 3 * width, self.dtype, "Wqkv", use_bias=bias)(states).reshape(heads)
         query, key, value = (joint[:, :, part] for part in range(3))
-        dropout = nn.Dropout(rate, deterministic=False, name="dropout") if train and rate > 0 else None
+        dropout = Dropout(rate, name="dropout") if train and rate > 0 else None
         query = rotate(query[:, :wanted], self.theta)
         mixed = attend(query, rotate(key, self.theta), value, allowed[:, :, :wanted], dropout)
         mixed = _dense(config, width, self.dtype, "Wo", use_bias=bias, out=True)(mixed)
-        return nn.Dropout(rate, name="out_drop")(mixed, deterministic=not train)
+        return Dropout(rate, name="out_drop")(mixed, train=train)
 
 
 class GeGLU(nn.Module):
@@ -210,7 +211,7 @@ class GeGLU(nn.Module):
         wide = _dense(config, 2 * config.intermediate_size, self.dtype, "Wi", use_bias=config.mlp_bias)(states)
         inner, gate = jnp.split(wide, 2, axis=-1)
         gated = ACTIVATIONS[config.hidden_act](inner) * gate
-        gated = nn.Dropout(config.mlp_dropout, name="drop")(gated, deterministic=not train)
+        gated = Dropout(config.mlp_dropout, name="drop")(gated, train=train)
         return _dense(config, config.hidden_size, self.dtype, "Wo", use_bias=config.mlp_bias, out=True)(gated)
 
 

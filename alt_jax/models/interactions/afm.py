@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from pydantic import PositiveInt
 
+from alt_jax.models.dropout import Dropout
 from alt_jax.models.interactions import Interaction, register
 
 
@@ -30,4 +31,4 @@ class AFM(Interaction):
         hidden = nn.relu(nn.Dense(self.attention, name="attention")(products))
         weights = jax.nn.softmax(nn.Dense(1, use_bias=False, name="score")(hidden)[..., 0], axis=1)
         pooled = jnp.einsum("bp,bpd->bd", weights, products)
-        return nn.Dropout(self.config.dropout, deterministic=not train)(pooled)
+        return Dropout(self.config.dropout)(pooled, train=train)

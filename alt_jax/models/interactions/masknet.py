@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import PositiveInt
 
+from alt_jax.models.dropout import Dropout
 from alt_jax.models.interactions import Interaction, register
 from alt_jax.models.mlp import MLP
 
@@ -53,7 +54,7 @@ class SerialMaskNet(Interaction):
         x = _normed(embeddings, "norm")
         for block, width in enumerate(self.config.hidden):
             x = MaskBlock(width, self.reduction, name=f"block_{block}")(v, x)
-            x = nn.Dropout(self.config.dropout, deterministic=not train)(x)
+            x = Dropout(self.config.dropout)(x, train=train)
         return x
 
 
