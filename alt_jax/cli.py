@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 import tyro
 from pydantic import ValidationError
 
-from alt_jax import __version__
+from alt_jax import __version__, programs
 from alt_jax.config import Config, Strategy, first_problem, load_config
 from alt_jax.errors import STOPPED, InputError, Stopped
 
@@ -201,6 +201,7 @@ def run(arguments: list[str]) -> int:
             raise InputError(f"there is no such command; `alt-jax --help` shows {', '.join(_COMMANDS)}.")
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # progress is read while it happens, also through a pipe
+        programs.keep()  # before jax is imported
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
         _COMMANDS[name](rest)
     except InputError as error:

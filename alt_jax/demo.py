@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, get_args
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Bool
@@ -114,8 +113,7 @@ def demo(folder: Path, seed: int, *, log: SyntheticConfig = LOG, recipe: Config 
     with clock.part("data"):
         dataset = _data(config, log)
 
-    with _compiled_once(folder / "compiled"):
-        results = _train(config, dataset, runs, clock)
+    results = _train(config, dataset, runs, clock)
     print("\n" + _table(dataset, best_possible(config, dataset), results, runs, clock.seconds))
 
 
@@ -147,19 +145,6 @@ def _table_order() -> Iterator[tuple[Strategy, bool]]:
     for strategy in _STRATEGIES:
         for aligned in (False, True):
             yield strategy, aligned
-
-
-@contextmanager
-def _compiled_once(folder: Path) -> Iterator[None]:
-    """Keeps compiled programs in `folder`, unless the user has a place for them: they serve all strategies twice."""
-    name = "jax_compilation_cache_dir"
-    before = getattr(jax.config, name)
-    if before is None:
-        jax.config.update(name, str(folder.resolve()))
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
 
 
 def _heading(number: int, what: str) -> None:

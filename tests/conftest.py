@@ -45,9 +45,12 @@ from alt_jax.pretraining import Pretrain  # noqa: E402
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What this process has compiled, it does not compile again.
 
-    The processes that tests start have no part in it: JAX does not write its cache atomically, and some are killed.
+    The processes that tests start have no part in it, nor in the user's: JAX does not write its cache atomically, and
+    some are killed.
     """
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

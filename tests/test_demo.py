@@ -53,6 +53,10 @@ def outputs(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("demo") / "demo"
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {  # as `alt-jax demo` has it: programs serve all strategies twice
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+    }
     first = subprocess.run(
         [sys.executable, __file__, str(folder)], env=environment, check=True, capture_output=True, text=True
     )

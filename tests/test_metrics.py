@@ -1,6 +1,7 @@
 """Metrics against slow definitions over pairs of rows, and their invariances."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -108,6 +109,60 @@ def test_auc_of_many_float32_scores_is_exact():
     assert metrics.auc(label, score) == pytest.approx(
         (below + upto) / 2 / (label.sum() * (label == 0).sum()), abs=1e-13
     )
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from([-2.5, -0.0, 0.0, 0.1, 0.3, 1.0, math.inf])), max_size=60),
+    st.sampled_from([np.float32, np.float64]),
+    st.sampled_from([bool, np.uint8, np.int64]),
+    st.integers(1, 7),
+)
+@settings(deadline=None)
+def test_auc_is_the_share_of_pairs_whatever_the_types_and_chunks(rows, score_type, label_type, chunk):
+    """To the last bit: both sides divide two integers."""
+    label = np.array([y for y, _ in rows], label_type)
+    score = np.array([s for _, s in rows], score_type)
+    above = score[label != 0][:, None] > score[label == 0]
+    ties = score[label != 0][:, None] == score[label == 0]
+    slow = (2 * int(above.sum()) + int(ties.sum())) / (2 * above.size) if above.size else math.nan
+    label.flags.writeable = score.flags.writeable = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_CHUNK", chunk)
+        assert metrics.auc(label, score) == pytest.approx(slow, rel=0, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize("score_type", [np.float32, np.float64])
+def test_auc_ranks_nan_above_every_number(score_type):
+    score = np.array([np.nan, np.inf, 0.2, np.nan], score_type)
+    assert metrics.auc(np.array([1, 0, 0, 0]), score) == 2.5 / 3
+    assert metrics.auc(np.array([0, 1, 1, 0]), score) == 0
+    assert metrics.auc(np.array([0, 1, 0, 1]), np.full(4, np.nan, score_type)) == 0.5
+
+
+@pytest.mark.parametrize("metric", [metrics.auc, metrics.logloss, metrics.ece])
+def test_many_scores_take_little_more_memory_than_they_have(metric, monkeypatch):
+    """The scores once more and a byte a row, beside what a chunk needs."""
+    monkeypatch.setattr(metrics, "_CHUNK", 1 << 10)
+    rng = np.random.default_rng(0)
+    label, score = rng.random(1 << 18) < 0.3, rng.random(1 << 18, np.float32)
+    metric(label, score)
+    tracemalloc.start()
+    try:
+        metric(label, score)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.1 * (score.nbytes + 2 * label.nbytes)
+
+
+@given(ROWS, st.integers(1, 7))
+@settings(deadline=None)
+def test_chunks_change_no_mean(rows, chunk):
+    label, p, _ = columns(rows)
+    whole = metrics.logloss(label, p), metrics.ece(label, p)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_CHUNK", chunk)
+        assert (metrics.logloss(label, p), metrics.ece(label, p)) == pytest.approx(whole, rel=1e-12, abs=1e-12)
 
 
 @given(ROWS)

@@ -1,0 +1,113 @@
+"""Compiled programs outlive the process: a second start compiles nothing, and no cache folder breaks a run."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import config_file
+
+from alt_jax import programs
+from alt_jax.config import Config
+from alt_jax.data.dataset import Dataset
+
+FOLDER, SECONDS, BYTES = (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
+)
+MISS, HIT = "PERSISTENT COMPILATION CACHE MISS", "Persistent compilation cache hit"
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """What `os.environ` is in the test: a home and nothing else."""
+    made = {"HOME": str(tmp_path)}
+    monkeypatch.setattr(os, "environ", made)
+    return made
+
+
+def said_to_jax(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith("JAX_")}
+
+
+def test_every_program_is_kept_in_the_users_cache_folder(environment: dict[str, str], tmp_path: Path) -> None:
+    programs.keep()
+    folder = tmp_path / ".cache" / "alt-jax" / "xla"
+    assert said_to_jax(environment) == {FOLDER: str(folder), SECONDS: "0", BYTES: "-1"}
+    assert folder.is_dir()
+    del environment[FOLDER]
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "xdg")
+    programs.keep()
+    assert environment[FOLDER] == str(tmp_path / "xdg" / "alt-jax" / "xla")
+
+
+def test_what_the_user_has_set_counts(environment: dict[str, str], tmp_path: Path) -> None:
+    own = {FOLDER: str(tmp_path / "own"), SECONDS: "3", BYTES: "7"}
+    environment.update(own)
+    programs.keep()
+    assert said_to_jax(environment) == own
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_folder_that_cannot_be_had_is_done_without(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "file")
+    programs.keep()
+    assert not said_to_jax(environment)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_done_without(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    programs.keep()
+    assert not said_to_jax(environment)
+
+
+def test_the_oldest_programs_and_empty_ones_go(tmp_path: Path) -> None:
+    (tmp_path / "new-cache").touch()
+    for age, name in enumerate("cab"):
+        path = tmp_path / f"{name}-cache"
+        path.write_bytes(bytes(10))
+        os.utime(path, (100 - age, 100 - age))
+    programs.bound(tmp_path, 30)
+    assert len(list(tmp_path.iterdir())) == 3
+    programs.bound(tmp_path, 29)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-cache", "c-cache"]
+    programs.bound(tmp_path, 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_start_compiles_nothing_and_a_damaged_program_is_compiled_again(
+    tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset
+) -> None:
+    """Really as processes, with the folder that a user gets; a truncated entry is what a kill can leave."""
+    config = config_file(tmp_path, dataclasses.replace(tiny_config, seed=1))
+    ours = (FOLDER, SECONDS, BYTES, "JAX_ENABLE_COMPILATION_CACHE", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment |= {"HOME": str(tmp_path), "JAX_EXPLAIN_CACHE_MISSES": "1", "JAX_LOG_COMPILES": "1"}
+
+    def start(name: str) -> tuple[dict[str, float], str]:
+        command = [sys.executable, "-m", "alt_jax", "finetune", config, "--strategy", "ctr", "--init-from", "none"]
+        command += ["--run-dir", str(tmp_path / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads((tmp_path / name / "result.json").read_text(encoding="utf-8")), done.stderr
+
+    first, said = start("first")
+    kept = sorted((tmp_path / ".cache" / "alt-jax" / "xla").glob("*-cache"))
+    assert said.count(MISS) == len(kept) > 0
+    asked = said.count(MISS) + said.count(HIT)  # for some twice
+    second, said = start("second")
+    assert (said.count(MISS), said.count(HIT)) == (0, asked)
+    assert second == first
+
+    step = max(kept, key=lambda path: path.stat().st_size)
+    os.truncate(step, step.stat().st_size // 2)
+    third, said = start("third")
+    assert (said.count(MISS), said.count(HIT)) == (1, asked - 1)
+    assert third == first
