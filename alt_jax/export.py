@@ -73,7 +73,7 @@ class Predictor:
         Raises:
           InputError: A column is missing.
         """
-        values, pieces = self.encoder.encode(rows, origin)
+        values, pieces = self.encoder.encode(rows, origin, prompts=self.task.strategy != "ctr")
         mesh = make_mesh()
         return Scorer(self.task, mesh, pieces)(replicate(mesh, self.params), values)
 
@@ -103,7 +103,7 @@ def predict(folder: Path, rows: Path, output: Path) -> int:
         partial.touch()
     try:
         model = Predictor.load(folder)
-        raw = table.read(rows, model.encoder.columns)
+        raw = table.read(rows, model.encoder.columns, encoded=True)
         scores = pa.table({"score": pa.array(model(raw, str(rows)))})
         with _writing(output):
             (pq.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv)(scores, partial)

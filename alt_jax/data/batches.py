@@ -1,7 +1,6 @@
 """Batches as a pure function of (seed, step): there is no iterator state to save, resuming is an integer."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,15 +43,3 @@ def batch_at(rows: Rows, *, seed: int, step: int, batch_size: int) -> Batch:
     label: Any = rows.labels[chosen].astype(np.float32)
     weight: Any = np.ones(batch_size, np.float32)
     return Batch(values, label, weight)
-
-
-def in_order(values: Int[np.ndarray, "N S"], batch_size: int) -> Iterator[tuple[Int[np.ndarray, "B S"], int]]:
-    """All rows in order, in batches of one size: the last is filled up with its own last row.
-
-    Yields:
-      Value ids, and how many of the rows are real.
-    """
-    for low in range(0, len(values), batch_size):
-        part = np.asarray(values[low : low + batch_size])
-        fill = np.repeat(part[-1:], batch_size - len(part), axis=0)
-        yield np.concatenate([part, fill]), len(part)

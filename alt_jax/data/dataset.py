@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int, UInt8
 from transformers import PreTrainedTokenizerFast
@@ -211,7 +212,9 @@ class Encoder:
                 )
         return columns
 
-    def encode(self, table: pa.Table, origin: str = "The table") -> tuple[Int[np.ndarray, "N S"], Pieces]:
+    def encode(
+        self, table: pa.Table, origin: str = "The table", *, prompts: bool = True
+    ) -> tuple[Int[np.ndarray, "N S"], Pieces]:
         """Value ids of raw rows.
 
         Strings that the dataset has not seen get new value ids behind all others: their text is kept, their feature id
@@ -220,9 +223,11 @@ class Encoder:
         Args:
           table: Holds at least the schema's columns.
           origin: Name of the table, for messages.
+          prompts: Whether prompts will be put together; else new strings are not tokenised, which takes the longest.
 
         Returns:
-          Value ids, and pieces that hold the dataset's values and the new ones.
+          Value ids, and pieces that hold the dataset's values and the new ones; without `prompts`, only feature ids and
+          numbers of these.
 
         Raises:
           InputError: A column is missing or cannot be spelled as text.
@@ -233,22 +238,26 @@ class Encoder:
         base, fresh = 0, sum(len(strings) for strings in self.values)
         for field, strings in zip(self.schema.fields, self.values, strict=True):
             distinct, codes = fields.spell(table[field.column], field, origin)
-            used = np.unique(codes[codes >= 0])
-            lookup = {string: base + i for i, string in enumerate(strings)}
-            unseen = [distinct[code] for code in used if distinct[code] not in lookup]
-            lookup |= {string: fresh + i for i, string in enumerate(unseen)}
-            remap = np.full(len(distinct) + 1, -1, np.int32)  # the last entry serves code -1
-            remap[used] = [lookup[distinct[code]] for code in used]
-            parts.append(remap[codes])
-            new.append(unseen)
+            used = np.zeros(len(distinct) + 1, bool)  # the last entry serves code -1, here and in `ids`
+            used[codes] = True
+            found = pc.index_in(pa.array(distinct, pa.string()), value_set=pa.array(strings, pa.string()))
+            ids = np.append(base + pc.fill_null(found, -1 - base).to_numpy(), np.int32(-1))
+            unseen = np.flatnonzero(used[:-1] & (ids[:-1] < 0))
+            ids[unseen] = fresh + np.arange(len(unseen))
+            parts.append(ids[codes])
+            new.append([distinct[code] for code in unseen])
             base, fresh = base + len(strings), fresh + len(unseen)
-        return np.concatenate(parts, axis=1), self._extended(new, origin)
+        return np.concatenate(parts, axis=1), self._extended(new, origin, prompts)
 
-    def _extended(self, new: list[list[str]], origin: str) -> Pieces:
+    def _extended(self, new: list[list[str]], origin: str, prompts: bool) -> Pieces:
         """The pieces with further values between the known ones and the template's."""
         schema, text = self.schema, self.schema.text
         ids = [self._new_ids(field, strings, origin) for field, strings in zip(schema.fields, new, strict=True)]
         features, numbers = (np.concatenate(arrays) for arrays in zip(*ids, strict=True))
+        feature: Any = np.concatenate([self.pieces.feature, features])
+        number: Any = np.concatenate([self.pieces.number, numbers])
+        if not prompts:
+            return self.pieces._replace(feature=feature, number=number)
         caps = [f.max_tokens for f in schema.fields]
         extra, _ = tokenize_pieces(self.tokenizer, schema.names, new, features, caps, text.max_length, schema.widths)
         known, template = len(self.pieces.feature), 2 + len(schema.fields)
@@ -266,8 +275,8 @@ class Encoder:
             start,
             joined(np.asarray(self.pieces.length), np.asarray(extra.length)),
             joined(np.asarray(self.pieces.maskable), np.asarray(extra.maskable)),
-            np.concatenate([self.pieces.feature, features]),
-            np.concatenate([self.pieces.number, numbers]),
+            feature,
+            number,
         ]
         return Pieces(*arrays)
 

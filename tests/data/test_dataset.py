@@ -120,6 +120,35 @@ def test_new_strings_keep_their_text_and_get_the_out_of_vocabulary_id(prepared: 
         assert prompt.tokens[row][prompt.mask[row]].tolist() == tokenizer(sentence(schema.names, strings)).input_ids
 
 
+def test_a_value_is_looked_up_where_it_stands(prepared: Dataset):
+    """Against a dictionary a field, value by value, nulls and values unknown or only declared among them."""
+    rng = np.random.default_rng(0)
+    strings = ["0", "1", "2", "3", "new", "newer", "never used"]
+    who = pa.DictionaryArray.from_arrays(pa.array(rng.integers(0, 6, 200), pa.int32()), pa.array(strings))
+    what = [None if n == 7 else f"item number {n}" for n in rng.integers(0, 12, 200)]
+    values, pieces = encode(prepared, pa.table({"who": who, "what": what}))
+    vocabulary = prepared.vocabulary()
+    known = {(f, v): i for i, (f, v) in enumerate(zip(vocabulary.field, vocabulary.value, strict=True))}
+    new: dict[tuple[int, str], int] = {}
+    for row, found in zip(zip(who.to_pylist(), what, strict=True), values.tolist(), strict=True):
+        for f, (string, value) in enumerate(zip(row, found, strict=True)):
+            key = f, string or ""
+            assert value == (known[key] if key in known else new.setdefault(key, value))
+    assert sorted(new.values()) == list(range(len(known), len(known) + len(new)))
+    assert (1, "") in new
+    assert len(pieces.feature) == len(known) + len(new)
+
+
+def test_new_strings_have_no_tokens_where_no_prompts_are_wanted(prepared: Dataset):
+    raw = pa.table({"who": ["9", "1", None], "what": ["new", "item number 1", "newer"]})
+    encoder = Encoder.load(prepared.folder)
+    (values, pieces), (others, without) = encoder.encode(raw), encoder.encode(raw, prompts=False)
+    assert (values == others).all()
+    assert (pieces.feature == without.feature).all()
+    assert (pieces.number == without.number).all()
+    assert len(without.tokens) == len(prepared.pieces.tokens)
+
+
 def test_encode_refuses_missing_columns(prepared: Dataset):
     with pytest.raises(InputError, match=r"rows.csv has no column 'who'; did you mean 'whom'"):
         encode(prepared, pa.table({"whom": ["1"], "what": ["x"]}), "rows.csv")

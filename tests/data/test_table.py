@@ -43,7 +43,8 @@ def test_tsv_and_bom(tmp_path: Path):
     assert raw.table["who"].to_pylist() == ["007"]
 
 
-def test_parquet_spellings(tmp_path: Path):
+@pytest.mark.parametrize("encoded", [False, True])
+def test_parquet_spellings(tmp_path: Path, encoded: bool):
     columns = {
         "integer": pa.array([1, None, 10**15 + 1]),
         "float": pa.array([3.0, None, 0.1]),
@@ -56,7 +57,7 @@ def test_parquet_spellings(tmp_path: Path):
         "decimal": pa.array([1, None, 2], pa.decimal128(5, 2)),
     }
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
-    read = table.read(tmp_path / "t.parquet", list(columns))
+    read = table.read(tmp_path / "t.parquet", list(columns), encoded=encoded)
     text = {name: as_text(read[name], name, "t").to_pylist() for name in columns}
     assert text == {
         "integer": ["1", "", "1000000000000001"],

@@ -1,0 +1,99 @@
+"""The scorer: rows of like length together, and the scores that every row would have alone."""
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from alt_jax import bridge, evaluate
+from alt_jax.config import Config
+from alt_jax.data.dataset import Dataset, Encoder
+from alt_jax.data.prompt import Pieces, prompt_lengths
+from alt_jax.evaluate import Scorer
+from alt_jax.models.alt import ALT
+from alt_jax.sharding import make_mesh, replicate
+from alt_jax.tasks import Finetune, Params, text_length
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_dataset: Dataset) -> tuple[np.ndarray, Pieces]:
+    """37 rows with titles of one to 30 words in no order, some of them alike, users that nobody knows, and nulls."""
+    words = np.random.default_rng(0).permutation(np.arange(37) % 30 + 1)
+    table = {
+        "user_id": [None if n % 7 == 0 else f"u{n}" for n in range(37)],
+        "gender": ["male"] * 37,
+        "age": ["20"] * 37,
+        "item_id": [f"i{n % 12}" for n in range(37)],
+        "title": ["wolf " * n for n in words.tolist()],
+        "genre": ["drama"] * 37,
+    }
+    return Encoder.load(tiny_dataset.folder).encode(pa.table(table))
+
+
+def finetuned(config: Config, dataset: Dataset, strategy: str) -> tuple[Finetune, Params]:
+    """A task and random parameters, large enough that rows differ."""
+    task = Finetune(ALT(config, dataset.schema, bridge.encoder_config(config.text, dataset.schema)), strategy)
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        return (0.4 * rng.standard_normal(leaf.shape) + (path[-1].key == "scale")).astype(np.float32)
+
+    return task, jax.tree_util.tree_map_with_path(draw, jax.eval_shape(task.init, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module", params=["ctr", "plm", "joint"])
+def scored(request, tiny_config: Config, tiny_dataset: Dataset, rows) -> tuple[Finetune, Params, np.ndarray]:
+    """A task, its parameters, and the score of every row by itself, its prompt padded to 8 alone."""
+    task, params = finetuned(tiny_config, tiny_dataset, request.param)
+    values, pieces = rows
+    lengths = [text_length(int(n)) for n in prompt_lengths(pieces, values, tiny_dataset.schema.widths)]
+    logit = jax.jit(task.logit, static_argnums=3)
+    alone = [logit(params, pieces, values[n : n + 1], length)[0] for n, length in enumerate(lengths)]
+    return task, params, 1 / (1 + np.exp(-np.array(alone, np.float64)))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_every_row_has_in_its_place_the_score_that_it_has_alone(scored, rows, devices, monkeypatch):
+    task, params, alone = scored
+    monkeypatch.setattr(evaluate, "ID_BATCH", 2)
+    monkeypatch.setattr(evaluate, "TEXT_BATCH", 2)
+    monkeypatch.setattr(evaluate, "_RUN", 1)
+    monkeypatch.setattr(evaluate, "_AHEAD", 2)
+    mesh = make_mesh(jax.devices()[:devices])
+    scorer, params = Scorer(task, mesh, rows[1]), replicate(mesh, params)
+    found = scorer(params, rows[0])
+    assert np.ptp(alone) > 0.1
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
+    np.testing.assert_array_equal(scorer(params, rows[0]), found)
+    for few in (1, 17):
+        np.testing.assert_allclose(scorer(params, rows[0][:few]), alone[:few], rtol=1e-5)
+    assert scorer(params, rows[0][:0]).shape == (0,)
+
+
+def test_batches_hold_every_row_once_and_rows_of_like_length(tiny_config, tiny_dataset, rows, monkeypatch):
+    task, _ = finetuned(tiny_config, tiny_dataset, "plm")
+    values, pieces = rows
+    own = prompt_lengths(pieces, values, tiny_dataset.schema.widths)
+    mesh = make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(evaluate, "TEXT_BATCH", 4)
+    for run, programs in ((2, len(np.unique(own // 8))), (16, 1)):
+        monkeypatch.setattr(evaluate, "_RUN", run)
+        batches = list(Scorer(task, mesh, pieces).batches(values))
+        order = np.concatenate([chosen for chosen, _ in batches])
+        assert order[:37].tolist() == sorted(range(37), key=lambda n: own[n])
+        assert (order[37:] == order[36]).all()
+        assert len(order) == 40
+        lengths = [length for _, length in batches]
+        for at, length in enumerate(lengths):
+            last = batches[min((at // run + 1) * run, len(batches)) - 1][0][-1]  # the longest of those that go with it
+            assert length == text_length(int(own[last]))
+        assert 1 <= len(set(lengths)) <= programs
+        assert len(set(lengths)) > 1 or run == 16
+
+
+def test_scoring_without_prompts_keeps_the_order_of_the_rows(tiny_config, tiny_dataset, rows):
+    task, _ = finetuned(tiny_config, tiny_dataset, "ctr")
+    ((order, _),) = Scorer(task, make_mesh(jax.devices()[:1]), rows[1]).batches(rows[0])
+    assert order[:37].tolist() == list(range(37))
