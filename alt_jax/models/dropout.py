@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 class Dropout(nn.Module):
     """Zeroes elements by chance and scales the others by 1 / (1 − rate) (Srivastava et al., JMLR 2014).
 
-    Linen's draws 32 bits an element and makes a float of them. On a CPU that is a fifth of a text tower's step
+    Linen's draws 32 bits an element and makes a float of them. On a CPU that is a fifth of a text tower's step or more
     (docs/performance.md); 16 bits give the rate to within 2⁻¹⁷.
 
     Attributes:

@@ -103,7 +103,9 @@ def read(path: Path, columns: Collection[str], *, encoded: bool = False) -> pa.T
 
 def _read_parquet(path: Path, columns: Collection[str], encoded: bool) -> pa.Table:
     try:
-        with pa.parquet.ParquetFile(path, read_dictionary=list(columns) if encoded else None) as file:
+        # Only columns that are there, and strings, may be named: not lists of them, and no others.
+        strings = [f.name for f in pa.parquet.read_schema(path) if pa.types.is_string(f.type)] if encoded else []
+        with pa.parquet.ParquetFile(path, read_dictionary=strings) as file:
             require_columns(file.schema_arrow.names, columns, str(path))
             return file.read(columns=list(columns))
     except (pa.ArrowInvalid, OSError) as error:
