@@ -21,10 +21,12 @@ from jaxtyping import Array, Bool, Float, Int
 from alt_jax.errors import InputError
 from alt_jax.models.dropout import Dropout
 
+# The backward pass computes the inside of a GELU, and of a layer norm, again from its input. To write it down and read
+# it back would cost a third of a tower's memory, and on a CPU time (docs/performance.md).
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": jax.checkpoint(functools.partial(jax.nn.gelu, approximate=False)),
+    "gelu_new": jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True)),
+    "gelu_pytorch_tanh": jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True)),
     "relu": jax.nn.relu,
 }
 _KINDS: dict[Any, str] = {
@@ -243,4 +245,5 @@ def attend(
 def layer_norm(epsilon: float, name: str, *, use_bias: bool = True) -> nn.LayerNorm:
     """A layer norm that computes in float32 whatever the tower's dtype."""
     # The two-pass variance, since E[x²] - E[x]² cancels and goldens see it.
-    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_bias=use_bias, use_fast_variance=False, name=name)
+    norm = nn.remat(nn.LayerNorm)
+    return norm(epsilon=epsilon, dtype=jnp.float32, use_bias=use_bias, use_fast_variance=False, name=name)
