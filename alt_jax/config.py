@@ -270,6 +270,9 @@ class MaskConfig:
     helper: Literal["whole", "masked"] = "whole"
 
 
+Tables = Literal["adam", "lazy_adam", "lazy_adagrad"]
+
+
 @dataclass(frozen=True, config=_STRICT)
 class PretrainConfig:
     """Pretraining: AdamW with a cosine to 0.
@@ -280,6 +283,8 @@ class PretrainConfig:
       learning_rate: Of everything but the text tower.
       text_learning_rate: Of the text tower.
       weight_decay: Decoupled, on matrices only (not on biases, layer norms or embedding tables).
+      tables: How the CTR tower's table of ids is updated: `adam`: every row at every step; `lazy_adam`: only the rows
+        that the batch holds; `lazy_adagrad`: the same, with one accumulator a row.
       warmup: Share of the steps over which the learning rate rises.
       checkpoint_every: Steps between checkpoints besides the one at each epoch's end; 0 for none.
     """
@@ -289,6 +294,7 @@ class PretrainConfig:
     learning_rate: PositiveFloat = 1e-4
     text_learning_rate: PositiveFloat = 1e-4
     weight_decay: Weight = 1e-3
+    tables: Tables = "adam"
     warmup: Rate = 0.0
     checkpoint_every: Annotated[int, Constrained(ge=0)] = 0
 
@@ -306,6 +312,8 @@ class FinetuneConfig:
       weight_decay: Decoupled, on the text tower's matrices.
       l2: Times the squared distance of all embeddings and first-order weights from `l2_towards`; its gradient is added
         to that of the loss.
+      tables: How embeddings and first-order weights are updated: `adam`: every row at every step; `lazy_adam`: only the
+        rows that the batch holds, which only then feel L2 too; `lazy_adagrad`: the same, with one accumulator a row.
       l2_towards: `zero`, or `start`: where the run started, which after a pretraining is what it has learned.
     """
 
@@ -316,6 +324,7 @@ class FinetuneConfig:
     text_learning_rate: PositiveFloat = 5e-5
     weight_decay: Weight = 1e-3
     l2: Weight = 0.0
+    tables: Tables = "adam"
     l2_towards: Literal["zero", "start"] = "zero"
 
 

@@ -59,7 +59,8 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
     check_prepared(config)
     pretraining.check(config, dataset.schema)
     encoder = bridge.encoder_config(config.text, dataset.schema)
-    plan = Plan(config.pretrain.batch_size, config.pretrain.epochs, config.seed, config.pretrain.checkpoint_every)
+    recipe, lazy = config.pretrain, config.pretrain.tables != "adam"
+    plan = Plan(recipe.batch_size, recipe.epochs, config.seed, recipe.checkpoint_every, lazy_tables=lazy)
     origin = Origin("pretrain", init_from=None if init_from is None else str(init_from))
     run = Run(run_dir, origin, config, dataset.schema, encoder)
     if (done := run.finished()) is not None:
@@ -102,7 +103,8 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         bridge.check_towers(config.finetune.plm, dataset.schema)
     encoder = bridge.encoder_config(config.text, dataset.schema)
     recipe: FinetuneConfig = getattr(config.finetune, strategy)
-    plan = Plan(recipe.batch_size, recipe.epochs, config.seed, patience=recipe.patience)
+    lazy = recipe.tables != "adam"
+    plan = Plan(recipe.batch_size, recipe.epochs, config.seed, patience=recipe.patience, lazy_tables=lazy)
     origin = Origin("finetune", strategy, None if init_from is None else str(init_from))
     run = Run(run_dir, origin, config, dataset.schema, encoder)
     if (done := run.finished()) is not None:

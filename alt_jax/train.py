@@ -16,10 +16,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from alt_jax import lazy
 from alt_jax.checkpoint import Checkpoints
 from alt_jax.data.batches import Batch, batch_at, steps_per_epoch
 from alt_jax.data.dataset import Rows
-from alt_jax.data.prompt import Pieces
+from alt_jax.data.prompt import Pieces, feature_ids
 from alt_jax.errors import InputError, Stopped
 from alt_jax.objectives import Mean
 from alt_jax.run import Run
@@ -64,6 +65,7 @@ class Plan:
       seed: Of batch order, masks, noise and dropout.
       checkpoint_every: Steps between checkpoints besides those at the ends of epochs; 0 for none.
       patience: Evaluations without improvement after which to stop.
+      lazy_tables: Whether a step reads and writes only the batch's rows of the tables of ids (`alt_jax.lazy`).
     """
 
     batch_size: int
@@ -71,24 +73,32 @@ class Plan:
     seed: int
     checkpoint_every: int = 0
     patience: int = 0
+    lazy_tables: bool = False
 
 
 def make_step(
-    task: Task, optimizer: optax.GradientTransformation
+    task: Task, optimizer: optax.GradientTransformation, *, lazy_tables: bool = False
 ) -> Callable[[State, Pieces, Batch, jax.Array], tuple[State, dict[str, Mean]]]:
     """The update, to be jitted: loss and gradients of the global batch, one optimiser step, metrics.
 
     The key of an update is `fold_in(key, step)`, so what is drawn does not depend on where a run was resumed or on how
-    many devices there are.
+    many devices there are. With `lazy_tables` only the batch's rows of the tables of ids are read and written (see
+    `alt_jax.lazy`).
     """
 
     def step(state: State, pieces: Pieces, batch: Batch, key: jax.Array) -> tuple[State, dict[str, Mean]]:
         key = jax.random.fold_in(key, state.step)
-        (_, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(state.params, pieces, batch, key)
-        updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        rows = lazy.touched(state.params, jnp.asarray(feature_ids(pieces, batch.values))) if lazy_tables else None
+        before = state if rows is None else lazy.take(state, rows)
+
+        def loss(params: Params) -> tuple[jax.Array, dict[str, Mean]]:
+            return task.loss(params if rows is None else lazy.with_rows(params, rows), pieces, batch, key)
+
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(before.params)
+        updates, opt_state = optimizer.update(grads, before.optimizer, before.params)
+        after = State(state.step + 1, optax.apply_updates(before.params, updates), opt_state)
         metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
-        return State(state.step + 1, params, opt_state), metrics
+        return after if rows is None else lazy.put(state, after, rows), metrics
 
     return step
 
@@ -128,7 +138,7 @@ def train(
     per_epoch = steps_per_epoch(len(rows.labels), plan.batch_size)
     last = per_epoch * plan.epochs
     key = jax.random.key(plan.seed)
-    update = jax.jit(make_step(task, optimizer), donate_argnums=0)
+    update = jax.jit(make_step(task, optimizer, lazy_tables=plan.lazy_tables), donate_argnums=0)
     checkpoints = Checkpoints(run.folder)
     state = initial_state(mesh, params, optimizer)
     progress, step = Progress(), 0

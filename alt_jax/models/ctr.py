@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from alt_jax.config import CTRConfig
 from alt_jax.models import interactions
+from alt_jax.models.table import Table
 from alt_jax.schema import PAD_ID, Field
 
 
@@ -66,11 +67,7 @@ class CTRTower(nn.Module):
     def setup(self) -> None:
         """The published init, N(0, init_std²), for the table; the interaction model brings its own."""
         self.interaction = interactions.build(self.config)
-        self.embedding = nn.Embed(
-            self.num_ids,
-            self.interaction.embedding_width(),
-            embedding_init=nn.initializers.normal(self.config.init_std),
-        )
+        self.embedding = Table(self.num_ids, self.interaction.embedding_width(), self.config.init_std)
         if self.config.history == "din":
             self.attention = TargetAttention()
 
@@ -133,7 +130,7 @@ class CTRLogit(nn.Module):
         interaction = interactions.build(self.config)
         logit = interaction.readout()(representation)
         if interaction.first_order:
-            weights = nn.Embed(self.num_ids, 1, embedding_init=nn.initializers.normal(1e-4), name="linear")(ids)
+            weights = Table(self.num_ids, 1, 1e-4, name="linear")(ids)
             if self.fields:
                 weights = jnp.stack(mean_pool(weights, ids, self.fields), axis=1)
             logit += jnp.sum(weights[..., 0], axis=-1)
