@@ -2,9 +2,6 @@
 
 import hashlib
 import math
-import os
-import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +15,6 @@ from alt_jax.config import Config
 from alt_jax.data import aggregates, protocols, sources, values
 from alt_jax.data.dataset import (
     CONFIG,
-    ENTRIES,
     PIECES,
     SCHEMA,
     TOKENIZER,
@@ -28,9 +24,10 @@ from alt_jax.data.dataset import (
     hash_strings,
     vocabulary_hash,
 )
-from alt_jax.data.prompt import Pieces, prompt_lengths, sentence, tokenize_pieces
+from alt_jax.data.prompt import prompt_lengths, sentence, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
-from alt_jax.data.sources.raw import RawData
+from alt_jax.data.summary import report
+from alt_jax.data.target import check_target, written
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
 from alt_jax.data.values import Values
 from alt_jax.errors import InputError
@@ -47,7 +44,7 @@ def prepare(config: Config) -> Dataset:
       InputError: The config, the raw data or the target folder cannot be used.
     """
     began = time.perf_counter()
-    target = _target(config.data.dir)
+    target = check_target(config.data.dir)
     replace = (target / SCHEMA).exists()
     protocol = protocols.get(config.data.protocol)
     raw = sources.load(config.data)
@@ -112,17 +109,17 @@ def prepare(config: Config) -> Dataset:
         name: {"values": rows[name], "labels": labels[name], "rows": split.rows[name].astype(np.int64)}
         for name in SPLITS
     }
-    _write(
-        target,
-        config,
-        replace=replace,
-        schema=schema,
-        vocabulary=vocabulary,
-        pieces=pieces,
-        tokenizer=tokenizer,
-        arrays=arrays,
-    )
-    _report(raw, split, schema=schema, vocabulary=vocabulary, fields=fields, rows=rows, lengths=lengths)
+    with written(target, replace) as folder:
+        vocabulary.save(folder / VOCABULARY)
+        np.savez(folder / PIECES, **pieces._asdict())
+        tokenizer.save_pretrained(str(folder / TOKENIZER))
+        for name, parts in arrays.items():
+            (folder / name).mkdir()
+            for part, array in parts.items():
+                np.save(folder / name / f"{part}.npy", array)
+        (folder / CONFIG).write_text(config.to_json() + "\n", encoding="utf-8")
+        schema.save(folder / SCHEMA)
+    report(raw, split, schema=schema, vocabulary=vocabulary, fields=fields, rows=rows, lengths=lengths)
     print(f"prepared {target} in {time.perf_counter() - began:.1f} s")
     return Dataset.load(target)
 
@@ -163,21 +160,6 @@ def check_prepared(config: Config) -> None:
             f"{config.data.dir} was prepared with {name} = {found[name]!r}, not {wanted!r}; pass "
             f"--{name.replace('_', '-')} {found[name]}, or prepare again."
         )
-
-
-def _target(folder: str) -> Path:
-    """The folder to write, refused early if it holds anything but an earlier prepared dataset."""
-    if not folder:
-        raise InputError("data.dir is empty; set it, or pass --data.dir PATH, to say where the prepared dataset goes.")
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; choose another data.dir.")
-    present = {entry.name for entry in target.iterdir()} if target.exists() else set()
-    if present and (SCHEMA not in present or not present <= set(ENTRIES)):
-        raise InputError(
-            f"{target} is not empty and not (only) a prepared dataset; choose another data.dir or empty it."
-        )
-    return target
 
 
 def _vocabulary(found: list[Values]) -> Vocabulary:
@@ -243,110 +225,3 @@ def _data_hash(
         digest.update(rows[name].astype("<i4").tobytes())
         digest.update(labels[name].tobytes())
     return digest.hexdigest()
-
-
-def _write(
-    target: Path,
-    config: Config,
-    *,
-    replace: bool,
-    schema: Schema,
-    vocabulary: Vocabulary,
-    pieces: Pieces,
-    tokenizer: PreTrainedTokenizerFast,
-    arrays: dict[str, dict[str, np.ndarray]],
-) -> None:
-    """Writes beside the target and renames, so that a killed run leaves nothing that passes for a dataset."""
-    target = target.resolve()
-    unique = secrets.token_hex(4)  # process ids repeat among the machines that share a folder
-    partial = target.with_name(f".{target.name}.preparing-{unique}")
-    replaced = target.with_name(f".{target.name}.replaced-{unique}")
-    try:
-        partial.mkdir(parents=True)
-        vocabulary.save(partial / VOCABULARY)
-        np.savez(partial / PIECES, **pieces._asdict())
-        tokenizer.save_pretrained(str(partial / TOKENIZER))
-        for name, parts in arrays.items():
-            (partial / name).mkdir()
-            for part, array in parts.items():
-                np.save(partial / name / f"{part}.npy", array)
-        (partial / CONFIG).write_text(config.to_json() + "\n", encoding="utf-8")
-        schema.save(partial / SCHEMA)
-        for path in [partial, *partial.rglob("*")]:
-            _sync(path)
-        if replace:
-            target.rename(replaced)
-        try:
-            partial.rename(target)
-        except OSError:
-            # Another process was first. Its dataset may be in use by now, so it stays.
-            if not (target / SCHEMA).is_file():
-                raise
-            if Schema.load(target / SCHEMA) != schema:
-                raise InputError(f"{target} was meanwhile prepared otherwise; choose another data.dir.") from None
-        _sync(target.parent)
-    except PermissionError as error:
-        raise InputError(f"{target} cannot be written ({error.strerror}); choose another data.dir.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _kind(field: Field) -> str:
-    """What a field is, where it is not a category."""
-    details = {
-        "numeric": f"{field.size - 1} bins",
-        "multi": f"up to {field.slots} values",
-        "sequence": f"up to {field.slots} items",
-        "text": "no feature ids",
-    }
-    return f"{field.kind}, {details[field.kind]}"
-
-
-def _report(
-    raw: RawData,
-    split: protocols.Split,
-    *,
-    schema: Schema,
-    vocabulary: Vocabulary,
-    fields: list[Values],
-    rows: dict[str, Int[np.ndarray, "_ F"]],
-    lengths: Int[np.ndarray, " N"],
-) -> None:
-    """Prints what a user needs to judge the data by."""
-    for notice in raw.notices:
-        print(f"note: {notice}")
-    print(f"{schema.source} · {schema.protocol} · label > {split.threshold:g} is positive")
-    dropped = "".join(f" · {count:,} dropped: {reason}" for reason, count in split.dropped.items())
-    print(f"rows   {raw.table.num_rows:,} read{dropped}")
-    for name in SPLITS:
-        part = schema.splits[name]
-        print(f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive  split {part.hash[:12]}")
-    absent = vocabulary.count == 0
-    for what, column in (("user", schema.user), ("item", schema.item)):
-        if column is not None:
-            share = absent[rows["test"][:, schema.slot(column)]].mean()
-            print(f"  test rows whose {what} is unseen in training: {share:.1%}")
-    print(f"vocabulary ({schema.num_ids:,} feature ids)")
-    for field, found in zip(schema.fields, fields, strict=True):
-        seen = int((found.counts > 0).sum())
-        rare = f", {seen - found.known:,} rare" if seen > found.known else ""
-        kind = "" if field.kind == "category" else f"  ({_kind(field)})"
-        unseen = f"{len(found.counts) - seen:,} in valid/test only{rare}{kind}"
-        print(f"  {field.name:<20}{found.known:>9,} in training, {unseen}")
-    text = schema.text
-    print(
-        f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {lengths.mean():.1f} tokens on average, "
-        f"{text.length} at most, bounded by {text.max_length}"
-    )
-    print(f"linked {'; '.join(' + '.join(group) for group in schema.linked) or 'none'}")
-    print(f"hashes vocabulary {schema.vocabulary_hash[:12]} · data {schema.data_hash[:12]}")
