@@ -1,26 +1,17 @@
 """What `prepare` says about the data that it has written."""
 
-import numpy as np
-from jaxtyping import Int
-
-from alt_jax.data.dataset import Vocabulary
+from alt_jax.data.dataset import Dataset, Vocabulary
 from alt_jax.data.protocols import SPLITS, Split
 from alt_jax.data.sources.raw import RawData
 from alt_jax.data.values import Values
-from alt_jax.schema import Field, Schema
+from alt_jax.schema import Field
 
 
 def report(
-    raw: RawData,
-    split: Split,
-    *,
-    schema: Schema,
-    vocabulary: Vocabulary,
-    fields: list[Values],
-    rows: dict[str, Int[np.ndarray, "_ F"]],
-    lengths: Int[np.ndarray, " N"],
+    raw: RawData, split: Split, dataset: Dataset, vocabulary: Vocabulary, fields: list[Values], mean_length: float
 ) -> None:
     """Prints what a user needs to judge the data by."""
+    schema = dataset.schema
     for notice in raw.notices:
         print(f"note: {notice}")
     print(f"{schema.source} · {schema.protocol} · label > {split.threshold:g} is positive")
@@ -32,7 +23,7 @@ def report(
     absent = vocabulary.count == 0
     for what, column in (("user", schema.user), ("item", schema.item)):
         if column is not None:
-            share = absent[rows["test"][:, schema.slot(column)]].mean()
+            share = absent[dataset.test.values[:, schema.slot(column)]].mean()
             print(f"  test rows whose {what} is unseen in training: {share:.1%}")
     print(f"vocabulary ({schema.num_ids:,} feature ids)")
     for field, found in zip(schema.fields, fields, strict=True):
@@ -43,7 +34,7 @@ def report(
         print(f"  {field.name:<20}{found.known:>9,} in training, {unseen}")
     text = schema.text
     print(
-        f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {lengths.mean():.1f} tokens on average, "
+        f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {mean_length:.1f} tokens on average, "
         f"{text.length} at most, bounded by {text.max_length}"
     )
     print(f"linked {'; '.join(' + '.join(group) for group in schema.linked) or 'none'}")
