@@ -4,7 +4,7 @@
 
 The log is Parquet in row groups of a million rows, in order of time, with users, items and categories whose popularity
 has a long tail. It is written to FOLDER, which also takes the prepared dataset, and is not timed; both are deleted.
-`prepare` runs in a process of its own, as often as `--rounds` says, and the median is shown; the peak is what the system
+`prepare` runs in a process of its own, as often as `--rounds` says; the median is shown, the peak is what the system
 says of that process. `read` decodes the same columns and keeps nothing: the floor of anything that looks at every row.
 """
 

@@ -56,6 +56,7 @@ class Columns:
         return list(self.readers)
 
     def __getitem__(self, name: str) -> pa.Array | pa.ChunkedArray:
+        pa.default_memory_pool().release_unused()  # Arrow keeps what it has freed of the column before
         return self.readers[name]()
 
 
