@@ -66,6 +66,7 @@ def resolve(protocol: Protocol, raw: RawData, split: Split, named: Sequence[str]
     table, used = raw.table, {f.column for f in raw.fields}
     for aggregate in raw.aggregates:
         if aggregate.column in used:
+            assert isinstance(table, pa.Table), "own tables have no aggregates"
             at = table.column_names.index(aggregate.column)
             table = table.set_column(at, aggregate.column, _taken_again(aggregate, raw, split.rows["train"]))
     return dataclasses.replace(raw, table=table)

@@ -98,7 +98,7 @@ class _Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     def _generate_examples(self, raw: RawData) -> Iterator[tuple[int, Any]]:
         columns = {f.column: _as_one_text(raw.table[f.column], f, raw.origin) for f in self._fields()}
         columns[self.LABEL] = raw.table[raw.label]
-        if self.TIMESTAMP is not None:
+        if raw.timestamp is not None and self.TIMESTAMP is not None:
             columns["timestamp"] = raw.table[raw.timestamp]
         row = 0
         for batch in pa.table(columns).to_batches(max_chunksize=_CHUNK):

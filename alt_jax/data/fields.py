@@ -94,10 +94,13 @@ def parse_numbers(strings: list[str], column: str, origin: str) -> Float[np.ndar
 def fit_numeric(numbers: Float[np.ndarray, " N"], bins: int) -> Numeric:
     """Quantile bins, mean and standard deviation of a training column; missing numbers (NaN) do not count."""
     present = numbers[np.isfinite(numbers)]
+    del numbers
     if not len(present):
         return Numeric((), 0.0, 1.0)
-    edges = np.unique(np.quantile(present, np.linspace(0, 1, bins + 1)[1:-1]))
-    return Numeric(tuple(edges.tolist()), float(present.mean()), float(present.std()) or 1.0)
+    mean, std = float(present.mean()), float(present.std()) or 1.0
+    # Last, since it reorders the numbers. One more copy of a long column, here or above, would set `prepare`'s peak.
+    edges = np.unique(np.quantile(present, np.linspace(0, 1, bins + 1)[1:-1], overwrite_input=True))
+    return Numeric(tuple(edges.tolist()), mean, std)
 
 
 def bin_of(numeric: Numeric, numbers: Float[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:

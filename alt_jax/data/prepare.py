@@ -1,9 +1,7 @@
 """`prepare`: raw rows to a prepared dataset (see `alt_jax.data.dataset` for what the folder holds)."""
 
-import hashlib
+import itertools
 import math
-import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,26 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
 from transformers import PreTrainedTokenizerFast
 
-from alt_jax.config import Config
-from alt_jax.data import aggregates, protocols, sources, values
+from alt_jax.config import Config, FieldConfig
+from alt_jax.data import aggregates, protocols, rows, sources, values
 from alt_jax.data.dataset import (
     CONFIG,
-    ENTRIES,
     PIECES,
     SCHEMA,
     TOKENIZER,
     VOCABULARY,
     Dataset,
     Vocabulary,
-    hash_strings,
     vocabulary_hash,
 )
-from alt_jax.data.prompt import Pieces, prompt_lengths, sentence, tokenize_pieces
+from alt_jax.data.prompt import sentence, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
-from alt_jax.data.sources.raw import RawData
+from alt_jax.data.summary import report
+from alt_jax.data.target import check_target, written
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
 from alt_jax.data.values import Values
 from alt_jax.errors import InputError
@@ -46,85 +42,71 @@ def prepare(config: Config) -> Dataset:
     Raises:
       InputError: The config, the raw data or the target folder cannot be used.
     """
-    began = time.perf_counter()
-    target = _target(config.data.dir)
+    clock = [time.perf_counter()]
+    target = check_target(config.data.dir)
     replace = (target / SCHEMA).exists()
     protocol = protocols.get(config.data.protocol)
     raw = sources.load(config.data)
     split = protocols.apply(protocol, raw, config.data.positive_above)
     raw = aggregates.resolve(protocol, raw, split, named=[field.column for field in config.data.fields])
-
-    fields = values.collect(raw, split, config.data.min_count)
-    vocabulary = _vocabulary(fields)
     names = tuple(f.name for f in raw.fields)
-    if config.text.model:
-        tokenizer = load_tokenizer(config.text.model)
-    else:
-        tokenizer = train_wordpiece(_training_texts(names, fields), config.text.vocab_size)
-    widths = tuple(found.codes.shape[1] for found in fields)
-    strings = [found.spelled for found in fields]
-    numbers = np.concatenate([found.number for found in fields])
-    pieces, caps = tokenize_pieces(
-        tokenizer, names, strings, vocabulary.feature, None, config.text.max_length, widths, numbers
-    )
-
-    rows = {name: _value_ids(fields, numbers) for name, numbers in split.rows.items()}
-    labels = {name: split.positive[numbers].astype(np.uint8) for name, numbers in split.rows.items()}
-    lengths = np.concatenate([np.asarray(prompt_lengths(pieces, rows[name], widths)) for name in SPLITS])
     name_of = {f.column: f.name for f in raw.fields}
-    schema = Schema(
-        source=raw.source,
-        protocol=protocol.name,
-        fields=tuple(
-            Field(
-                name=f.name,
-                column=f.column,
-                offset=found.offset,
-                size=found.size,
-                max_tokens=cap,
-                kind=f.kind,
-                slots=width,
-                separator=f.separator,
-                numeric=found.numeric,
-                of=f.of,
-                spelled=f.spelled,
-                past=f.past,
-                outcome=f.outcome,
-            )
-            for f, found, cap, width in zip(raw.fields, fields, caps, widths, strict=True)
-        ),
-        linked=tuple(tuple(name_of[column] for column in group) for group in raw.linked),
-        user=None if raw.user is None else name_of[raw.user],
-        item=None if raw.item is None else name_of[raw.item],
-        text=_text_schema(config, tokenizer, int(lengths.max())),
-        splits={
-            name: Split(
-                rows=len(labels[name]),
-                positives=int(labels[name].sum(dtype=np.int64)),
-                hash=protocols.split_hash(raw, split.rows[name]),
-            )
-            for name in SPLITS
-        },
-        vocabulary_hash=vocabulary_hash(names, [found.offset for found in fields], vocabulary),
-        data_hash=_data_hash(names, vocabulary, rows, labels),
+    clock.append(time.perf_counter())
+
+    with written(target, replace) as folder:
+        scratch = folder / "codes"
+        scratch.mkdir()
+        fields = values.collect(raw, split, config.data.min_count, scratch)
+        vocabulary = _vocabulary(fields)
+        vocabulary.save(folder / VOCABULARY)
+        clock.append(time.perf_counter())
+
+        if config.text.model:
+            tokenizer = load_tokenizer(config.text.model)
+        else:
+            tokenizer = train_wordpiece(_training_texts(names, fields), config.text.vocab_size)
+        tokenizer.save_pretrained(str(folder / TOKENIZER))
+        strings = [found.spelled for found in fields]
+        widths = tuple(found.slots for found in fields)
+        numbers = np.concatenate([found.number for found in fields])
+        pieces, caps = tokenize_pieces(
+            tokenizer, names, strings, vocabulary.feature, None, config.text.max_length, widths, numbers
+        )
+        np.savez(folder / PIECES, **pieces._asdict())
+        clock.append(time.perf_counter())
+
+        found = rows.write(folder, split, names, fields, vocabulary, pieces)
+        shutil.rmtree(scratch)
+        schema = Schema(
+            source=raw.source,
+            protocol=protocol.name,
+            fields=tuple(map(_field, raw.fields, fields, caps)),
+            linked=tuple(tuple(name_of[column] for column in group) for group in raw.linked),
+            user=None if raw.user is None else name_of[raw.user],
+            item=None if raw.item is None else name_of[raw.item],
+            text=_text_schema(config, tokenizer, found.longest),
+            splits={
+                name: Split(
+                    rows=len(split.rows[name]),
+                    positives=found.positives[name],
+                    hash=protocols.split_hash(raw, split.rows[name]),
+                )
+                for name in SPLITS
+            },
+            vocabulary_hash=vocabulary_hash(names, [found.offset for found in fields], vocabulary),
+            data_hash=found.data_hash,
+        )
+        (folder / CONFIG).write_text(config.to_json() + "\n", encoding="utf-8")
+        schema.save(folder / SCHEMA)
+    clock.append(time.perf_counter())
+    dataset = Dataset.load(target)
+    report(raw, split, dataset, vocabulary, fields, found.mean)
+    stages = zip(("read and split", "values", "text", "rows"), itertools.pairwise(clock), strict=True)
+    print(
+        f"prepared {target} in {clock[-1] - clock[0]:.1f} s: "
+        + " · ".join(f"{stage} {end - begin:.1f} s" for stage, (begin, end) in stages)
     )
-    arrays = {
-        name: {"values": rows[name], "labels": labels[name], "rows": split.rows[name].astype(np.int64)}
-        for name in SPLITS
-    }
-    _write(
-        target,
-        config,
-        replace=replace,
-        schema=schema,
-        vocabulary=vocabulary,
-        pieces=pieces,
-        tokenizer=tokenizer,
-        arrays=arrays,
-    )
-    _report(raw, split, schema=schema, vocabulary=vocabulary, fields=fields, rows=rows, lengths=lengths)
-    print(f"prepared {target} in {time.perf_counter() - began:.1f} s")
-    return Dataset.load(target)
+    return dataset
 
 
 def prepared_by(config: Config) -> dict[str, Any]:
@@ -165,21 +147,6 @@ def check_prepared(config: Config) -> None:
         )
 
 
-def _target(folder: str) -> Path:
-    """The folder to write, refused early if it holds anything but an earlier prepared dataset."""
-    if not folder:
-        raise InputError("data.dir is empty; set it, or pass --data.dir PATH, to say where the prepared dataset goes.")
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; choose another data.dir.")
-    present = {entry.name for entry in target.iterdir()} if target.exists() else set()
-    if present and (SCHEMA not in present or not present <= set(ENTRIES)):
-        raise InputError(
-            f"{target} is not empty and not (only) a prepared dataset; choose another data.dir or empty it."
-        )
-    return target
-
-
 def _vocabulary(found: list[Values]) -> Vocabulary:
     return Vocabulary(
         field=np.repeat(np.arange(len(found), dtype=np.int32), [len(values.strings) for values in found]),
@@ -203,14 +170,22 @@ def _training_texts(names: tuple[str, ...], fields: list[Values]) -> Iterator[st
                 yield text
 
 
-def _value_ids(fields: list[Values], numbers: Int[np.ndarray, " N"]) -> Int[np.ndarray, "N S"]:
-    """Value ids of raw rows, every field's slots side by side; -1 where a list is shorter than its slots."""
-    parts, base = [], 0
-    for found in fields:
-        codes = found.codes[numbers]
-        parts.append(np.where(codes < 0, -1, codes + base))
-        base += len(found.strings)
-    return np.concatenate(parts, axis=1).astype(np.int32)
+def _field(declared: FieldConfig, found: Values, cap: int) -> Field:
+    return Field(
+        name=declared.name,
+        column=declared.column,
+        offset=found.offset,
+        size=found.size,
+        max_tokens=cap,
+        kind=declared.kind,
+        slots=found.slots,
+        separator=declared.separator,
+        numeric=found.numeric,
+        of=declared.of,
+        spelled=declared.spelled,
+        past=declared.past,
+        outcome=declared.outcome,
+    )
 
 
 def _text_schema(config: Config, tokenizer: PreTrainedTokenizerFast, length: int) -> TextSchema:
@@ -225,128 +200,3 @@ def _text_schema(config: Config, tokenizer: PreTrainedTokenizerFast, length: int
         length=length,
         max_length=config.text.max_length,
     )
-
-
-def _data_hash(
-    names: tuple[str, ...],
-    vocabulary: Vocabulary,
-    rows: dict[str, Int[np.ndarray, "_ F"]],
-    labels: dict[str, UInt8[np.ndarray, " _"]],
-) -> str:
-    """SHA-256 over names, values, and the value ids and labels of every split."""
-    digest = hashlib.sha256()
-    hash_strings(digest, names)
-    hash_strings(digest, vocabulary.value)
-    digest.update(vocabulary.field.astype("<i4").tobytes())
-    for name in SPLITS:
-        hash_strings(digest, [name, str(len(labels[name]))])
-        digest.update(rows[name].astype("<i4").tobytes())
-        digest.update(labels[name].tobytes())
-    return digest.hexdigest()
-
-
-def _write(
-    target: Path,
-    config: Config,
-    *,
-    replace: bool,
-    schema: Schema,
-    vocabulary: Vocabulary,
-    pieces: Pieces,
-    tokenizer: PreTrainedTokenizerFast,
-    arrays: dict[str, dict[str, np.ndarray]],
-) -> None:
-    """Writes beside the target and renames, so that a killed run leaves nothing that passes for a dataset."""
-    target = target.resolve()
-    unique = secrets.token_hex(4)  # process ids repeat among the machines that share a folder
-    partial = target.with_name(f".{target.name}.preparing-{unique}")
-    replaced = target.with_name(f".{target.name}.replaced-{unique}")
-    try:
-        partial.mkdir(parents=True)
-        vocabulary.save(partial / VOCABULARY)
-        np.savez(partial / PIECES, **pieces._asdict())
-        tokenizer.save_pretrained(str(partial / TOKENIZER))
-        for name, parts in arrays.items():
-            (partial / name).mkdir()
-            for part, array in parts.items():
-                np.save(partial / name / f"{part}.npy", array)
-        (partial / CONFIG).write_text(config.to_json() + "\n", encoding="utf-8")
-        schema.save(partial / SCHEMA)
-        for path in [partial, *partial.rglob("*")]:
-            _sync(path)
-        if replace:
-            target.rename(replaced)
-        try:
-            partial.rename(target)
-        except OSError:
-            # Another process was first. Its dataset may be in use by now, so it stays.
-            if not (target / SCHEMA).is_file():
-                raise
-            if Schema.load(target / SCHEMA) != schema:
-                raise InputError(f"{target} was meanwhile prepared otherwise; choose another data.dir.") from None
-        _sync(target.parent)
-    except PermissionError as error:
-        raise InputError(f"{target} cannot be written ({error.strerror}); choose another data.dir.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _kind(field: Field) -> str:
-    """What a field is, where it is not a category."""
-    details = {
-        "numeric": f"{field.size - 1} bins",
-        "multi": f"up to {field.slots} values",
-        "sequence": f"up to {field.slots} items",
-        "text": "no feature ids",
-    }
-    return f"{field.kind}, {details[field.kind]}"
-
-
-def _report(
-    raw: RawData,
-    split: protocols.Split,
-    *,
-    schema: Schema,
-    vocabulary: Vocabulary,
-    fields: list[Values],
-    rows: dict[str, Int[np.ndarray, "_ F"]],
-    lengths: Int[np.ndarray, " N"],
-) -> None:
-    """Prints what a user needs to judge the data by."""
-    for notice in raw.notices:
-        print(f"note: {notice}")
-    print(f"{schema.source} · {schema.protocol} · label > {split.threshold:g} is positive")
-    dropped = "".join(f" · {count:,} dropped: {reason}" for reason, count in split.dropped.items())
-    print(f"rows   {raw.table.num_rows:,} read{dropped}")
-    for name in SPLITS:
-        part = schema.splits[name]
-        print(f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive  split {part.hash[:12]}")
-    absent = vocabulary.count == 0
-    for what, column in (("user", schema.user), ("item", schema.item)):
-        if column is not None:
-            share = absent[rows["test"][:, schema.slot(column)]].mean()
-            print(f"  test rows whose {what} is unseen in training: {share:.1%}")
-    print(f"vocabulary ({schema.num_ids:,} feature ids)")
-    for field, found in zip(schema.fields, fields, strict=True):
-        seen = int((found.counts > 0).sum())
-        rare = f", {seen - found.known:,} rare" if seen > found.known else ""
-        kind = "" if field.kind == "category" else f"  ({_kind(field)})"
-        unseen = f"{len(found.counts) - seen:,} in valid/test only{rare}{kind}"
-        print(f"  {field.name:<20}{found.known:>9,} in training, {unseen}")
-    text = schema.text
-    print(
-        f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {lengths.mean():.1f} tokens on average, "
-        f"{text.length} at most, bounded by {text.max_length}"
-    )
-    print(f"linked {'; '.join(' + '.join(group) for group in schema.linked) or 'none'}")
-    print(f"hashes vocabulary {schema.vocabulary_hash[:12]} · data {schema.data_hash[:12]}")

@@ -73,14 +73,14 @@ class Split(NamedTuple):
       positive: Label of every row of the raw table.
       threshold: Labels above it are positive.
       dropped: Reasons for which rows were left out, and how many.
-      known: Rows that a history of all splits may hold: those of `rows`, and those that `skip_first` left out.
+      known: Whether a history of all splits may hold a row: those of `rows`, and those that `skip_first` left out.
     """
 
     rows: dict[str, Int[np.ndarray, " _"]]
     positive: Bool[np.ndarray, " N"]
     threshold: float
     dropped: dict[str, int]
-    known: Int[np.ndarray, " K"]
+    known: Bool[np.ndarray, " N"]
 
 
 def get(name: str) -> Protocol:
@@ -138,20 +138,26 @@ def split_hash(raw: RawData, rows: Int[np.ndarray, " _"]) -> str:
     Two people whose splits have the same hash trained or tested on the same rows, whatever fields, vocabulary and
     tokenizer they chose; the labels are in it so that another file of the same length does not pass for the same.
     """
-    ordered = np.sort(rows)
-    labels = np.asarray(raw.table[raw.label], np.float64)[ordered]
-    digest = hashlib.sha256(ordered.astype("<i8").tobytes())
-    digest.update(labels.astype("<f8").tobytes())
+    labels = np.asarray(raw.table[raw.label], np.float64)
+    member = np.zeros(len(labels), bool)
+    member[rows] = True
+    digest = hashlib.sha256(np.flatnonzero(member).astype("<i8", copy=False).data)
+    digest.update(labels[member].astype("<f8", copy=False).data)
     return digest.hexdigest()
 
 
 def mix(rows: Int[np.ndarray, " N"], seed: int) -> UInt64[np.ndarray, " N"]:
     """SplitMix64 of the row number, uniform over 64 bits: sorting by it shuffles the same under any NumPy, forever."""
     golden = 0x9E3779B97F4A7C15
-    z = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(golden) + np.uint64((seed * 0xD1342543DE82EF95) % 2**64)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    z = rows.astype(np.uint64)
+    z += np.uint64(1)
+    z *= np.uint64(golden)
+    z += np.uint64((seed * 0xD1342543DE82EF95) % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z ^= z >> np.uint64(shift)
+        z *= np.uint64(factor)
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def _check(protocol: Protocol, raw: RawData, labels: Float[np.ndarray, " N"], binary: bool) -> None:
@@ -201,8 +207,8 @@ def _check_sequences(protocol: Protocol, raw: RawData) -> None:
 
 def _filter(
     protocol: Protocol, raw: RawData, labels: Float[np.ndarray, " N"]
-) -> tuple[Int[np.ndarray, " _"], Int[np.ndarray, " K"], dict[str, int]]:
-    """Rows that the protocol keeps, in its order; those that a history may hold; and what was left out."""
+) -> tuple[Int[np.ndarray, " _"], Bool[np.ndarray, " N"], dict[str, int]]:
+    """Rows that the protocol keeps, in its order; which ones a history may hold; and what was left out."""
     rows = np.arange(len(labels), dtype=np.int64)
     dropped: dict[str, int] = {}
     if protocol.needs_time and raw.timestamp_quality is not None:
@@ -214,8 +220,10 @@ def _filter(
         dropped[f"label is {' or '.join(f'{label:g}' for label in protocol.drop_labels)}"] = int(unwanted.sum())
         rows = rows[~unwanted]
     if protocol.needs_time:
+        assert raw.timestamp is not None, "_check refuses it"
         rows = rows[np.argsort(np.asarray(raw.table[raw.timestamp])[rows], kind="stable")]
-    known = rows
+    known = np.zeros(len(labels), bool)
+    known[rows] = True
     if protocol.skip_first:
         early = _rank_within(_entities(protocol, raw, "user")[1][rows]) < protocol.skip_first
         dropped[f"among its user's first {protocol.skip_first}"] = int(early.sum())

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
@@ -12,6 +14,7 @@ from alt_jax.errors import InputError
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ALPHABET = 1000
+_ALPHANUMERIC = re.compile(r"([a-z0-9]+)(\.?)")  # with the full stop that closes a prompt's value
 
 
 def load_tokenizer(name_or_folder: str) -> PreTrainedTokenizerFast:
@@ -46,11 +49,17 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """
     bert = BertTokenizer(vocab={token: i for i, token in enumerate(_SPECIAL)}, do_lower_case=True).backend_tokenizer
     chunks: Counter[str] = Counter()
-    for text in texts:
-        chunks.update(bert.normalizer.normalize_str(text).split())
+    for text, repeated in groupby(texts):
+        count = sum(1 for _ in repeated)
+        # What has a short way takes it, since there may be a million ids: here and below, ASCII as BERT reads it.
+        plain = text.isascii() and text.isprintable()
+        for chunk in (text.lower() if plain else bert.normalizer.normalize_str(text)).split():
+            chunks[chunk] += count
     words: Counter[str] = Counter()
     for chunk, count in chunks.items():
-        for word, _ in bert.pre_tokenizer.pre_tokenize_str(chunk):
+        found = _ALPHANUMERIC.fullmatch(chunk)
+        split = found.groups() if found else [word for word, _ in bert.pre_tokenizer.pre_tokenize_str(chunk)]
+        for word in filter(None, split):
             words[word] += count
     seen: Counter[str] = Counter()
     for word, count in words.items():

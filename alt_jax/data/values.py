@@ -1,5 +1,6 @@
 """The values of a dataset: which strings each field has, how they are spelled, and their feature ids."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from alt_jax.data.sources.raw import RawData, as_text
 from alt_jax.errors import InputError, nearest
 from alt_jax.schema import FIRST_FIELD_ID, PAD_ID, Numeric
 
+_CHUNK = 1 << 22  # rows
+
 
 class Values(NamedTuple):
     """One field's distinct values, those with a feature id of their own first, `known` of them.
@@ -23,7 +26,9 @@ class Values(NamedTuple):
       spelled: As in the prompt.
       counts: Training rows (for lists: occurrences in training rows).
       known: Values with a feature id of their own; of a numeric field, those seen in training.
-      codes: Positions in `strings` of every raw row and slot; -1 for none, and in rows that no split or history has.
+      codes: File of int32[U, S], so that one field's at a time is in memory: positions in `strings` of every slot of
+        the rows of all splits, one split after the other; -1 for none.
+      slots: S.
       feature: Feature ids.
       offset, size: The field's range of feature ids.
       numeric: Bins of a numeric field.
@@ -34,7 +39,8 @@ class Values(NamedTuple):
     spelled: list[str]
     counts: Int[np.ndarray, " V"]
     known: int
-    codes: Int[np.ndarray, "N S"]
+    codes: Path
+    slots: int
     feature: Int[np.ndarray, " V"]
     offset: int
     size: int
@@ -42,53 +48,65 @@ class Values(NamedTuple):
     number: Float[np.ndarray, " V"]
 
 
-def collect(raw: RawData, split: Split, min_count: int) -> list[Values]:
+def collect(raw: RawData, split: Split, min_count: int, folder: Path) -> list[Values]:
     """The values of every field. Only training rows decide which are in the vocabulary, and where bins lie.
+
+    Args:
+      raw: Raw rows.
+      split: Their splits and labels.
+      min_count: Training rows that a value of a category must have.
+      folder: Takes the codes, a file for each field.
 
     Raises:
       InputError: A field's column cannot be read as its kind, no value of it is frequent enough, or the data cannot
         fill it.
     """
-    used = np.concatenate(list(split.rows.values()))
     remembered = {field.of for field in raw.fields if field.kind == "sequence" and field.past == "all"}
     found: dict[str, Values] = {}
     offset = FIRST_FIELD_ID
     for field in raw.fields:
         if field.kind != "sequence":
-            needed = split.known if field.column in remembered else used
-            found[field.column] = _own(raw, field, split.rows["train"], needed, offset, min_count)
+            path = folder / f"{len(found)}.npy"
+            found[field.column] = _own(raw, field, split, offset, min_count, path, field.column in remembered)
             offset += found[field.column].size
     for field in raw.fields:
         if field.kind == "sequence":
-            found[field.column] = _sequence(raw, field, split, used, found)
+            found[field.column] = _sequence(raw, field, split, found, folder / f"{len(found)}.npy")
     return [found[field.column] for field in raw.fields]
 
 
 def _own(
     raw: RawData,
     field: FieldConfig,
-    train: Int[np.ndarray, " T"],
-    used: Int[np.ndarray, " U"],
+    split: Split,
     offset: int,
     min_count: int,
+    path: Path,
+    remembered: bool,
 ) -> Values:
-    """Values of a field whose column the raw table holds."""
+    """Values of a field whose column the raw table holds; if they are `remembered`, those of all known rows."""
     strings, codes = fields.spell(raw.table[field.column], field, raw.origin)
-    codes = codes[:, : max(1, int((codes[used] >= 0).sum(axis=1).max(initial=1)))]
-    counts = _count(codes[train], len(strings))
+    kept = _count(codes[split.known], len(strings)) if remembered else 0
+    codes = _arranged(codes, split)
+    if codes.shape[1] > 1:  # no more slots than the longest list fills
+        codes = codes[:, : max(1, int((codes >= 0).sum(axis=1).max(initial=1)))]
+    train = codes[: len(split.rows["train"])]
+    counts = _count(train, len(strings))
     known = counts >= (min_count if field.kind in ("category", "multi") else 1)
     if not known.any():
         raise InputError(
             f"No value of column {field.column!r} of {raw.origin} occurs {min_count} times in training; "
             "lower data.min_count or leave the column out."
         )
-    order = _order(strings, counts, known, _count(codes[used], len(strings)))
-    strings, counts, codes = [strings[i] for i in order], counts[order], _recode(codes, order, len(strings))
+    order = _order(strings, counts, known, kept + _count(codes, len(strings)))
+    codes = _recode(codes, order, len(strings))
+    np.save(path, codes)
+    strings, counts = [strings[i] for i in order], counts[order]
     many = int(known.sum())
     numeric, number = None, np.zeros(len(strings), np.float32)
     if field.kind == "numeric":
         numbers = fields.parse_numbers(strings, field.column, raw.origin)
-        numeric = fields.fit_numeric(numbers[codes[train, 0]], field.bins)
+        numeric = fields.fit_numeric(numbers[codes[: len(train), 0]], field.bins)
         feature, size = offset + fields.bin_of(numeric, numbers), 2 + len(numeric.edges)
         number = fields.standardised(numeric, numbers)
     elif field.kind == "text":
@@ -96,12 +114,11 @@ def _own(
     else:
         position = np.arange(len(strings))
         feature, size = np.where(position < many, offset + 1 + position, offset), 1 + many
-    return Values(strings, strings, counts, many, codes, feature.astype(np.int32), offset, size, numeric, number)
+    slots, feature = codes.shape[1], feature.astype(np.int32)
+    return Values(strings, strings, counts, many, path, slots, feature, offset, size, numeric, number)
 
 
-def _sequence(
-    raw: RawData, field: FieldConfig, split: Split, used: Int[np.ndarray, " U"], found: dict[str, Values]
-) -> Values:
+def _sequence(raw: RawData, field: FieldConfig, split: Split, found: dict[str, Values], path: Path) -> Values:
     """The last items of each row's user, as the field declares; they share the feature ids of the item's field."""
     assert raw.user is not None, "protocols.apply refuses it"
     assert raw.timestamp is not None, "protocols.apply refuses it"
@@ -111,29 +128,32 @@ def _sequence(
             f"Field {field.column!r} is a sequence of {field.of!r}, which is no category among data.fields; "
             f"{nearest(field.of, categories)}"
         )
-    item = found[field.of]
-    past = split.rows["train"] if field.past == "train" else split.known
-    outcome = {"positive": split.positive, "negative": ~split.positive, "any": np.ones_like(split.positive)}
-    eligible = np.zeros(raw.table.num_rows, bool)
-    eligible[past] = outcome[field.outcome][past]
+    item, items = found[field.of], _items(raw, field, found[field.of])
+    eligible = {"positive": split.positive, "negative": ~split.positive, "any": split.known}[field.outcome]
+    past = split.known
+    if field.past == "train":
+        past = np.zeros_like(split.known)
+        past[split.rows["train"]] = True
     user = np.asarray(as_text(raw.table[raw.user], raw.user, raw.origin).indices)
     time = np.asarray(raw.table[raw.timestamp])
-    codes = fields.history(user, time, item.codes[:, 0], eligible, field.slots)
+    codes = _arranged(fields.history(user, time, items, eligible & past, field.slots), split)
     none = len(item.strings)
     codes[codes[:, 0] < 0, 0] = none
     strings = [*item.strings, ""]
-    spelled = [*_spellings(raw, field, item), ""]
+    spelled = [*_spellings(raw, field, item, items), ""]
     feature = np.append(item.feature, np.int32(PAD_ID))
-    counts = _count(codes[split.rows["train"]], len(strings))
+    counts = _count(codes[: len(split.rows["train"])], len(strings))
     # Every known item, in a history or not, so that `predict` can spell any history of known items
     known = (feature > item.offset) | (counts > 0)
-    order = _order(strings, counts, known, np.maximum(known, _count(codes[used], len(strings))))
+    order = _order(strings, counts, known, np.maximum(known, _count(codes, len(strings))))
+    np.save(path, _recode(codes, order, len(strings)))
     return Values(
         strings=[strings[i] for i in order],
         spelled=[spelled[i] for i in order],
         counts=counts[order],
         known=int(known.sum()),
-        codes=_recode(codes, order, len(strings)),
+        codes=path,
+        slots=field.slots,
         feature=feature[order],
         offset=item.offset,
         size=item.size,
@@ -142,7 +162,14 @@ def _sequence(
     )
 
 
-def _spellings(raw: RawData, field: FieldConfig, item: Values) -> list[str]:
+def _items(raw: RawData, field: FieldConfig, item: Values) -> Int[np.ndarray, " N"]:
+    """Positions among the item's values of every raw row, in whatever split or none; -1 for what is not among them."""
+    text = as_text(raw.table[field.of], field.of, raw.origin)
+    position = pc.index_in(text.dictionary, value_set=pa.array(item.strings, pa.string()))
+    return np.asarray(pc.fill_null(position, -1))[np.asarray(text.indices)]
+
+
+def _spellings(raw: RawData, field: FieldConfig, item: Values, code: Int[np.ndarray, " N"]) -> list[str]:
     """How the prompt spells each item: what stands beside its first row in the column that the field names."""
     if not field.spelled:
         return item.strings
@@ -152,15 +179,24 @@ def _spellings(raw: RawData, field: FieldConfig, item: Values) -> list[str]:
             f"{nearest(field.spelled, raw.table.column_names)}"
         )
     title = as_text(raw.table[field.spelled], field.spelled, raw.origin)
-    code = item.codes[:, 0]
     rows = np.flatnonzero(code >= 0)[::-1]
     first = np.zeros(len(item.strings), np.int64)
     first[code[rows]] = rows  # the last assignment, which is the first row, stays
     return pc.take(title.dictionary, pa.array(np.asarray(title.indices)[first])).to_pylist()
 
 
+def _arranged(codes: Int[np.ndarray, "N S"], split: Split) -> Int[np.ndarray, "U S"]:
+    """Codes of raw rows as those of all splits, one after the other."""
+    # `take`, since `codes[rows]` is slower, three times on long tables.
+    return np.concatenate([codes.take(rows, axis=0) for rows in split.rows.values()])
+
+
 def _count(codes: Int[np.ndarray, "N S"], size: int) -> Int[np.ndarray, " V"]:
-    return np.bincount(codes[codes >= 0], minlength=size)
+    counts = np.zeros(size, np.int64)
+    for low in range(0, len(codes), _CHUNK):  # since what NumPy counts it first copies as int64
+        part = codes[low : low + _CHUNK]
+        counts += np.bincount(part[part >= 0], minlength=size)
+    return counts
 
 
 def _order(

@@ -1,7 +1,7 @@
 """What every data source gives: one Arrow table of raw columns and a declaration of what they mean."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,13 +39,35 @@ class Aggregate:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """A table whose columns are each read when asked for and then forgotten, so that one at a time is in memory.
+
+    Attributes:
+      readers: Reads a column, by its name.
+      num_rows: Rows of every column.
+    """
+
+    readers: Mapping[str, Callable[[], pa.Array | pa.ChunkedArray]]
+    num_rows: int
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns, as a `pa.Table` has them."""
+        return list(self.readers)
+
+    def __getitem__(self, name: str) -> pa.Array | pa.ChunkedArray:
+        pa.default_memory_pool().release_unused()  # Arrow keeps what it has freed of the column before
+        return self.readers[name]()
+
+
+@dataclass(frozen=True)
 class RawData:
     """Raw rows of a source, in the order of the file.
 
     Attributes:
       source: Name of the source.
       origin: The file or folder they came from, for messages.
-      table: One column per field (any type that `as_text` can spell) and those named below.
+      table: One column per field (any type that `as_text` can spell) and those named below; looking one up may read it.
       fields: Columns to use and their names in the prompt, in prompt order.
       label: Column of the rating or label; float64 without nulls or NaNs.
       timestamp: Column to sort by, or None.
@@ -59,7 +81,7 @@ class RawData:
 
     source: str
     origin: str
-    table: pa.Table
+    table: pa.Table | Columns
     fields: tuple[FieldConfig, ...]
     label: str
     timestamp: str | None

@@ -1,8 +1,11 @@
 """Own tables: CSV, TSV or Parquet (a file, or a folder of Parquet parts as Spark and Beam write them)."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from alt_jax.config import DataConfig, FieldConfig
-from alt_jax.data.sources.raw import RawData, check_linked, require_columns
+from alt_jax.data.sources.raw import Columns, RawData, check_linked, require_columns
 from alt_jax.errors import InputError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -19,7 +22,7 @@ _PARQUET = (".parquet", ".pq")
 
 
 def load(config: DataConfig) -> RawData:
-    """Reads the declared columns of a table; CSV columns are read as strings exactly as written.
+    """Opens the declared columns of a table and checks labels and times; CSV values are strings exactly as written.
 
     Raises:
       InputError: The declaration is incomplete or contradicts itself, or the file does not fit it.
@@ -32,15 +35,20 @@ def load(config: DataConfig) -> RawData:
     check_fields(config, fields)
     path = Path(config.raw)
     columns = [f.column for f in fields if f.kind != "sequence"]  # a sequence is made, not read
-    rows = read(path, list(dict.fromkeys([*columns, config.label, *([config.timestamp] if config.timestamp else [])])))
-    keep = {column: rows[column] for column in columns}
-    keep["__label__"] = _label(rows[config.label], config.label, path)
+    special = {"__label__": (config.label, _label)}
     if config.timestamp:
-        keep["__timestamp__"] = times(rows[config.timestamp], config.timestamp, path)
+        special["__timestamp__"] = (config.timestamp, times)
+    rows = _open(path, list(dict.fromkeys([*columns, *(name for name, _ in special.values())])))
+    readers: dict[str, Callable[[], Any]] = {column: partial(rows.__getitem__, column) for column in columns}
+    for column, (name, convert) in special.items():
+        readers[column] = partial(_converted, rows, name, convert, path)
+    table = Columns(readers, rows.num_rows)
+    for column in special:
+        table[column]  # what is wrong with it is said before anything else is done
     return RawData(
         source="table",
         origin=str(path),
-        table=pa.table(keep),
+        table=table,
         fields=fields,
         label="__label__",
         timestamp="__timestamp__" if config.timestamp else None,
@@ -70,49 +78,83 @@ def check_fields(config: DataConfig, fields: Sequence[FieldConfig]) -> None:
     check_linked(config.linked, columns)
 
 
+def _open(path: Path, columns: Sequence[str]) -> pa.Table | Columns:
+    """Parquet columns are read when asked for; a CSV file, whose columns lie interleaved, is read at once."""
+    parts = _parquet_parts(path)
+    if not parts:
+        return read(path, columns, encoded=True)
+    rows = 0
+    for part in parts:
+        with _parquet(part, columns, encoded=False) as file:
+            rows += file.metadata.num_rows
+    return Columns({column: partial(_read_one, path, column) for column in columns}, rows)
+
+
+def _read_one(path: Path, column: str) -> pa.ChunkedArray:
+    return read(path, [column], encoded=True)[column]
+
+
+def _converted(rows: pa.Table | Columns, column: str, convert: Callable[..., pa.Array], path: Path) -> pa.Array:
+    return convert(rows[column], column, path)
+
+
 def read(path: Path, columns: Collection[str], *, encoded: bool = False) -> pa.Table:
     """Reads columns of a CSV, TSV or Parquet file, or of a folder of Parquet parts (in the order of their names).
 
     Args:
       path: The file or folder.
       columns: Which; see `alt_jax.data.sources.raw.require_columns`.
-      encoded: Leaves strings in Parquet as the dictionaries and indices that they are stored as, which is quicker.
+      encoded: Reads strings as dictionaries and indices, as Parquet stores them: quicker, and 4 bytes a row.
 
     Raises:
       InputError: The file is missing, of another kind, malformed, not UTF-8, or lacks a column; names the nearest.
     """
+    parts = _parquet_parts(path)
+    if not parts:
+        return _read_csv(path, columns, _DELIMITERS[path.suffix.lower()], encoded)
+    tables = []
+    for part in parts:
+        with _parquet(part, columns, encoded) as file:
+            tables.append(file.read(columns=list(columns)))
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise InputError(f"The parts in {path} have columns of different types ({_line(error)}).") from None
+
+
+def _parquet_parts(path: Path) -> list[Path]:
+    """The Parquet files that a table consists of; none if it is CSV or TSV."""
     if not path.exists():
         raise InputError(f"{path} does not exist; correct the path of the table.")
     if path.is_dir():
         parts = sorted(p for p in path.iterdir() if p.suffix.lower() in _PARQUET and p.name[0] not in "._")
         if not parts:
             raise InputError(f"{path} is a folder without .parquet files; name a table file.")
-        try:
-            return pa.concat_tables(
-                [_read_parquet(part, columns, encoded) for part in parts], promote_options="permissive"
-            )
-        except pa.ArrowTypeError as error:
-            raise InputError(f"The parts in {path} have columns of different types ({_line(error)}).") from None
+        return parts
     suffix = path.suffix.lower()
-    if suffix in _PARQUET:
-        return _read_parquet(path, columns, encoded)
-    if suffix not in _DELIMITERS:
+    if suffix not in _PARQUET and suffix not in _DELIMITERS:
         raise InputError(f"{path} is not named like a table; use {', '.join([*_DELIMITERS, *_PARQUET])}.")
-    return _read_csv(path, columns, _DELIMITERS[suffix])
+    return [path] if suffix in _PARQUET else []
 
 
-def _read_parquet(path: Path, columns: Collection[str], encoded: bool) -> pa.Table:
+@contextmanager
+def _parquet(path: Path, columns: Collection[str], encoded: bool) -> Iterator[pa.parquet.ParquetFile]:
+    """An open Parquet file that has the columns."""
     try:
         # Only columns that are there, and strings, may be named: not lists of them, and no others.
-        strings = [f.name for f in pa.parquet.read_schema(path) if pa.types.is_string(f.type)] if encoded else []
+        strings = [f.name for f in pa.parquet.read_schema(path) if _is_string(f.type)] if encoded else []
         with pa.parquet.ParquetFile(path, read_dictionary=strings) as file:
             require_columns(file.schema_arrow.names, columns, str(path))
-            return file.read(columns=list(columns))
+            yield file
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} cannot be read as Parquet ({_line(error)}); write it again.") from None
 
 
-def _read_csv(path: Path, columns: Collection[str], delimiter: str) -> pa.Table:
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _read_csv(path: Path, columns: Collection[str], delimiter: str, encoded: bool) -> pa.Table:
     read_options = pa.csv.ReadOptions(use_threads=False)  # with threads, errors do not say the row
     parse_options = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     try:
@@ -123,7 +165,7 @@ def _read_csv(path: Path, columns: Collection[str], delimiter: str) -> pa.Table:
     require_columns(present, columns, str(path))
     convert = pa.csv.ConvertOptions(
         include_columns=list(columns),
-        column_types={column: pa.string() for column in columns},
+        column_types=dict.fromkeys(columns, pa.dictionary(pa.int32(), pa.string()) if encoded else pa.string()),
         strings_can_be_null=False,
     )
     try:
@@ -143,9 +185,15 @@ def _line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one array, and not as a dictionary, which Arrow does not parse."""
+    kind = column.type
+    return (column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column).combine_chunks()
+
+
 def _label(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
     """Labels as float64."""
-    array = column.combine_chunks()
+    array = _plain(column)
     if array.null_count:
         row = int(np.flatnonzero(np.asarray(pc.is_null(array)))[0])
         raise InputError(
@@ -187,7 +235,7 @@ def times(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
     Raises:
       InputError: A timestamp is missing, or they are neither numbers nor times.
     """
-    array = column.combine_chunks()
+    array = _plain(column)
     kinds = [pa.int64(), pa.float64(), pa.timestamp("us")]
     if pa.types.is_temporal(array.type):
         kinds = [pa.timestamp("us")]

@@ -1,0 +1,52 @@
+"""What `prepare` says about the data that it has written."""
+
+from alt_jax.data.dataset import Dataset, Vocabulary
+from alt_jax.data.protocols import SPLITS, Split
+from alt_jax.data.sources.raw import RawData
+from alt_jax.data.values import Values
+from alt_jax.schema import Field
+
+
+def report(
+    raw: RawData, split: Split, dataset: Dataset, vocabulary: Vocabulary, fields: list[Values], mean_length: float
+) -> None:
+    """Prints what a user needs to judge the data by."""
+    schema = dataset.schema
+    for notice in raw.notices:
+        print(f"note: {notice}")
+    print(f"{schema.source} · {schema.protocol} · label > {split.threshold:g} is positive")
+    dropped = "".join(f" · {count:,} dropped: {reason}" for reason, count in split.dropped.items())
+    print(f"rows   {raw.table.num_rows:,} read{dropped}")
+    for name in SPLITS:
+        part = schema.splits[name]
+        print(f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive  split {part.hash[:12]}")
+    absent = vocabulary.count == 0
+    for what, column in (("user", schema.user), ("item", schema.item)):
+        if column is not None:
+            share = absent[dataset.test.values[:, schema.slot(column)]].mean()
+            print(f"  test rows whose {what} is unseen in training: {share:.1%}")
+    print(f"vocabulary ({schema.num_ids:,} feature ids)")
+    for field, found in zip(schema.fields, fields, strict=True):
+        seen = int((found.counts > 0).sum())
+        rare = f", {seen - found.known:,} rare" if seen > found.known else ""
+        kind = "" if field.kind == "category" else f"  ({_kind(field)})"
+        unseen = f"{len(found.counts) - seen:,} in valid/test only{rare}{kind}"
+        print(f"  {field.name:<20}{found.known:>9,} in training, {unseen}")
+    text = schema.text
+    print(
+        f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {mean_length:.1f} tokens on average, "
+        f"{text.length} at most, bounded by {text.max_length}"
+    )
+    print(f"linked {'; '.join(' + '.join(group) for group in schema.linked) or 'none'}")
+    print(f"hashes vocabulary {schema.vocabulary_hash[:12]} · data {schema.data_hash[:12]}")
+
+
+def _kind(field: Field) -> str:
+    """What a field is, where it is not a category."""
+    details = {
+        "numeric": f"{field.size - 1} bins",
+        "multi": f"up to {field.slots} values",
+        "sequence": f"up to {field.slots} items",
+        "text": "no feature ids",
+    }
+    return f"{field.kind}, {details[field.kind]}"
