@@ -312,9 +312,9 @@ class FinetuneConfig:
       weight_decay: Decoupled, on the text tower's matrices.
       l2: Times the squared distance of all embeddings and first-order weights from `l2_towards`; its gradient is added
         to that of the loss.
+      l2_towards: `zero`, or `start`: where the run started, which after a pretraining is what it has learned.
       tables: How embeddings and first-order weights are updated: `adam`: every row at every step; `lazy_adam`: only the
         rows that the batch holds, which only then feel L2 too; `lazy_adagrad`: the same, with one accumulator a row.
-      l2_towards: `zero`, or `start`: where the run started, which after a pretraining is what it has learned.
     """
 
     batch_size: PositiveInt = 1024
@@ -324,8 +324,8 @@ class FinetuneConfig:
     text_learning_rate: PositiveFloat = 5e-5
     weight_decay: Weight = 1e-3
     l2: Weight = 0.0
-    tables: Tables = "adam"
     l2_towards: Literal["zero", "start"] = "zero"
+    tables: Tables = "adam"
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -15,8 +15,7 @@ from jaxtyping import Array, Int
 from alt_jax.models.table import Rows
 from alt_jax.schema import MASK_ID, PAD_ID
 
-# By the names in the parameters, which also stand at the end of the paths of an optimiser's moments.
-_TABLE = re.compile(r"(.*/)?(ctr/embedding|ctr_logit/linear)/embedding")
+TABLES = r"(ctr/embedding|ctr_logit/linear)/embedding"  # names of the parameters that are tables of ids
 
 
 def touched(params: Any, ids: Int[Array, "B S"]) -> Int[Array, " U"]:
@@ -61,5 +60,6 @@ def with_rows(params: Any, rows: Int[Array, " U"]) -> Any:
 
 
 def _is_table(path: tuple[Any, ...]) -> bool:
+    # The name of a parameter also stands at the end of the path of what an optimiser's state holds for it.
     keys = (key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-    return _TABLE.fullmatch("/".join(map(str, keys))) is not None
+    return re.fullmatch(f"(.*/)?{TABLES}", "/".join(map(str, keys))) is not None

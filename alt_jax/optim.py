@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from alt_jax.config import FinetuneConfig, PretrainConfig
+from alt_jax.lazy import TABLES
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -47,7 +48,6 @@ def decayed(params: Any) -> Any:
 
 
 _TEXT, _REST = r"text(_second)?/.*", r"(?!text(_second)?/).*"
-_TABLES = r"(ctr/embedding|ctr_logit/linear)/.*"
 
 
 def pretrain_optimizer(config: PretrainConfig, steps: int) -> optax.GradientTransformation:
@@ -64,7 +64,7 @@ def pretrain_optimizer(config: PretrainConfig, steps: int) -> optax.GradientTran
     patterns = {"text": _TEXT, "rest": _REST}
     if config.tables == "lazy_adagrad":
         groups["tables"] = adagrad_by_rows(schedule(config.learning_rate))
-        patterns |= {"tables": _TABLES, "rest": f"(?!{_TABLES}){_REST}"}
+        patterns |= {"tables": TABLES, "rest": f"(?!{TABLES}){_REST}"}
     return optax.multi_transform(groups, lambda params: group_params(params, patterns))
 
 
@@ -80,7 +80,7 @@ def finetune_optimizer(config: FinetuneConfig) -> optax.GradientTransformation:
         "tables": optax.chain(gaussian_prior(config.l2, config.l2_towards), tables) if config.l2 else tables,
         "rest": adam,
     }
-    patterns = {"text": _TEXT, "tables": _TABLES, "rest": f"(?!{_TABLES}){_REST}"}
+    patterns = {"text": _TEXT, "tables": TABLES, "rest": f"(?!{TABLES}){_REST}"}
     return optax.multi_transform(groups, lambda params: group_params(params, patterns))
 
 

@@ -22,7 +22,7 @@ from alt_jax.errors import InputError
 from alt_jax.models.dropout import Dropout
 
 # The backward pass computes the inside of a GELU, and of a layer norm, again from its input. To write it down and read
-# it back would cost a third of a tower's memory, and on a CPU time (docs/performance.md).
+# it back would cost three tenths of a tower's memory, and on a CPU time (docs/performance.md).
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": jax.checkpoint(functools.partial(jax.nn.gelu, approximate=False)),
     "gelu_new": jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True)),
