@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 from alt_jax import masking, objectives
 from alt_jax.config import Config
 from alt_jax.data.prompt import Prompt, mask_fields
+from alt_jax.models.packing import Wanted, lay_out
 from alt_jax.objectives import Mean
 from alt_jax.schema import Schema
-from alt_jax.sharding import constrain_rows
+from alt_jax.sharding import constrain_rows, shards
 
 
 class Hidden(NamedTuple):
@@ -60,27 +61,46 @@ def hide(prompt: Prompt, chosen: Bool[Array, "B F"], key: jax.Array, config: Con
     return Hidden(moved, same < jnp.sum(kept, axis=1, keepdims=True), where, place)
 
 
-def capacity(maskable: Int[np.ndarray, "N F"], config: Config, schema: Schema) -> int:
-    """Static bound on the hidden tokens of a pretraining batch.
+def capacity(maskable: Int[np.ndarray, "N F"], rows: int, config: Config, schema: Schema) -> int:
+    """Static bound on the hidden tokens of so many rows.
 
     Args:
       maskable: Maskable tokens of every field in a sample of rows.
-      config: Unit, rate and batch size.
+      rows: Of a batch, or of one device's part of it.
+      config: Unit and rate.
       schema: Fields and links.
     """
-    batch, rate = config.pretrain.batch_size, config.mask.rate
     if config.mlm.unit == "token":
-        return masking.single_token_capacity(maskable, batch, rate)
-    return masking.token_capacity(maskable, batch, masking.mask_units(schema, config.mask), rate)
+        return masking.single_token_capacity(maskable, rows, config.mask.rate)
+    return masking.token_capacity(maskable, rows, masking.mask_units(schema, config.mask), config.mask.rate)
+
+
+def masks(hidden: Hidden, room: int, config: Config, schema: Schema) -> Wanted:
+    """The masks of a batch: all tokens whose states this loss looks at.
+
+    Args:
+      hidden: The batch. No prompt has a mask token of its own (see `alt_jax.data.prompt`).
+      room: `capacity` of one device's rows.
+      config: Unit and rate.
+      schema: Fields, their longest values, and the mask token.
+    """
+    slots = hidden.tokens.shape[1]
+    if config.mlm.unit != "token":
+        units = masking.mask_units(schema, config.mask)
+        longest = [sum(schema.fields[f].max_tokens * schema.fields[f].slots for f in unit) for unit in units]
+        longest.sort(reverse=True)
+        slots = min(slots, sum(longest[: masking.num_masked_units(units, config.mask.rate)]))
+    return Wanted(hidden.mask & (hidden.tokens == schema.text.mask_id), slots, room)
 
 
 def loss(
     call: Callable[..., Any],
     prompt: Prompt,
     hidden: Hidden,
-    states: Float[Array, "B L D"],
+    states: Float[Array, "B W D"],
+    wanted: Wanted | None,
     representation: Float[Array, "B C"] | None,
-    capacity: int,
+    room: int,
     schema: Schema,
 ) -> tuple[Mean, dict[str, Mean]]:
     """Every hidden token, recovered from the state at its mask and, where that helps, the row's representation.
@@ -91,24 +111,28 @@ def loss(
       call: Applies a method of the model in training mode.
       prompt: Whole prompts: the targets.
       hidden: What the tower read.
-      states: The tower's token states of it.
+      states: The tower's states of it.
+      wanted: Whose states those are; None: of all tokens.
       representation: Of the rows, or None.
-      capacity: Static bound on the hidden tokens.
+      room: `capacity` of one device's rows.
       schema: Names the fields.
 
     Returns:
       The loss, and metrics: tokens beyond the capacity, accuracy by field.
     """
-    rows, length = prompt.tokens.shape
-    index, real = masking.gather_positions(hidden.where, capacity)
-    row = index // length
-    at = constrain_rows(states.reshape(rows * length, -1)[row * length + hidden.place.reshape(-1)[index]])
+    rows, slots = states.shape[:2]
+    layout = lay_out(hidden.where, shards(rows), room)
+    place = hidden.place
+    if wanted is not None:  # their states stand at the front of each row
+        place = jnp.take_along_axis(jnp.cumsum(wanted.where, axis=1) - 1, place, axis=1)
+    row = jnp.broadcast_to(jnp.arange(rows)[:, None], place.shape)
+    target, field, row, place = (layout.pack_ids(x).reshape(-1) for x in (prompt.tokens, prompt.field, row, place))
+    real = layout.pack_ids(hidden.where.astype(jnp.int32)).reshape(-1).astype(jnp.float32)
+    at = constrain_rows(states.reshape(rows * slots, -1)[row * slots + place])
     helper = None if representation is None else constrain_rows(representation[row])
     logits = call("recover_tokens", at, helper)
-    target = prompt.tokens.reshape(-1)[index]
     mean = objectives.weighted(objectives.softmax_cross_entropy(logits, target), real)
     right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
-    field = prompt.field.reshape(-1)[index]
     metrics = {"mlm": mean, "mlm/dropped": Mean(hidden.where.sum() - real.sum(), jnp.ones(()))}
     for f, name in enumerate(schema.names):
         metrics[f"mlm/accuracy/{name}"] = objectives.weighted(right, real * (field == f))

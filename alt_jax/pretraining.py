@@ -14,10 +14,12 @@ from alt_jax.data.batches import Batch
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import Pieces, feature_ids, maskable_tokens
 from alt_jax.errors import InputError
+from alt_jax.models import packing
 from alt_jax.models.alt import ALT
 from alt_jax.models.encoder import EncoderConfig
 from alt_jax.objectives import Mean
 from alt_jax.schema import Schema
+from alt_jax.sharding import shards
 from alt_jax.tasks import Params, apply_method, blank_row, row_numbers, row_prompts, text_length, train_caller
 
 _CAPACITY_SAMPLE = 100_000
@@ -51,12 +53,14 @@ class Pretrain:
 
     Attributes:
       model: Towers and heads.
-      capacity: Static bound on the masked tokens of a batch (`mlm.capacity`).
+      maskable: Maskable tokens of every field in a sample of training rows, which bounds those that a batch hides.
+      lengths: Tokens of training rows' prompts, from which follows how much padding can be left out.
       counts: Training count of every feature id: the distribution of MTM's noise.
     """
 
     model: ALT
-    capacity: int
+    maskable: np.ndarray
+    lengths: np.ndarray
     counts: np.ndarray
 
     @classmethod
@@ -64,8 +68,8 @@ class Pretrain:
         """The task of an experiment on a dataset."""
         schema = dataset.schema
         sample = np.asarray(dataset.train.values[:_CAPACITY_SAMPLE])
-        bound = mlm.capacity(maskable_tokens(dataset.pieces, sample, schema.widths), config, schema)
-        return cls(ALT(config, schema, encoder), bound, dataset.feature_counts())
+        maskable = maskable_tokens(dataset.pieces, sample, schema.widths)
+        return cls(ALT(config, schema, encoder), maskable, dataset.prompt_tokens(), dataset.feature_counts())
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters for what the loss weights call for."""
@@ -98,7 +102,8 @@ class Pretrain:
         mlm_key, mtm_key, noise_key, dropout_key = jax.random.split(key, 4)
         call = train_caller(model, params, dropout_key)
         ids, numbers = jnp.asarray(feature_ids(pieces, batch.values)), row_numbers(model, pieces, batch.values)
-        prompt = row_prompts(model, pieces, batch.values, text_length(schema.text.length))
+        length, rows = text_length(schema.text.length), ids.shape[0] // shards(ids.shape[0])
+        prompt, room = row_prompts(model, pieces, batch.values, length), packing.room(self.lengths, rows, length)
         masks = masking.choose_masks((mlm_key, mtm_key), ids.shape[0], schema, config.mask)
         hidden = mlm.hide(prompt, masks.text, mlm_key, config, schema)
         shown = mtm.hide(ids, numbers, masks.table, noise_key, config, schema)
@@ -111,9 +116,13 @@ class Pretrain:
             h = call("represent", ids, numbers)
         if weights.icl or (weights.mtm and helped_by_whole):
             all_tokens = weights.mtm and helped_by_whole  # ICL alone reads [CLS]
-            states = call("read", prompt.tokens, prompt.mask, None if all_tokens else 1)
+            wanted = None if all_tokens else packing.first(prompt.mask)
+            states = call("read", prompt.tokens, prompt.mask, wanted, room)
+        capacity, hidden_wanted = mlm.capacity(self.maskable, rows, config, schema), None
         if weights.mlm or (weights.mtm and not helped_by_whole):
-            hidden_states = call("read", hidden.tokens, hidden.mask)
+            if helped_by_whole:  # MLM alone reads these states, and of masks only
+                hidden_wanted = mlm.masks(hidden, capacity, config, schema)
+            hidden_states = call("read", hidden.tokens, hidden.mask, hidden_wanted, room)
         if weights.mtm or (table_helps and not helped_by_whole):
             hidden_h = call("represent", shown.ids, shown.numbers)
 
@@ -130,7 +139,7 @@ class Pretrain:
             }
         if weights.mlm:
             helper = (h if helped_by_whole else hidden_h) if table_helps else None
-            mean, logged = mlm.loss(call, prompt, hidden, hidden_states, helper, self.capacity, schema)
+            mean, logged = mlm.loss(call, prompt, hidden, hidden_states, hidden_wanted, helper, capacity, schema)
             total += weights.mlm * mean.value
             metrics |= logged
         if weights.mtm:

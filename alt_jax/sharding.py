@@ -27,6 +27,12 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
         )
 
 
+def shards(rows: int) -> int:
+    """Inside jit: how many parts of a batch the mesh holds, each of whole rows on one device; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty or rows % mesh.shape["data"] else int(mesh.shape["data"])
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device: parameters, optimiser state, prompt pieces."""
     return NamedSharding(mesh, PartitionSpec())

@@ -112,7 +112,8 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         return done
     mesh = make_mesh()
     _steps(mesh, dataset, plan)
-    task = Finetune(ALT(config, dataset.schema, encoder), strategy)
+    lengths = None if strategy == "ctr" else dataset.prompt_tokens()
+    task = Finetune(ALT(config, dataset.schema, encoder), strategy, lengths)
     params, summary = _start(task, config, strategy, init_from, dataset, encoder)
     run.start()
 

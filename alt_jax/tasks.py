@@ -13,9 +13,11 @@ from alt_jax import objectives
 from alt_jax.config import Strategy
 from alt_jax.data.batches import Batch
 from alt_jax.data.prompt import Pieces, Prompt, compose, feature_ids
+from alt_jax.models import packing
 from alt_jax.models.alt import ALT
 from alt_jax.objectives import Mean
 from alt_jax.schema import Schema
+from alt_jax.sharding import shards
 
 Params = dict[str, Any]
 
@@ -62,9 +64,9 @@ def train_caller(model: ALT, params: Params, key: jax.Array) -> Callable[..., An
     """`call(method, *args)` applies a method of the model in training mode, every call with dropout of its own."""
     calls = iter(range(1 << 30))
 
-    def call(method: str, *args: Any) -> Any:
+    def call(method: str, *args: Any, **options: Any) -> Any:
         rngs = {"dropout": jax.random.fold_in(key, next(calls))}
-        return model.apply({"params": params}, *args, train=True, method=method, rngs=rngs)
+        return model.apply({"params": params}, *args, train=True, method=method, rngs=rngs, **options)
 
     return call
 
@@ -81,10 +83,13 @@ class Finetune:
     Attributes:
       model: Towers and logits.
       strategy: Which towers predict.
+      lengths: Tokens of training rows' prompts, from which follows how much padding can be left out of training; None:
+        it is kept.
     """
 
     model: ALT
     strategy: Strategy
+    lengths: np.ndarray | None = None
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters of what the strategy uses."""
@@ -118,8 +123,13 @@ class Finetune:
         self, params: Params, pieces: Pieces, batch: Batch, key: jax.Array
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
         """BCE of the strategy's logit, for `joint` also of its two parts."""
-        inputs = self._inputs(pieces, batch.values, text_length(self.model.schema.text.length))
-        logits = train_caller(self.model, params, key)("click", self.strategy, *inputs)
+        length, rows = text_length(self.model.schema.text.length), len(batch.label) // shards(len(batch.label))
+        inputs = self._inputs(pieces, batch.values, length)
+        # Two text towers read a half of the prompt each, of lengths that `lengths` does not tell.
+        room = None
+        if self.strategy != "ctr" and self.lengths is not None and not self._second_fields():
+            room = packing.room(self.lengths, rows, length)
+        logits = train_caller(self.model, params, key)("click", self.strategy, *inputs, room=room)
         means = {
             f"bce/{name}": objectives.binary_cross_entropy(logit, batch.label, batch.weight)
             for name, logit in logits.items()

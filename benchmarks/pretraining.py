@@ -15,7 +15,7 @@ import jax
 import measure
 import numpy as np
 
-from alt_jax import masking
+from alt_jax import masking, mlm
 from alt_jax.config import Config
 from alt_jax.data.batches import batch_at
 from alt_jax.data.dataset import Dataset
@@ -98,7 +98,7 @@ def main() -> None:
             "batch": arguments.batch,
             "dtype": config.text.dtype,
             "tokens a row": tokens / arguments.batch,
-            "mlm capacity": task.capacity,
+            "mlm capacity": mlm.capacity(task.maskable, arguments.batch, config, dataset.schema),
             "ms a step": 1e3 * found["step"],
             "rows/s": arguments.batch / found["step"],
             **{f"GFLOP a step: {name}": count / 1e9 for name, count in flops.items()},

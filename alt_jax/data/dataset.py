@@ -30,7 +30,7 @@ from jaxtyping import Float, Int, UInt8
 from transformers import PreTrainedTokenizerFast
 
 from alt_jax.data import fields
-from alt_jax.data.prompt import Pieces, tokenize_pieces
+from alt_jax.data.prompt import Pieces, prompt_lengths, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
 from alt_jax.data.sources.raw import require_columns
 from alt_jax.data.tokenizer import load_tokenizer
@@ -154,6 +154,11 @@ class Dataset:
     def vocabulary(self) -> Vocabulary:
         """All values with their training counts."""
         return Vocabulary.load(self.folder / VOCABULARY)
+
+    def prompt_tokens(self, most: int = 1 << 20) -> Int[np.ndarray, " N"]:
+        """Tokens of the prompts of the training rows, or where there are many of so many of them, evenly spread."""
+        values = np.asarray(self.train.values[:: -(-len(self.train.values) // most)])
+        return np.asarray(prompt_lengths(self.pieces, values, self.schema.widths))
 
     def feature_counts(self) -> Int[np.ndarray, " num_ids"]:
         """How many training rows have each feature id; the padding and mask ids have 0."""

@@ -24,6 +24,7 @@ from alt_jax.models.heads import (
     TextLogit,
     TwoTextLogit,
 )
+from alt_jax.models.packing import Wanted, first
 from alt_jax.models.text import text_tower
 from alt_jax.schema import Schema
 
@@ -68,10 +69,16 @@ class ALT(nn.Module):
         return self.ctr(ids, numbers, train=train)
 
     def read(
-        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], wanted: int | None = None, *, train: bool
+        self,
+        tokens: Int[Array, "B L"],
+        mask: Bool[Array, "B L"],
+        wanted: Wanted | None = None,
+        room: int | None = None,
+        *,
+        train: bool,
     ) -> Float[Array, "B W D"]:
-        """Token states of a prompt, of all its tokens or of the first so many."""
-        return self.text(tokens, mask, train=train, wanted=wanted)
+        """Token states of a prompt, of all its tokens or of some; see `TextTower`."""
+        return self.text(tokens, mask, train=train, wanted=wanted, room=room)
 
     def align(
         self, representation: Float[Array, "B C"], states: Float[Array, "B L D"], *, train: bool
@@ -104,6 +111,7 @@ class ALT(nn.Module):
         mask: Bool[Array, "B L"] | None,
         numbers: Float[Array, "B M"] | None = None,
         second: tuple[Int[Array, "B L"], Bool[Array, "B L"]] | None = None,
+        room: int | None = None,
         *,
         train: bool,
     ) -> dict[str, Float[Array, " B"]]:
@@ -116,6 +124,7 @@ class ALT(nn.Module):
           mask: Which tokens are real, or None for `ctr`.
           numbers: Of the numeric fields.
           second: Tokens and mask for the second text tower (`plm`), if there is one.
+          room: Of `TextTower`, for one text tower.
           train: Whether dropout is on.
 
         Returns:
@@ -128,11 +137,13 @@ class ALT(nn.Module):
         if strategy != "ctr":
             assert tokens is not None
             assert mask is not None
-            states = self.text(tokens, mask, train=train, wanted=1)  # [CLS] is all that is read
+            # [CLS] is all that is read.
+            states = self.text(tokens, mask, train=train, wanted=first(mask), room=room)
             if second is None:
                 logits["plm"] = self.text_logit(states)
             else:
-                logits["plm"] = self.two_text_logit(states, self.text_second(*second, train=train, wanted=1))
+                other = self.text_second(*second, train=train, wanted=first(second[1]))
+                logits["plm"] = self.two_text_logit(states, other)
         if strategy == "joint":
             logits["joint"] = self.fusion(logits["ctr"], logits["plm"], h, states)
         return logits

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from alt_jax.errors import InputError
 from alt_jax.models.dropout import Dropout
 from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm
+from alt_jax.models.packing import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +108,7 @@ class Embeddings(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B L E"]:
+    def __call__(self, tokens: Int[Array, "B L"], layout: Layout, *, train: bool = False) -> Float[Array, "G T E"]:
         """Embeds the tokens; see `TextTower`."""
         config = self.config
 
@@ -117,18 +116,20 @@ class Embeddings(nn.Module):
             init = nn.initializers.normal(config.initializer_range)
             return nn.Embed(rows, config.embedding_width, embedding_init=init, name=name)
 
-        words = table(config.vocab_size, "word_embeddings")(tokens)
-        positions = table(config.max_position_embeddings, "position_embeddings")(self._positions(mask))
+        words = table(config.vocab_size, "word_embeddings")(layout.pack_ids(tokens))
+        positions = table(config.max_position_embeddings, "position_embeddings")(
+            layout.pack_ids(self._positions(layout))
+        )
         # All our tokens are of one sentence, so the type is 0 throughout; the table is kept whole for the round trip.
         types = table(config.type_vocab_size, "token_type_embeddings")(jnp.zeros((1, 1), jnp.int32))
         states = layer_norm(config.layer_norm_eps, "LayerNorm")(words + positions + types).astype(self.dtype)
-        return Dropout(config.hidden_dropout_prob, name="dropout")(states, train=train)
+        return Dropout(config.hidden_dropout_prob, name="dropout")(states, train=train, number=layout.number)
 
-    def _positions(self, mask: Bool[Array, "B L"]) -> Int[Array, "b L"]:
+    def _positions(self, layout: Layout) -> Int[Array, "B L"]:
         """BERT counts columns. RoBERTa counts real tokens from `pad_token_id + 1`; padding stands at `pad_token_id`."""
         if not isinstance(self.config, RobertaConfig):
-            return jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
-        real = mask.astype(jnp.int32)
+            return jnp.broadcast_to(layout.position, layout.mask.shape)
+        real = layout.mask.astype(jnp.int32)
         return jnp.cumsum(real, axis=1) * real + self.config.pad_token_id
 
 
@@ -140,18 +141,20 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
-    ) -> Float[Array, "B W D"]:
-        """Mixes the states of each row for its first tokens; padding is never attended to."""
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
+        """Mixes the states of each row for `queries`; padding is never attended to."""
         config = self.config
         heads = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        asked = queries.pick(states)
         query, key, value = (
-            _dense(config, config.hidden_size, self.dtype, name)(x).reshape((*x.shape[:2], *heads))
-            for name, x in zip(("query", "key", "value"), (states[:, :wanted], states, states), strict=True)
+            layout.unpack(_dense(config, config.hidden_size, self.dtype, name)(x))
+            for name, x, layout in (("query", asked, queries), ("key", states, keys), ("value", states, keys))
         )
+        query, key, value = (x.reshape((*x.shape[:2], *heads)) for x in (query, key, value))
         rate = config.attention_probs_dropout_prob
         dropout = Dropout(rate, name="dropout") if train and rate > 0 else None
-        return attend(query, key, value, mask[:, None, None, :], dropout)
+        return queries.pack(attend(query, key, value, keys.mask[:, None, None, :], dropout))
 
 
 class ResidualOutput(nn.Module):
@@ -162,11 +165,12 @@ class ResidualOutput(nn.Module):
 
     @nn.compact
     def __call__(
-        self, hidden: Float[Array, "B L H"], residual: Float[Array, "B L D"], *, train: bool = False
-    ) -> Float[Array, "B L D"]:
+        self, hidden: Float[Array, "G T H"], residual: Float[Array, "G T D"], layout: Layout, *, train: bool = False
+    ) -> Float[Array, "G T D"]:
         """LayerNorm(residual + dropout(W hidden))."""
         hidden = _dense(self.config, self.config.hidden_size, self.dtype, "dense")(hidden)
-        hidden = Dropout(self.config.hidden_dropout_prob, name="dropout")(hidden, train=train)
+        dropout = Dropout(self.config.hidden_dropout_prob, name="dropout")
+        hidden = dropout(hidden, train=train, number=layout.number)
         return layer_norm(self.config.layer_norm_eps, "LayerNorm")(hidden + residual).astype(self.dtype)
 
 
@@ -178,11 +182,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
-    ) -> Float[Array, "B W D"]:
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
         """The first half of a layer."""
-        mixed = SelfAttention(self.config, self.dtype, name="self")(states, mask, wanted=wanted, train=train)
-        return ResidualOutput(self.config, self.dtype, name="output")(mixed, states[:, :wanted], train=train)
+        mixed = SelfAttention(self.config, self.dtype, name="self")(states, keys, queries, train=train)
+        output = ResidualOutput(self.config, self.dtype, name="output")
+        return output(mixed, queries.pick(states), queries, train=train)
 
 
 class Intermediate(nn.Module):
@@ -192,7 +197,7 @@ class Intermediate(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, states: Float[Array, "B L D"]) -> Float[Array, "B L H"]:
+    def __call__(self, states: Float[Array, "G T D"]) -> Float[Array, "G T H"]:
         """act(W states)."""
         wide = _dense(self.config, self.config.intermediate_size, self.dtype, "dense")(states)
         return ACTIVATIONS[self.config.hidden_act](wide)
@@ -206,12 +211,12 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
-    ) -> Float[Array, "B W D"]:
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
         """Attention, then the feed-forward half."""
-        states = Attention(self.config, self.dtype, name="attention")(states, mask, wanted=wanted, train=train)
+        states = Attention(self.config, self.dtype, name="attention")(states, keys, queries, train=train)
         wide = Intermediate(self.config, self.dtype, name="intermediate")(states)
-        return ResidualOutput(self.config, self.dtype, name="output")(wide, states, train=train)
+        return ResidualOutput(self.config, self.dtype, name="output")(wide, states, queries, train=train)
 
 
 class Layers(nn.Module):
@@ -222,13 +227,13 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
-    ) -> Float[Array, "B W D"]:
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
         """All layers in order."""
         last = self.config.num_hidden_layers - 1
         for number in range(last + 1):
             layer = Layer(self.config, self.dtype, name=str(number))
-            states = layer(states, mask, wanted=wanted if number == last else states.shape[1], train=train)
+            states = layer(states, keys, queries if number == last else keys, train=train)
         return states
 
 
@@ -240,10 +245,10 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
-    ) -> Float[Array, "B W D"]:
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
         """All layers in order."""
-        return Layers(self.config, self.dtype, name="layer")(states, mask, wanted=wanted, train=train)
+        return Layers(self.config, self.dtype, name="layer")(states, keys, queries, train=train)
 
 
 class Bert(TextTower):
@@ -252,12 +257,10 @@ class Bert(TextTower):
     config: BertConfig
 
     @nn.compact
-    def encode(
-        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool, wanted: int
-    ) -> Float[Array, "B W D"]:
+    def encode(self, tokens: Int[Array, "B L"], keys: Layout, queries: Layout, *, train: bool) -> Float[Array, "G U D"]:
         """Embeds, then mixes; see `TextTower`."""
         config = self.config
-        states = Embeddings(config, self.dtype, name="embeddings")(tokens, mask, train=train)
+        states = Embeddings(config, self.dtype, name="embeddings")(tokens, keys, train=train)
         if config.embedding_width != config.hidden_size:
             states = _dense(config, config.hidden_size, self.dtype, "embeddings_project")(states)
-        return Encoder(self.config, self.dtype, name="encoder")(states, mask, wanted=wanted, train=train)
+        return Encoder(self.config, self.dtype, name="encoder")(states, keys, queries, train=train)

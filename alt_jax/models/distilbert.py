@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from alt_jax.models.dropout import Dropout
 from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm
+from alt_jax.models.packing import Layout
 
 _EPSILON = 1e-12  # fixed in transformers
 
@@ -63,7 +64,7 @@ class Embeddings(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "B L"], *, train: bool = False) -> Float[Array, "B L D"]:
+    def __call__(self, tokens: Int[Array, "B L"], layout: Layout, *, train: bool = False) -> Float[Array, "G T D"]:
         """Embeds the tokens; see `TextTower`."""
         config = self.config
         normal = nn.initializers.normal(config.initializer_range)
@@ -72,9 +73,10 @@ class Embeddings(nn.Module):
         positions = nn.Embed(
             config.max_position_embeddings, config.hidden_size, embedding_init=at, name="position_embeddings"
         )
-        states = words(tokens) + positions(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None])
+        places = jnp.broadcast_to(layout.position, tokens.shape)
+        states = words(layout.pack_ids(tokens)) + positions(layout.pack_ids(places))
         states = layer_norm(_EPSILON, "LayerNorm")(states).astype(self.dtype)
-        return Dropout(config.dropout, name="dropout")(states, train=train)
+        return Dropout(config.dropout, name="dropout")(states, train=train, number=layout.number)
 
 
 class Attention(nn.Module):
@@ -85,18 +87,20 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
-    ) -> Float[Array, "B W D"]:
-        """Mixes the states of each row for its first tokens; padding is never attended to."""
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
+        """Mixes the states of each row for `queries`; padding is never attended to."""
         config = self.config
         heads = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        asked = queries.pick(states)
         query, key, value = (
-            _dense(config, config.hidden_size, self.dtype, name)(x).reshape((*x.shape[:2], *heads))
-            for name, x in zip(("q_lin", "k_lin", "v_lin"), (states[:, :wanted], states, states), strict=True)
+            layout.unpack(_dense(config, config.hidden_size, self.dtype, name)(x))
+            for name, x, layout in (("q_lin", asked, queries), ("k_lin", states, keys), ("v_lin", states, keys))
         )
+        query, key, value = (x.reshape((*x.shape[:2], *heads)) for x in (query, key, value))
         rate = config.attention_dropout
         dropout = Dropout(rate, name="dropout") if train and rate > 0 else None
-        mixed = attend(query, key, value, mask[:, None, None, :], dropout)
+        mixed = queries.pack(attend(query, key, value, keys.mask[:, None, None, :], dropout))
         return _dense(config, config.hidden_size, self.dtype, "out_lin")(mixed)
 
 
@@ -107,12 +111,12 @@ class FeedForward(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, states: Float[Array, "B L D"], *, train: bool = False) -> Float[Array, "B L D"]:
+    def __call__(self, states: Float[Array, "G T D"], layout: Layout, *, train: bool = False) -> Float[Array, "G T D"]:
         """dropout(W₂ act(W₁ states))."""
         config = self.config
         wide = ACTIVATIONS[config.hidden_act](_dense(config, config.intermediate_size, self.dtype, "lin1")(states))
         narrow = _dense(config, config.hidden_size, self.dtype, "lin2")(wide)
-        return Dropout(config.dropout, name="dropout")(narrow, train=train)
+        return Dropout(config.dropout, name="dropout")(narrow, train=train, number=layout.number)
 
 
 class Layer(nn.Module):
@@ -123,12 +127,12 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
-    ) -> Float[Array, "B W D"]:
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
         """Attention, then the feed-forward half. Unlike BERT's, attention's output is not dropped from."""
-        mixed = Attention(self.config, self.dtype, name="attention")(states, mask, wanted=wanted, train=train)
-        states = layer_norm(_EPSILON, "sa_layer_norm")(mixed + states[:, :wanted]).astype(self.dtype)
-        wide = FeedForward(self.config, self.dtype, name="ffn")(states, train=train)
+        mixed = Attention(self.config, self.dtype, name="attention")(states, keys, queries, train=train)
+        states = layer_norm(_EPSILON, "sa_layer_norm")(mixed + queries.pick(states)).astype(self.dtype)
+        wide = FeedForward(self.config, self.dtype, name="ffn")(states, queries, train=train)
         return layer_norm(_EPSILON, "output_layer_norm")(wide + states).astype(self.dtype)
 
 
@@ -140,13 +144,13 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
-    ) -> Float[Array, "B W D"]:
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
         """All layers in order."""
         last = self.config.num_hidden_layers - 1
         for number in range(last + 1):
             layer = Layer(self.config, self.dtype, name=str(number))
-            states = layer(states, mask, wanted=wanted if number == last else states.shape[1], train=train)
+            states = layer(states, keys, queries if number == last else keys, train=train)
         return states
 
 
@@ -158,10 +162,10 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
-    ) -> Float[Array, "B W D"]:
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
         """All layers in order."""
-        return Layers(self.config, self.dtype, name="layer")(states, mask, wanted=wanted, train=train)
+        return Layers(self.config, self.dtype, name="layer")(states, keys, queries, train=train)
 
 
 class DistilBert(TextTower):
@@ -170,9 +174,7 @@ class DistilBert(TextTower):
     config: DistilBertConfig
 
     @nn.compact
-    def encode(
-        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool, wanted: int
-    ) -> Float[Array, "B W D"]:
+    def encode(self, tokens: Int[Array, "B L"], keys: Layout, queries: Layout, *, train: bool) -> Float[Array, "G U D"]:
         """Embeds, then mixes; see `TextTower`."""
-        states = Embeddings(self.config, self.dtype, name="embeddings")(tokens, train=train)
-        return Transformer(self.config, self.dtype, name="transformer")(states, mask, wanted=wanted, train=train)
+        states = Embeddings(self.config, self.dtype, name="embeddings")(tokens, keys, train=train)
+        return Transformer(self.config, self.dtype, name="transformer")(states, keys, queries, train=train)

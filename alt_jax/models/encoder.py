@@ -20,6 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from alt_jax.errors import InputError
 from alt_jax.models.dropout import Dropout
+from alt_jax.models.packing import Layout, Wanted, lay_out, select
+from alt_jax.sharding import shards
 
 # The backward pass computes the inside of a GELU, and of a layer norm, again from its input. To write it down and read
 # it back would cost three tenths of a tower's memory, and on a CPU time (docs/performance.md).
@@ -184,7 +186,13 @@ class TextTower(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def __call__(
-        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False, wanted: int | None = None
+        self,
+        tokens: Int[Array, "B L"],
+        mask: Bool[Array, "B L"],
+        *,
+        train: bool = False,
+        wanted: Wanted | None = None,
+        room: int | None = None,
     ) -> Float[Array, "B W D"]:
         """Encodes a batch of prompts.
 
@@ -192,11 +200,14 @@ class TextTower(nn.Module):
             tokens: Token ids. What stands in padding does not matter, as long as it is a valid id.
             mask: True for real tokens, False for padding.
             train: Whether dropout is on; if so, `apply` needs an rng named "dropout".
-            wanted: W, how many tokens' states are asked for, from the first on; None: all. The last layer computes no
-                others, so that a tower of which only [CLS] is read costs almost a layer less.
+            wanted: Tokens whose states are asked for; None: all. The last layer computes no others, so that a tower of
+                which only [CLS] is read costs almost a layer less.
+            room: Real tokens that one device's rows have together at most, to be computed without padding (see
+                `alt_jax.models.packing`); None: padding is computed too. What is beyond is taken for padding.
 
         Returns:
-            The last layer's states in `dtype`; those of padding are finite and mean nothing.
+            The last layer's states in `dtype`, those of `wanted` at the front of its rows (W = `wanted.slots`). What
+            stands in other slots and in padding is finite and means nothing.
 
         Raises:
             InputError: The prompts are longer than the model has positions for.
@@ -206,12 +217,19 @@ class TextTower(nn.Module):
                 f"A prompt of {tokens.shape[1]} tokens does not fit the text tower, which has positions for "
                 f"{self.config.max_length}; use fewer fields, shorter values or a model with more positions."
             )
-        return self.encode(tokens, mask, train=train, wanted=tokens.shape[1] if wanted is None else wanted)
+        keys = lay_out(mask, shards(len(mask)), room)
+        queries = keys if wanted is None else select(keys, wanted)
+        return queries.unpack(self.encode(tokens, keys, queries, train=train))
 
-    def encode(
-        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool, wanted: int
-    ) -> Float[Array, "B W D"]:
-        """The family's own part of `__call__`."""
+    def encode(self, tokens: Int[Array, "B L"], keys: Layout, queries: Layout, *, train: bool) -> Float[Array, "G U D"]:
+        """The family's own part of `__call__`: states of `queries`, in their layout.
+
+        Args:
+            tokens: In rows.
+            keys: The real tokens.
+            queries: Those of them that the last layer computes.
+            train: Whether dropout is on.
+        """
         raise NotImplementedError
 
 

@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from alt_jax.errors import InputError
 from alt_jax.models.dropout import Dropout
 from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm
+from alt_jax.models.packing import Layout
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 _THETAS = {GLOBAL: "global_rope_theta", LOCAL: "local_rope_theta"}
@@ -129,7 +130,7 @@ def _alternating(layers: int, every: int) -> tuple[str, ...]:
     return tuple(LOCAL if number % every else GLOBAL for number in range(layers))
 
 
-def rotate(heads: Float[Array, "B L N H"], theta: float) -> Float[Array, "B L N H"]:
+def rotate(heads: Float[Array, "B L N H"], position: Int[Array, "b L"], theta: float) -> Float[Array, "B L N H"]:
     """Turns columns i and i + H/2 of the token at position p by the angle p·theta^(-2i/H).
 
     So the product of two tokens' heads depends on the difference of their positions only (arXiv 2104.09864, eq. 16,
@@ -137,8 +138,8 @@ def rotate(heads: Float[Array, "B L N H"], theta: float) -> Float[Array, "B L N 
     """
     half = heads.shape[-1] // 2
     frequency = 1.0 / theta ** (jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.arange(heads.shape[1], dtype=jnp.float32)[:, None] * frequency[None]
-    cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
+    angle = position.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(heads.dtype)
 
@@ -164,38 +165,51 @@ class Embeddings(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "B L"], *, train: bool = False) -> Float[Array, "B L D"]:
+    def __call__(self, tokens: Int[Array, "B L"], layout: Layout, *, train: bool = False) -> Float[Array, "G T D"]:
         """Embeds the tokens; see `TextTower`."""
         config = self.config
         cut = config.initializer_cutoff_factor
         init = nn.initializers.truncated_normal(config.initializer_range, lower=-cut, upper=cut)
-        words = nn.Embed(config.vocab_size, config.hidden_size, embedding_init=init, name="tok_embeddings")(tokens)
-        states = _norm(config, "norm")(words).astype(self.dtype)
-        return Dropout(config.embedding_dropout, name="drop")(states, train=train)
+        words = nn.Embed(config.vocab_size, config.hidden_size, embedding_init=init, name="tok_embeddings")
+        states = _norm(config, "norm")(words(layout.pack_ids(tokens))).astype(self.dtype)
+        return Dropout(config.embedding_dropout, name="drop")(states, train=train, number=layout.number)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with rotary positions, and its output projection."""
+    """Multi-head attention with rotary positions, and its output projection.
+
+    Attributes:
+        config: Sizes and rates.
+        kind: Of the layer, "full_attention" or "sliding_attention".
+        dtype: As in `TextTower`.
+    """
 
     config: ModernBertConfig
-    theta: float
+    kind: str
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], allowed: Bool[Array, "B 1 q L"], *, wanted: int, train: bool = False
-    ) -> Float[Array, "B W D"]:
-        """Mixes the states of each row for its first tokens, as far as `allowed`."""
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
+        """Mixes the states of each row for `queries`; a window reaches as far to the left as to the right."""
         config = self.config
         width, bias, rate = config.hidden_size, config.attention_bias, config.attention_dropout
-        heads = (*states.shape[:2], 3, config.num_attention_heads, width // config.num_attention_heads)
-        joint = _dense(config, 3 * width, self.dtype, "Wqkv", use_bias=bias)(states).reshape(heads)
-        query, key, value = (joint[:, :, part] for part in range(3))
+        heads = (config.num_attention_heads, width // config.num_attention_heads)
+        joint = _dense(config, 3 * width, self.dtype, "Wqkv", use_bias=bias)(states)
+        query, key, value = jnp.split(joint, 3, axis=-1)
+        query, key, value = queries.unpack(queries.pick(query)), keys.unpack(key), keys.unpack(value)
+        query, key, value = (x.reshape((*x.shape[:2], *heads)) for x in (query, key, value))
+        theta = getattr(config, _THETAS[self.kind])
+        query, key = rotate(query, queries.position, theta), rotate(key, keys.position, theta)
+        allowed = keys.mask[:, None, None, :]
+        if self.kind == LOCAL:
+            distance = jnp.abs(queries.position[:, :, None] - keys.position[:, None, :])
+            allowed = allowed & (distance <= config.local_attention // 2)[:, None]
         dropout = Dropout(rate, name="dropout") if train and rate > 0 else None
-        query = rotate(query[:, :wanted], self.theta)
-        mixed = attend(query, rotate(key, self.theta), value, allowed[:, :, :wanted], dropout)
+        mixed = queries.pack(attend(query, key, value, allowed, dropout))
         mixed = _dense(config, width, self.dtype, "Wo", use_bias=bias, out=True)(mixed)
-        return Dropout(rate, name="out_drop")(mixed, train=train)
+        return Dropout(rate, name="out_drop")(mixed, train=train, number=queries.number)
 
 
 class GeGLU(nn.Module):
@@ -205,13 +219,13 @@ class GeGLU(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, states: Float[Array, "B L D"], *, train: bool = False) -> Float[Array, "B L D"]:
+    def __call__(self, states: Float[Array, "G T D"], layout: Layout, *, train: bool = False) -> Float[Array, "G T D"]:
         """W_o dropout(act(a) ⊙ b) with [a, b] = W_i states."""
         config = self.config
         wide = _dense(config, 2 * config.intermediate_size, self.dtype, "Wi", use_bias=config.mlp_bias)(states)
         inner, gate = jnp.split(wide, 2, axis=-1)
         gated = ACTIVATIONS[config.hidden_act](inner) * gate
-        gated = Dropout(config.mlp_dropout, name="drop")(gated, train=train)
+        gated = Dropout(config.mlp_dropout, name="drop")(gated, train=train, number=layout.number)
         return _dense(config, config.hidden_size, self.dtype, "Wo", use_bias=config.mlp_bias, out=True)(gated)
 
 
@@ -224,17 +238,17 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], allowed: Bool[Array, "B 1 q L"], *, wanted: int, train: bool = False
-    ) -> Float[Array, "B W D"]:
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
         """Attention, then the feed-forward half."""
         config = self.config
-        theta = getattr(config, _THETAS[config.layer_types[self.number]])
         # The embeddings have just been normed, so the first layer does without.
         normed = _norm(config, "attn_norm")(states).astype(self.dtype) if self.number else states
-        mixed = Attention(config, theta, self.dtype, name="attn")(normed, allowed, wanted=wanted, train=train)
-        states = states[:, :wanted] + mixed
+        kind = config.layer_types[self.number]
+        mixed = Attention(config, kind, self.dtype, name="attn")(normed, keys, queries, train=train)
+        states = queries.pick(states) + mixed
         normed = _norm(config, "mlp_norm")(states).astype(self.dtype)
-        return states + GeGLU(config, self.dtype, name="mlp")(normed, train=train)
+        return states + GeGLU(config, self.dtype, name="mlp")(normed, queries, train=train)
 
 
 class Layers(nn.Module):
@@ -245,17 +259,13 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B L D"], mask: Bool[Array, "B L"], *, wanted: int, train: bool = False
-    ) -> Float[Array, "B W D"]:
-        """All layers in order. Padding is never attended to; a window reaches as far to the left as to the right."""
-        position = jnp.arange(mask.shape[1])
-        near = jnp.abs(position[:, None] - position[None]) <= self.config.local_attention // 2
-        keys = mask[:, None, None, :]
-        allowed = {GLOBAL: keys, LOCAL: keys & near[None, None]}
-        last = len(self.config.layer_types) - 1
-        for number, kind in enumerate(self.config.layer_types):
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
+        """All layers in order. Padding is never attended to."""
+        last = self.config.num_hidden_layers - 1
+        for number in range(last + 1):
             layer = Layer(self.config, number, self.dtype, name=str(number))
-            states = layer(states, allowed[kind], wanted=wanted if number == last else states.shape[1], train=train)
+            states = layer(states, keys, queries if number == last else keys, train=train)
         return states
 
 
@@ -265,10 +275,8 @@ class ModernBert(TextTower):
     config: ModernBertConfig
 
     @nn.compact
-    def encode(
-        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool, wanted: int
-    ) -> Float[Array, "B W D"]:
+    def encode(self, tokens: Int[Array, "B L"], keys: Layout, queries: Layout, *, train: bool) -> Float[Array, "G U D"]:
         """Embeds, then mixes; see `TextTower`."""
-        states = Embeddings(self.config, self.dtype, name="embeddings")(tokens, train=train)
-        states = Layers(self.config, self.dtype, name="layers")(states, mask, wanted=wanted, train=train)
+        states = Embeddings(self.config, self.dtype, name="embeddings")(tokens, keys, train=train)
+        states = Layers(self.config, self.dtype, name="layers")(states, keys, queries, train=train)
         return _norm(self.config, "final_norm")(states).astype(self.dtype)

@@ -102,7 +102,10 @@ def test_rotation_knows_relative_positions_only(query_at, key_at, shift, theta):
 
     def product(i, j):
         places = jnp.zeros((1, 1024, 1, 8))
-        turned = [rotate(places.at[0, at, 0].set(vector), theta)[0, at, 0] for at, vector in ((i, query), (j, key))]
+        turned = [
+            rotate(places.at[0, at, 0].set(vector), jnp.arange(places.shape[1])[None], theta)[0, at, 0]
+            for at, vector in ((i, query), (j, key))
+        ]
         np.testing.assert_allclose(np.linalg.norm(turned[0]), np.linalg.norm(query), rtol=1e-5)
         return float(jnp.vdot(*turned))
 
@@ -115,7 +118,7 @@ def test_rotation_against_complex_numbers():
     numbers = heads[..., :4] + 1j * heads[..., 4:]
     turns = np.array([[np.exp(1j * position * 50.0 ** (-2 * i / 8)) for i in range(4)] for position in range(5)])
     expected = numbers * turns[None, :, None]
-    turned = rotate(jnp.asarray(heads), 50.0)
+    turned = rotate(jnp.asarray(heads), jnp.arange(heads.shape[1])[None], 50.0)
     np.testing.assert_allclose(turned, np.concatenate([expected.real, expected.imag], axis=-1), atol=1e-6)
 
 
