@@ -130,7 +130,8 @@ def loss(
     real = layout.pack_ids(hidden.where.astype(jnp.int32)).reshape(-1).astype(jnp.float32)
     at = constrain_rows(states.reshape(rows * slots, -1)[row * slots + place])
     helper = None if representation is None else constrain_rows(representation[row])
-    logits = call("recover_tokens", at, helper)
+    assert layout.number is not None
+    logits = call("recover_tokens", at, helper, layout.number.reshape(-1))
     mean = objectives.weighted(objectives.softmax_cross_entropy(logits, target), real)
     right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
     metrics = {"mlm": mean, "mlm/dropped": Mean(hidden.where.sum() - real.sum(), jnp.ones(()))}

@@ -30,7 +30,8 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
 def shards(rows: int) -> int:
     """Inside jit: how many parts of a batch the mesh holds, each of whole rows on one device; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty or rows % mesh.shape["data"] else int(mesh.shape["data"])
+    count = int(mesh.shape.get("data", 1))
+    return 1 if rows % count else count
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -9,7 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from alt_jax.config import Config, Strategy
 from alt_jax.models.ctr import CTRLogit, CTRTower
@@ -92,10 +92,15 @@ class ALT(nn.Module):
         return scale
 
     def recover_tokens(
-        self, states: Float[Array, "K D"], representation: Float[Array, "K C"] | None, *, train: bool
+        self,
+        states: Float[Array, "K D"],
+        representation: Float[Array, "K C"] | None,
+        number: UInt32[Array, " K"] | None = None,
+        *,
+        train: bool,
     ) -> Float[Array, "K V"]:
-        """Vocabulary logits at masked positions (MLM)."""
-        return self.mlm(states, representation, train=train)
+        """Vocabulary logits at masked positions (MLM); see `MLMHead`."""
+        return self.mlm(states, representation, number, train=train)
 
     def recover_features(
         self, representation: Float[Array, "B C"], states: Float[Array, "B L D"], mask: Bool[Array, "B L"]

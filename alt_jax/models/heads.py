@@ -6,7 +6,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt32
 
 from alt_jax.models.dropout import Dropout
 from alt_jax.schema import Schema
@@ -49,12 +49,25 @@ class MLMHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "K D"], representation: Float[Array, "K C"] | None, *, train: bool
+        self,
+        states: Float[Array, "K D"],
+        representation: Float[Array, "K C"] | None,
+        number: UInt32[Array, " K"] | None = None,
+        *,
+        train: bool,
     ) -> Float[Array, "K V"]:
-        """Logits at K masked positions, each with the representation of its row, or without help from the table."""
+        """Logits at K masked positions, each with the representation of its row, or without help from the table.
+
+        Args:
+          states: At the positions.
+          representation: Of their rows, or None.
+          number: Of each position in the batch, so that dropout does not depend on how they are gathered.
+          train: Whether dropout is on.
+        """
         x = states.astype(jnp.float32)
         x = x if representation is None else jnp.concatenate([x, representation], axis=-1)
-        x = Dropout(self.dropout)(jnp.tanh(nn.Dense(states.shape[-1], name="hidden")(x)), train=train)
+        x = jnp.tanh(nn.Dense(states.shape[-1], name="hidden")(x))
+        x = Dropout(self.dropout)(x, train=train, number=number)
         return nn.Dense(self.vocab_size, name="output")(x)
 
 
