@@ -14,7 +14,7 @@ from alt_jax.data.prompt import Prompt, mask_fields
 from alt_jax.models.packing import Wanted, lay_out
 from alt_jax.objectives import Mean
 from alt_jax.schema import Schema
-from alt_jax.sharding import constrain_rows, shards
+from alt_jax.sharding import shards
 
 
 class Hidden(NamedTuple):
@@ -120,21 +120,27 @@ def loss(
     Returns:
       The loss, and metrics: tokens beyond the capacity, accuracy by field.
     """
-    rows, slots = states.shape[:2]
-    layout = lay_out(hidden.where, shards(rows), room)
-    place = hidden.place
+    (rows, slots), groups = states.shape[:2], shards(len(states))
+    layout, place = lay_out(hidden.where, groups, room), hidden.place
     if wanted is not None:  # their states stand at the front of each row
         place = jnp.take_along_axis(jnp.cumsum(wanted.where, axis=1) - 1, place, axis=1)
-    row = jnp.broadcast_to(jnp.arange(rows)[:, None], place.shape)
-    target, field, row, place = (layout.pack_ids(x).reshape(-1) for x in (prompt.tokens, prompt.field, row, place))
-    real = layout.pack_ids(hidden.where.astype(jnp.int32)).reshape(-1).astype(jnp.float32)
-    at = constrain_rows(states.reshape(rows * slots, -1)[row * slots + place])
-    helper = None if representation is None else constrain_rows(representation[row])
+    row = jnp.broadcast_to((jnp.arange(rows) % (rows // groups))[:, None], place.shape)  # of a group's
+    at, row = layout.pack_ids(row * slots + place), layout.pack_ids(row)
+    helper = None if representation is None else _gather(representation.reshape(groups, rows // groups, -1), row)
     assert layout.number is not None
-    logits = call("recover_tokens", at, helper, layout.number.reshape(-1))
+    logits = call(
+        "recover_tokens", _gather(states.reshape(groups, -1, states.shape[2]), at), helper, layout.number.reshape(-1)
+    )
+    target, field = (layout.pack_ids(x).reshape(-1) for x in (prompt.tokens, prompt.field))
+    real = layout.pack_ids(hidden.where.astype(jnp.int32)).reshape(-1).astype(jnp.float32)
     mean = objectives.weighted(objectives.softmax_cross_entropy(logits, target), real)
     right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
     metrics = {"mlm": mean, "mlm/dropped": Mean(hidden.where.sum() - real.sum(), jnp.ones(()))}
     for f, name in enumerate(schema.names):
         metrics[f"mlm/accuracy/{name}"] = objectives.weighted(right, real * (field == f))
     return mean, metrics
+
+
+def _gather(x: Float[Array, "G N d"], index: Int[Array, "G T"]) -> Float[Array, "K d"]:
+    """Some vectors of each group; no group looks at another's, which another device has."""
+    return jax.vmap(lambda x, i: x[i])(x, index).reshape(-1, x.shape[-1])
