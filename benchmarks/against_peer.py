@@ -42,7 +42,8 @@ from alt_jax.train import initial_state, make_step
 TUNED = {
     "peer": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "200000000000"},
     "ours": {
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=200000000000"
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=200000000000",
+        "XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=",
     },
 }
 PUBLISHED = [["mtm.method", "nce"], ["mtm.noise_from", "all"]]
@@ -92,7 +93,8 @@ def ours(arguments: Any) -> Callable[[], int]:
         task = Pretrain.build(config, dataset, encoder)
         return training(task, pretrain_optimizer(config.pretrain, 1000), dataset, arguments.batch)
     strategy, _, infers = arguments.task.partition("-")
-    click = Finetune(ALT(config, dataset.schema, encoder), strategy)
+    lengths = None if strategy == "ctr" else dataset.prompt_tokens()
+    click = Finetune(ALT(config, dataset.schema, encoder), strategy, lengths)
     if infers:
         return scoring(click, dataset)
     return training(click, finetune_optimizer(getattr(config.finetune, strategy)), dataset, arguments.batch)
@@ -101,9 +103,8 @@ def ours(arguments: Any) -> Callable[[], int]:
 def serve(arguments: Any) -> None:
     """As the peer does: "ready" when warm, then one line of JSON for each line of stdin."""
     step = ours(arguments)
-    for _ in range(
-        8 if arguments.task in ("plm-infer", "joint-infer") else 2
-    ):  # which meet the programs of all lengths
+    warm_up = 8 if arguments.task in ("plm-infer", "joint-infer") else 2  # which meet the programs of all lengths
+    for _ in range(warm_up):
         step()
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -39,7 +39,11 @@ def main() -> None:
     arguments = parser.parse_args()
     config, dataset, encoder = experiment(arguments)
     recipe = getattr(config.finetune, arguments.strategy)
-    task, optimizer = Finetune(ALT(config, dataset.schema, encoder), arguments.strategy), finetune_optimizer(recipe)
+    lengths = None if arguments.strategy == "ctr" else dataset.prompt_tokens()
+    task, optimizer = (
+        Finetune(ALT(config, dataset.schema, encoder), arguments.strategy, lengths),
+        finetune_optimizer(recipe),
+    )
     mesh, key, numbers = make_mesh(), jax.random.key(0), itertools.count()
     pieces, params = replicate(mesh, dataset.pieces), jax.jit(task.init)(key)
 
