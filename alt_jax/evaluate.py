@@ -36,16 +36,16 @@ class Scorer:
         self._mesh, self._host_pieces = mesh, pieces
         self._pieces = replicate(mesh, pieces)
         self._widths = task.model.schema.widths
-        self._reads = task.strategy != "ctr"
+        self._reads, self._packs = task.strategy != "ctr", task.packs
         self._batch = mesh.size * (TEXT_BATCH if self._reads else ID_BATCH)
-        self._logit: Callable[..., jax.Array] = jax.jit(task.logit, static_argnums=3)
+        self._logit: Callable[..., jax.Array] = jax.jit(task.logit, static_argnums=(3, 4))
 
     def __call__(self, params: Params, values: Int[np.ndarray, "N S"]) -> Float[np.ndarray, " N"]:
         """σ(logit) of every row, in order."""
         logits = np.empty(len(values), np.float64)
         running: deque[tuple[np.ndarray, jax.Array]] = deque()
-        for rows, length in self.batches(values):
-            running.append((rows, self.dispatch(params, values[rows], length)))
+        for rows, length, room in self.batches(values):
+            running.append((rows, self.dispatch(params, values[rows], length, room)))
             if len(running) > _AHEAD:
                 done, scores = running.popleft()
                 logits[done] = scores
@@ -53,11 +53,15 @@ class Scorer:
             logits[done] = scores
         return 1 / (1 + np.exp(-logits))
 
-    def batches(self, values: Int[np.ndarray, "N S"]) -> Iterator[tuple[Int[np.ndarray, " B"], int]]:
-        """All rows in batches of one size, with prompts of like length together.
+    def batches(self, values: Int[np.ndarray, "N S"]) -> Iterator[tuple[Int[np.ndarray, " B"], int, int | None]]:
+        """All rows in batches of one size, with prompts of like length in runs that share a program.
+
+        The rows of a run are dealt out to its batches and devices by length, so that all of them have about as many
+        tokens.
 
         Yields:
-          Which rows, the last batch filled up with its own last one; and the length that their prompts are padded to.
+          Which rows, the last run filled up with its own last one; the length that their prompts are padded to; and how
+          many real tokens a device has at most, rounded up to four a row, or None where padding is kept.
         """
         lengths: Any = np.zeros(len(values), np.int32)
         if self._reads:
@@ -65,12 +69,21 @@ class Scorer:
         order = np.argsort(lengths, kind="stable")
         for low in range(0, len(order), _RUN * self._batch):
             run = order[low : low + _RUN * self._batch]
-            full = np.pad(run, (0, -len(run) % self._batch), mode="edge").reshape(-1, self._batch)
-            yield from ((rows, text_length(int(lengths[run[-1]]))) for rows in full)
+            full, length, room = np.pad(run, (0, -len(run) % self._batch), mode="edge"), 0, None
+            if self._reads:
+                parts = len(full) // self._batch * self._mesh.size  # of one device in one batch
+                full, length = full.reshape(-1, parts).T, text_length(int(lengths[run[-1]]))
+                # Tokens a row, in steps of four for the sake of few programs.
+                tokens = 4 * -(-int(lengths[full].sum(axis=1).max()) // (4 * full.shape[1]))
+                room = tokens * full.shape[1] if self._packs and tokens < length else None
+            yield from ((rows, length, room) for rows in full.reshape(-1, self._batch))
 
-    def dispatch(self, params: Params, values: Int[np.ndarray, "B S"], length: int) -> Float[jax.Array, " B"]:
+    def dispatch(
+        self, params: Params, values: Int[np.ndarray, "B S"], length: int, room: int | None
+    ) -> Float[jax.Array, " B"]:
         """Logits of one batch, without waiting for them."""
-        return self._logit(params, self._pieces, split_rows(self._mesh, values), length)
+        with jax.set_mesh(self._mesh):
+            return self._logit(params, self._pieces, split_rows(self._mesh, values), length, room)
 
 
 def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -> dict[str, float]:

@@ -79,7 +79,7 @@ def masks(hidden: Hidden, room: int, config: Config, schema: Schema) -> Wanted:
     """The masks of a batch: all tokens whose states this loss looks at.
 
     Args:
-      hidden: The batch. No prompt has a mask token of its own (see `alt_jax.data.prompt`).
+      hidden: The batch.
       room: `capacity` of one device's rows.
       config: Unit and rate.
       schema: Fields, their longest values, and the mask token.
@@ -90,7 +90,9 @@ def masks(hidden: Hidden, room: int, config: Config, schema: Schema) -> Wanted:
         longest = [sum(schema.fields[f].max_tokens * schema.fields[f].slots for f in unit) for unit in units]
         longest.sort(reverse=True)
         slots = min(slots, sum(longest[: masking.num_masked_units(units, config.mask.rate)]))
-    return Wanted(hidden.mask & (hidden.tokens == schema.text.mask_id), slots, room)
+    # Spans have moved up; no prompt has a mask token of its own (see `alt_jax.data.prompt`).
+    where = hidden.tokens == schema.text.mask_id if config.mlm.unit == "span" else hidden.where
+    return Wanted(hidden.mask & where, slots, room)
 
 
 def loss(
@@ -124,7 +126,7 @@ def loss(
     layout, place = lay_out(hidden.where, groups, room), hidden.place
     if wanted is not None:  # their states stand at the front of each row
         place = jnp.take_along_axis(jnp.cumsum(wanted.where, axis=1) - 1, place, axis=1)
-    row = jnp.broadcast_to((jnp.arange(rows) % (rows // groups))[:, None], place.shape)  # of a group's
+    row = jnp.broadcast_to((jnp.arange(rows) % (rows // groups))[:, None], place.shape)  # its number in the group
     at, row = layout.pack_ids(row * slots + place), layout.pack_ids(row)
     helper = None if representation is None else _gather(representation.reshape(groups, rows // groups, -1), row)
     assert layout.number is not None

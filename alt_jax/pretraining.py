@@ -20,7 +20,16 @@ from alt_jax.models.encoder import EncoderConfig
 from alt_jax.objectives import Mean
 from alt_jax.schema import Schema
 from alt_jax.sharding import shards
-from alt_jax.tasks import Params, apply_method, blank_row, row_numbers, row_prompts, text_length, train_caller
+from alt_jax.tasks import (
+    Params,
+    apply_method,
+    blank_row,
+    fit,
+    row_numbers,
+    row_prompts,
+    text_length,
+    train_caller,
+)
 
 _CAPACITY_SAMPLE = 100_000
 
@@ -102,8 +111,11 @@ class Pretrain:
         mlm_key, mtm_key, noise_key, dropout_key = jax.random.split(key, 4)
         call = train_caller(model, params, dropout_key)
         ids, numbers = jnp.asarray(feature_ids(pieces, batch.values)), row_numbers(model, pieces, batch.values)
-        length, rows = text_length(schema.text.length), ids.shape[0] // shards(ids.shape[0])
-        prompt, room = row_prompts(model, pieces, batch.values, length), packing.room(self.lengths, rows, length)
+        prompt = row_prompts(model, pieces, batch.values, text_length(schema.text.length))
+        room, held, crowded = fit(prompt.mask, self.lengths)
+        prompt = prompt._replace(mask=held, field=jnp.where(held, prompt.field, -1))
+        # The released code's attention reads padding, so that has to be computed.
+        whole_room = None if config.mtm.attention == "released" else room
         masks = masking.choose_masks((mlm_key, mtm_key), ids.shape[0], schema, config.mask)
         hidden = mlm.hide(prompt, masks.text, mlm_key, config, schema)
         shown = mtm.hide(ids, numbers, masks.table, noise_key, config, schema)
@@ -117,12 +129,13 @@ class Pretrain:
         if weights.icl or (weights.mtm and helped_by_whole):
             all_tokens = weights.mtm and helped_by_whole  # ICL alone reads [CLS]
             wanted = None if all_tokens else packing.first(prompt.mask)
-            states = call("read", prompt.tokens, prompt.mask, wanted, room)
-        capacity, hidden_wanted = mlm.capacity(self.maskable, rows, config, schema), None
+            states = call("read", prompt.tokens, prompt.mask, wanted, whole_room)
+        capacity, hidden_wanted = mlm.capacity(self.maskable, len(ids) // shards(len(ids)), config, schema), None
         if weights.mlm or (weights.mtm and not helped_by_whole):
-            if helped_by_whole:  # MLM alone reads these states, and of masks only
+            if helped_by_whole or not weights.mtm:  # MLM alone reads these states, and of masks only
                 hidden_wanted = mlm.masks(hidden, capacity, config, schema)
-            hidden_states = call("read", hidden.tokens, hidden.mask, hidden_wanted, room)
+            hidden_room = room if helped_by_whole else whole_room
+            hidden_states = call("read", hidden.tokens, hidden.mask, hidden_wanted, hidden_room)
         if weights.mtm or (table_helps and not helped_by_whole):
             hidden_h = call("represent", shown.ids, shown.numbers)
 
@@ -148,7 +161,7 @@ class Pretrain:
             mean, logged = mtm.loss(output, ids, numbers, shown, masks.table, self.counts, noise_key, config, schema)
             total += weights.mtm * mean.value
             metrics |= logged
-        return total, {"loss": Mean(total, jnp.ones(())), **metrics}
+        return total, {"loss": Mean(total, jnp.ones(())), **metrics, **crowded}
 
     def _contrast(
         self, params: Params, batch: Batch, z_ctr: Float[Array, "B E"], z_text: Float[Array, "B E"]

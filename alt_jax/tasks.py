@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from alt_jax import objectives
 from alt_jax.config import Strategy
@@ -55,9 +55,25 @@ def text_length(schema_length: int) -> int:
     return -(-schema_length // 8) * 8
 
 
-def apply_method(model: ALT, params: Params, method: str, *args: Any) -> Any:
+def fit(mask: Bool[Array, "B L"], lengths: np.ndarray) -> tuple[int | None, Bool[Array, "B L"], dict[str, Mean]]:
+    """How many real tokens a device's rows have at most (`packing.room`), and what becomes of a batch that has more.
+
+    Args:
+      mask: Which tokens of the batch are real.
+      lengths: Tokens of training rows' prompts.
+
+    Returns:
+      The room; the tokens that find it; and the metric `text/dropped`, which counts the others.
+    """
+    (rows, length), groups = mask.shape, shards(len(mask))
+    room = packing.room(lengths, rows // groups, length)
+    held = packing.lay_out(mask, groups, room).mask
+    return room, held, {"text/dropped": Mean(jnp.sum(mask & ~held).astype(jnp.float32), jnp.ones(()))}
+
+
+def apply_method(model: ALT, params: Params, method: str, *args: Any, **options: Any) -> Any:
     """A method that has no dropout."""
-    return model.apply({"params": params}, *args, method=method)
+    return model.apply({"params": params}, *args, method=method, **options)
 
 
 def train_caller(model: ALT, params: Params, key: jax.Array) -> Callable[..., Any]:
@@ -98,6 +114,11 @@ class Finetune:
         inputs = self.strategy, ids, *prompt, numbers, prompt if self._second_fields() else None
         return self.model.init(key, *inputs, train=False, method="click")["params"]
 
+    @property
+    def packs(self) -> bool:
+        """Whether there is one text tower, so that the lengths of whole prompts tell what it reads."""
+        return self.strategy != "ctr" and not self._second_fields()
+
     def _second_fields(self) -> tuple[int, ...]:
         """Positions of the fields that a second text tower reads: those from the item on."""
         schema = self.model.schema
@@ -123,22 +144,22 @@ class Finetune:
         self, params: Params, pieces: Pieces, batch: Batch, key: jax.Array
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
         """BCE of the strategy's logit, for `joint` also of its two parts."""
-        length, rows = text_length(self.model.schema.text.length), len(batch.label) // shards(len(batch.label))
-        inputs = self._inputs(pieces, batch.values, length)
-        # Two text towers read a half of the prompt each, of lengths that `lengths` does not tell.
-        room = None
-        if self.strategy != "ctr" and self.lengths is not None and not self._second_fields():
-            room = packing.room(self.lengths, rows, length)
+        inputs = self._inputs(pieces, batch.values, text_length(self.model.schema.text.length))
+        room, crowded = None, dict[str, Mean]()
+        if self.packs and self.lengths is not None:
+            room, _, crowded = fit(inputs[2], self.lengths)
         logits = train_caller(self.model, params, key)("click", self.strategy, *inputs, room=room)
         means = {
             f"bce/{name}": objectives.binary_cross_entropy(logit, batch.label, batch.weight)
             for name, logit in logits.items()
         }
         total = sum((mean.value for mean in means.values()), start=jnp.zeros(()))
-        return total, {"loss": Mean(total, jnp.ones(())), **means}
+        return total, {"loss": Mean(total, jnp.ones(())), **means, **crowded}
 
-    def logit(self, params: Params, pieces: Pieces, values: Int[Array, "B S"], length: int) -> Float[Array, " B"]:
-        """The strategy's click logit, dropout off, prompts of up to `length` tokens."""
+    def logit(
+        self, params: Params, pieces: Pieces, values: Int[Array, "B S"], length: int, room: int | None = None
+    ) -> Float[Array, " B"]:
+        """The strategy's click logit, dropout off, prompts of up to `length` tokens, a device's of up to `room`."""
         inputs = self._inputs(pieces, values, length)
-        logit: Float[Array, " B"] = apply_method(self.model, params, "score", self.strategy, *inputs)
+        logit: Float[Array, " B"] = apply_method(self.model, params, "score", self.strategy, *inputs, room=room)
         return logit

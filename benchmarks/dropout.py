@@ -22,7 +22,7 @@ class LinensDropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, number: jax.Array | None = None) -> jax.Array:
         """Drops in training."""
         return nn.Dropout(self.rate)(x, deterministic=not train)
 

@@ -93,10 +93,10 @@ def main() -> None:
         values, pieces = look_up(read())
         scorer = Scorer(task, mesh, pieces)
         there = replicate(mesh, params)
-        batches = [(split_rows(mesh, values[rows]), length) for rows, length in scorer.batches(values)]
+        batches = [(split_rows(mesh, values[rows]), *size) for rows, *size in scorer.batches(values)]
 
         def bare() -> None:
-            jax.block_until_ready([scorer.dispatch(there, batch, length) for batch, length in batches])
+            jax.block_until_ready([scorer.dispatch(there, *batch) for batch in batches])
 
         bare(), scorer(there, values)
         for _ in range(arguments.rounds):
@@ -107,7 +107,7 @@ def main() -> None:
             timed(parts, "write", lambda scores=scores: pq.write_table(scores, output))
             timed(parts, "bare", bare)
     found = {name: float(np.median(taken)) for name, taken in parts.items()}
-    lengths = [length for _, length in batches]
+    lengths = [length for _, length, _ in batches]
     measure.show(
         "predict",
         {

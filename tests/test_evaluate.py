@@ -81,19 +81,29 @@ def test_batches_hold_every_row_once_and_rows_of_like_length(tiny_config, tiny_d
     for run, programs in ((2, len(np.unique(own // 8))), (16, 1)):
         monkeypatch.setattr(evaluate, "_RUN", run)
         batches = list(Scorer(task, mesh, pieces).batches(values))
-        order = np.concatenate([chosen for chosen, _ in batches])
-        assert order[:37].tolist() == sorted(range(37), key=lambda n: own[n])
-        assert (order[37:] == order[36]).all()
-        assert len(order) == 40
-        lengths = [length for _, length in batches]
-        for at, length in enumerate(lengths):
-            last = batches[min((at // run + 1) * run, len(batches)) - 1][0][-1]  # the longest of those that go with it
-            assert length == text_length(int(own[last]))
-        assert 1 <= len(set(lengths)) <= programs
-        assert len(set(lengths)) > 1 or run == 16
+        assert [len(chosen) for chosen, _, _ in batches] == [4] * 10
+        runs = [batches[at : at + run] for at in range(0, 10, run)]
+        order = [sorted(np.concatenate([chosen for chosen, _, _ in each]), key=lambda n: own[n]) for each in runs]
+        assert own[np.concatenate(order)].tolist() == [*sorted(own), *[own.max()] * 3]
+        assert sorted(set(np.concatenate(order).tolist())) == list(range(37))
+        for each, members in zip(runs, order, strict=True):
+            ((length, room),) = {(length, room) for _, length, room in each}
+            assert length == text_length(int(own[members[-1]]))
+            tokens = [own[chosen].sum() for chosen, _, _ in each]
+            assert max(tokens) - min(tokens) <= np.ptp(own[members])
+            assert room is None if max(tokens) > 4 * (length - 4) else max(tokens) <= room < max(tokens) + 16
+        assert 1 <= len({length for _, length, _ in batches}) <= programs
+        assert len({length for _, length, _ in batches}) > 1 or run == 16
+
+
+def test_two_text_towers_are_not_packed_by_the_length_of_the_whole(tiny_config, tiny_dataset, rows):
+    config = tiny_config.override({"finetune.plm.towers": "two"})
+    task, _ = finetuned(config, tiny_dataset, "plm")
+    assert {room for *_, room in Scorer(task, make_mesh(jax.devices()[:1]), rows[1]).batches(rows[0])} == {None}
 
 
 def test_scoring_without_prompts_keeps_the_order_of_the_rows(tiny_config, tiny_dataset, rows):
     task, _ = finetuned(tiny_config, tiny_dataset, "ctr")
-    ((order, _),) = Scorer(task, make_mesh(jax.devices()[:1]), rows[1]).batches(rows[0])
+    ((order, _, room),) = Scorer(task, make_mesh(jax.devices()[:1]), rows[1]).batches(rows[0])
     assert order[:37].tolist() == list(range(37))
+    assert room is None

@@ -156,9 +156,11 @@ class Dataset:
         return Vocabulary.load(self.folder / VOCABULARY)
 
     def prompt_tokens(self, most: int = 1 << 20) -> Int[np.ndarray, " N"]:
-        """Tokens of the prompts of the training rows, or where there are many of so many of them, evenly spread."""
-        values = np.asarray(self.train.values[:: -(-len(self.train.values) // most)])
-        return np.asarray(prompt_lengths(self.pieces, values, self.schema.widths))
+        """Tokens of the prompts of the training rows, or where there are many of so many of them, drawn by chance."""
+        values = self.train.values
+        if len(values) > most:
+            values = values[np.sort(np.random.default_rng(0).integers(0, len(values), most))]
+        return np.asarray(prompt_lengths(self.pieces, np.asarray(values), self.schema.widths))
 
     def feature_counts(self) -> Int[np.ndarray, " num_ids"]:
         """How many training rows have each feature id; the padding and mask ids have 0."""

@@ -161,6 +161,7 @@ class ALT(nn.Module):
         mask: Bool[Array, "B L"] | None,
         numbers: Float[Array, "B M"] | None = None,
         second: tuple[Int[Array, "B L"], Bool[Array, "B L"]] | None = None,
+        room: int | None = None,
     ) -> Float[Array, " B"]:
         """The strategy's own click logit, dropout off."""
-        return self.click(strategy, ids, tokens, mask, numbers, second, train=False)[strategy]
+        return self.click(strategy, ids, tokens, mask, numbers, second, room, train=False)[strategy]

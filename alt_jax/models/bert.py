@@ -125,10 +125,10 @@ class Embeddings(nn.Module):
         states = layer_norm(config.layer_norm_eps, "LayerNorm")(words + positions + types).astype(self.dtype)
         return Dropout(config.hidden_dropout_prob, name="dropout")(states, train=train, number=layout.number)
 
-    def _positions(self, layout: Layout) -> Int[Array, "B L"]:
+    def _positions(self, layout: Layout) -> Int[Array, "b L"]:
         """BERT counts columns. RoBERTa counts real tokens from `pad_token_id + 1`; padding stands at `pad_token_id`."""
         if not isinstance(self.config, RobertaConfig):
-            return jnp.broadcast_to(layout.position, layout.mask.shape)
+            return layout.position
         real = layout.mask.astype(jnp.int32)
         return jnp.cumsum(real, axis=1) * real + self.config.pad_token_id
 

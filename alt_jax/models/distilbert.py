@@ -73,8 +73,7 @@ class Embeddings(nn.Module):
         positions = nn.Embed(
             config.max_position_embeddings, config.hidden_size, embedding_init=at, name="position_embeddings"
         )
-        places = jnp.broadcast_to(layout.position, tokens.shape)
-        states = words(layout.pack_ids(tokens)) + positions(layout.pack_ids(places))
+        states = words(layout.pack_ids(tokens)) + positions(layout.pack_ids(layout.position))
         states = layer_norm(_EPSILON, "LayerNorm")(states).astype(self.dtype)
         return Dropout(config.dropout, name="dropout")(states, train=train, number=layout.number)
 

@@ -57,7 +57,10 @@ class Layout(NamedTuple):
 
     @property
     def number(self) -> UInt32[Array, "G T"] | None:
-        """Of every place's slot in the whole batch, from which dropout draws: the same noise, packed or not."""
+        """Of every place's slot in the whole batch, from which dropout draws: the same noise, packed or not.
+
+        None where places are slots in order. A place that holds nothing has a number that means nothing.
+        """
         if self.slot is None or self.place is None:
             return None
         groups, slots = self.place.shape
@@ -70,11 +73,11 @@ class Layout(NamedTuple):
         groups, slots = self.place.shape
         return _move(x.reshape((groups, slots, *x.shape[2:])), self.slot, self.place)
 
-    def pack_ids(self, ids: Int[Array, "B L"]) -> Int[Array, "G T"]:
-        """Rows to places; 0 where there is nothing."""
+    def pack_ids(self, ids: Int[Array, "b L"]) -> Int[Array, "g T"]:
+        """Rows to places, 0 where there is nothing; one row may stand for all."""
         if self.slot is None or self.place is None:
             return ids
-        return _at(ids.reshape(self.place.shape), self.slot, 0)
+        return _at(jnp.broadcast_to(ids, self.mask.shape).reshape(self.place.shape), self.slot, 0)
 
     def unpack(self, x: Float[Array, "G T *d"]) -> Float[Array, "B L *d"]:
         """Places to rows; a slot that holds nothing is 0 where this is packed."""
@@ -108,7 +111,7 @@ def room(lengths: Int[np.ndarray, " N"], rows: int, length: int) -> int | None:
     top = exponent.max(axis=1)
     log_moment = top + np.log(np.exp(exponent - top[:, None]) @ share)
     most = rows * mean + ((rows * log_moment - np.log(_CHANCE)) / s).min()
-    places = 16 * int(np.ceil(min(most, rows * n.max()) / 16))
+    places = 16 * int(np.ceil(min(most, rows * length) / 16))
     return places if places <= _WORTH_IT * rows * length else None
 
 

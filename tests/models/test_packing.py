@@ -126,6 +126,7 @@ def test_room_is_none_where_it_would_not_pay():
     assert packing.room(np.full(100, 8), 64, 8) is None
     assert packing.room(np.full(100, 6), 64, 8) == 384
     assert packing.room(np.array([2, 60]), 1, 64) is None  # one row needs its longest, whatever the others are
+    assert packing.room(np.array([2, 60]), 4, 60) is None
 
 
 # --- towers ---
