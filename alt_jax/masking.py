@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from alt_jax.bounds import log_mean_exp, sum_bound
 from alt_jax.config import MaskConfig
 from alt_jax.errors import InputError
 from alt_jax.schema import Schema
@@ -119,36 +120,37 @@ def max_masked_fields(units: tuple[tuple[int, ...], ...], rate: float) -> int:
     return sum(sorted(map(len, units), reverse=True)[: num_masked_units(units, rate)])
 
 
-def token_capacity(tokens: Int[np.ndarray, "N F"], batch: int, units: tuple[tuple[int, ...], ...], rate: float) -> int:
-    """A static bound on the masked tokens of a batch, so that vocabulary logits are computed only where needed.
+def token_capacity(tokens: Int[np.ndarray, "N F"], rows: int, units: tuple[tuple[int, ...], ...], rate: float) -> int:
+    """A static bound on the masked tokens of some rows, so that vocabulary logits are computed only where needed.
 
-    A batch masks far fewer tokens than `batch` times the longest value. The bound is the mean plus eight standard
-    deviations of a sum of `batch` independent rows, or the true maximum where that is smaller. An overflow's chance is
-    below 1e-14 under the normal approximation; the step counts dropped tokens and reports them as `mlm/dropped`.
+    Rows mask far fewer tokens than their number times the longest value. The bound fails with a chance of 1e-12
+    (`alt_jax.bounds`), as far as the sample tells; the step counts dropped tokens and reports them as `mlm/dropped`.
 
     Args:
       tokens: Maskable tokens of each field in a sample of rows.
-      batch: Rows in a batch.
+      rows: Of a batch, or of one device's part of it.
       units: From `mask_units`.
       rate: Masking rate.
 
     Returns:
       The bound, rounded up to a multiple of 8.
     """
-    per_unit = np.stack([tokens[:, list(unit)].sum(axis=1) for unit in units], axis=1).astype(np.float64)
-    count, n = len(units), num_masked_units(units, rate)
-    mean = n * per_unit.mean()
-    # A row masks n of its U units: the variance over rows and over the draw, with sampling without replacement bounded
-    # by sampling with replacement.
-    within = n * per_unit.var(axis=1).mean()
-    between = (n * per_unit.mean(axis=1)).var()
-    typical = batch * mean + 8 * math.sqrt(batch * (within + between))
-    largest = batch * np.sort(per_unit.max(axis=0))[max(0, count - n) :].sum()
-    return max(8, 8 * math.ceil(min(typical, largest) / 8))
+    per_unit = np.stack([tokens[:, list(unit)].sum(axis=1) for unit in units], axis=1)
+    per_unit, count = np.unique(np.sort(per_unit, axis=1), axis=0, return_counts=True)
+    n = num_masked_units(units, rate)
+
+    def log_moment(s: float) -> float:
+        # A row masks n of its units without replacement; with replacement the moment would be this, which is more.
+        top = per_unit.max(axis=1)
+        of_unit = s * top + np.log(np.exp(s * (per_unit - top[:, None])).mean(axis=1))
+        return log_mean_exp(n * of_unit, count)
+
+    largest = float(per_unit[:, max(0, len(units) - n) :].sum(axis=1).max())
+    return max(8, 8 * math.ceil(sum_bound(log_moment, rows, largest) / 8))
 
 
 def row_capacity(batch: int, units: tuple[tuple[int, ...], ...], rate: float) -> int:
-    """The same bound on the rows of a batch that hide one given field: a binomial, capped at the batch.
+    """The same bound on the rows of a batch that hide one given field: a binomial.
 
     Args:
       batch: Rows in a batch.
@@ -156,22 +158,20 @@ def row_capacity(batch: int, units: tuple[tuple[int, ...], ...], rate: float) ->
       rate: Masking rate.
     """
     chance = num_masked_units(units, rate) / len(units)
-    typical = batch * chance + 8 * math.sqrt(batch * chance * (1 - chance))
-    return min(batch, 8 * math.ceil(typical / 8))
+    return min(batch, 8 * math.ceil(sum_bound(lambda s: math.log1p(chance * math.expm1(s)), batch, 1) / 8))
 
 
-def single_token_capacity(tokens: Int[np.ndarray, "N F"], batch: int, rate: float) -> int:
+def single_token_capacity(tokens: Int[np.ndarray, "N F"], rows: int, rate: float) -> int:
     """The same bound where every maskable token is hidden by itself: a sum of binomials.
 
     Args:
       tokens: Maskable tokens of each field in a sample of rows.
-      batch: Rows in a batch.
+      rows: Of a batch, or of one device's part of it.
       rate: Chance of each token.
     """
-    per_row = tokens.sum(axis=1).astype(np.float64)
-    variance = rate * (1 - rate) * per_row.mean() + rate**2 * per_row.var()
-    typical = batch * rate * per_row.mean() + 8 * math.sqrt(batch * variance)
-    return max(8, 8 * math.ceil(min(typical, batch * per_row.max()) / 8))
+    n, count = np.unique(tokens.sum(axis=1), return_counts=True)
+    bound = sum_bound(lambda s: log_mean_exp(n * math.log1p(rate * math.expm1(s)), count), rows, float(n.max()))
+    return max(8, 8 * math.ceil(bound / 8))
 
 
 def gather_positions(

@@ -136,6 +136,18 @@ def test_capacity_holds_on_samples_and_is_not_wasteful(seed, drawn):
         assert (rows * chosen).sum() <= capacity
 
 
+@pytest.mark.parametrize("rows", [4, 16])
+def test_capacity_holds_where_a_device_has_few_rows_and_a_value_is_rarely_long(rows):
+    """One title of 200 has 30 tokens: eight deviations, as of a normal sum, would not do."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(2, 7, (4000, 5))
+    tokens[:20, 0] = 30
+    capacity = masking.token_capacity(tokens, rows, alone(5), 0.2)
+    drawn = tokens[rng.integers(0, 4000, (100_000, rows)), rng.integers(0, 5, (100_000, rows))].sum(axis=1)
+    normal = rows * tokens.mean() + 8 * np.sqrt(rows) * tokens.std()
+    assert normal < drawn.max() <= capacity <= rows * 30
+
+
 def test_capacity_is_never_above_the_true_maximum():
     """With few rows the bound is that every row masks the longest values there are."""
     tokens = np.array([[1, 9], [2, 1]], np.int32)

@@ -6,6 +6,7 @@ the rows of one device, so that packing moves nothing between devices; and the l
 states only. Without packing a row is a group of its own, T is L, and nothing is moved at all.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
-_CHANCE = 1e-12  # of a group that does not fit
-_WORTH_IT = 0.95  # of the slots
+from alt_jax.bounds import log_mean_exp, sum_bound
+
+_WORTH_IT = 0.95  # of the slots, above which packing would not pay
 
 
 class Wanted(NamedTuple):
@@ -91,10 +93,7 @@ class Layout(NamedTuple):
 
 
 def room(lengths: Int[np.ndarray, " N"], rows: int, length: int) -> int | None:
-    """Tokens that a group of rows drawn by chance has at most: with a chance of 1 - 1e-12, by Chernoff's bound.
-
-    P(sum > t) <= E[exp(s (n - t / rows))]^rows for every s > 0. Rows of an epoch are drawn without replacement, which
-    makes it rarer still (Hoeffding 1963, theorem 4).
+    """Tokens that a group of rows drawn by chance has at most, but for a chance of 1e-12 (`alt_jax.bounds`).
 
     Args:
       lengths: Tokens of the prompts that rows are drawn from, or of a sample of them.
@@ -105,13 +104,8 @@ def room(lengths: Int[np.ndarray, " N"], rows: int, length: int) -> int | None:
       T, a multiple of 16; None where that is hardly less than all slots, so that packing would not pay.
     """
     n, count = np.unique(lengths, return_counts=True)
-    share, mean = count / count.sum(), float(np.mean(lengths))
-    s = np.geomspace(1e-5, 10, 500)
-    exponent = s[:, None] * (n - mean)[None]
-    top = exponent.max(axis=1)
-    log_moment = top + np.log(np.exp(exponent - top[:, None]) @ share)
-    most = rows * mean + ((rows * log_moment - np.log(_CHANCE)) / s).min()
-    places = 16 * int(np.ceil(min(most, rows * length) / 16))
+    most = sum_bound(lambda s: log_mean_exp(s * n, count), rows, length)
+    places = 16 * math.ceil(most / 16)
     return places if places <= _WORTH_IT * rows * length else None
 
 
