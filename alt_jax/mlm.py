@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from alt_jax import masking, objectives
 from alt_jax.config import Config
 from alt_jax.data.prompt import Prompt, mask_fields
-from alt_jax.models.packing import Wanted, lay_out
+from alt_jax.models.packing import Wanted, side_by_side
 from alt_jax.objectives import Mean
 from alt_jax.schema import Schema
 from alt_jax.sharding import shards
@@ -75,12 +75,12 @@ def capacity(maskable: Int[np.ndarray, "N F"], rows: int, config: Config, schema
     return masking.token_capacity(maskable, rows, masking.mask_units(schema, config.mask), config.mask.rate)
 
 
-def masks(hidden: Hidden, room: int, config: Config, schema: Schema) -> Wanted:
+def masks(hidden: Hidden, capacity: int, config: Config, schema: Schema) -> Wanted:
     """The masks of a batch: all tokens whose states this loss looks at.
 
     Args:
       hidden: The batch.
-      room: `capacity` of one device's rows.
+      capacity: Of one device's rows.
       config: Unit and rate.
       schema: Fields, their longest values, and the mask token.
     """
@@ -92,7 +92,7 @@ def masks(hidden: Hidden, room: int, config: Config, schema: Schema) -> Wanted:
         slots = min(slots, sum(longest[: masking.num_masked_units(units, config.mask.rate)]))
     # Spans have moved up; no prompt has a mask token of its own (see `alt_jax.data.prompt`).
     where = hidden.tokens == schema.text.mask_id if config.mlm.unit == "span" else hidden.where
-    return Wanted(hidden.mask & where, slots, room)
+    return Wanted(hidden.mask & where, slots, capacity)
 
 
 def loss(
@@ -102,7 +102,7 @@ def loss(
     states: Float[Array, "B W D"],
     wanted: Wanted | None,
     representation: Float[Array, "B C"] | None,
-    room: int,
+    capacity: int,
     schema: Schema,
 ) -> tuple[Mean, dict[str, Mean]]:
     """Every hidden token, recovered from the state at its mask and, where that helps, the row's representation.
@@ -116,25 +116,24 @@ def loss(
       states: The tower's states of it.
       wanted: Whose states those are; None: of all tokens.
       representation: Of the rows, or None.
-      room: `capacity` of one device's rows.
+      capacity: Of one device's rows.
       schema: Names the fields.
 
     Returns:
       The loss, and metrics: tokens beyond the capacity, accuracy by field.
     """
     (rows, slots), groups = states.shape[:2], shards(len(states))
-    layout, place = lay_out(hidden.where, groups, room), hidden.place
+    held, move = side_by_side(hidden.where, groups, capacity)
+    place = hidden.place
     if wanted is not None:  # their states stand at the front of each row
         place = jnp.take_along_axis(jnp.cumsum(wanted.where, axis=1) - 1, place, axis=1)
     row = jnp.broadcast_to((jnp.arange(rows) % (rows // groups))[:, None], place.shape)  # its number in the group
-    at, row = layout.pack_ids(row * slots + place), layout.pack_ids(row)
+    chosen = prompt.tokens, prompt.field, held.astype(jnp.int32), row, row * slots + place
+    target, field, real, row, at = (move.ids(x.reshape(groups, -1)) for x in chosen)
+    at_mask = _gather(states.reshape(groups, -1, states.shape[2]), at)
     helper = None if representation is None else _gather(representation.reshape(groups, rows // groups, -1), row)
-    assert layout.number is not None
-    logits = call(
-        "recover_tokens", _gather(states.reshape(groups, -1, states.shape[2]), at), helper, layout.number.reshape(-1)
-    )
-    target, field = (layout.pack_ids(x).reshape(-1) for x in (prompt.tokens, prompt.field))
-    real = layout.pack_ids(hidden.where.astype(jnp.int32)).reshape(-1).astype(jnp.float32)
+    logits = call("recover_tokens", at_mask, helper, move.number.reshape(-1))
+    target, field, real = target.reshape(-1), field.reshape(-1), real.reshape(-1).astype(jnp.float32)
     mean = objectives.weighted(objectives.softmax_cross_entropy(logits, target), real)
     right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
     metrics = {"mlm": mean, "mlm/dropped": Mean(hidden.where.sum() - real.sum(), jnp.ones(()))}

@@ -1,5 +1,6 @@
 """The stages of an experiment: pretrain, finetune, and the scoring of a finished run."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,8 +113,9 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         return done
     mesh = make_mesh()
     _steps(mesh, dataset, plan)
-    lengths = None if strategy == "ctr" else dataset.prompt_tokens()
-    task = Finetune(ALT(config, dataset.schema, encoder), strategy, lengths)
+    task = Finetune(ALT(config, dataset.schema, encoder), strategy)
+    if task.packs:
+        task = dataclasses.replace(task, lengths=dataset.prompt_tokens())
     params, summary = _start(task, config, strategy, init_from, dataset, encoder)
     run.start()
 

@@ -38,58 +38,74 @@ def first(mask: Bool[Array, "B L"], count: int = 1) -> Wanted:
     return Wanted(mask & (jnp.arange(mask.shape[1]) < count)[None, :], count)
 
 
+class Move(NamedTuple):
+    """Takes some of N things of each group to T places, nothing twice.
+
+    Attributes:
+      to: What comes to each place; N for nothing.
+      back: Where each thing went; T for nowhere.
+    """
+
+    to: Int[Array, "G T"]
+    back: Int[Array, "G N"]
+
+    @property
+    def number(self) -> UInt32[Array, "G T"]:
+        """Of what lies at each place, among the things of all groups; means nothing where nothing does."""
+        groups, things = self.back.shape
+        return (self.to + things * jnp.arange(groups)[:, None]).astype(jnp.uint32)
+
+    @property
+    def inverse(self) -> "Move":
+        """Takes them back."""
+        return Move(self.back, self.to)
+
+    def __call__(self, x: Float[Array, "G N *d"]) -> Float[Array, "G T *d"]:
+        """Vectors to their places, 0 where there is nothing."""
+        return _take(x, self.to, self.back)
+
+    def ids(self, ids: Int[Array, "G N"]) -> Int[Array, "G T"]:
+        """The same for what has no gradient."""
+        return _at(ids, self.to, 0)
+
+
 class Layout(NamedTuple):
-    """Where the tokens of B rows of L slots lie: in G groups of S = B·L/G slots and T places each.
+    """Where the tokens of B rows of L slots lie: in G groups of T places each.
 
     Attributes:
       mask: Which slots hold a token.
       position: Of the slots' tokens in their prompts.
-      slot: Each place's slot in its group, S where there is nothing; None: not packed, each row is a group.
-      place: Each slot's place, T where there is none; None likewise.
-      source: Where each of these tokens lies among those that it was selected from; None: they are all of them.
-      back: For each of those, where it lies among these, or T.
+      move: From a group's slots to its places; None: padding is kept, each row is a group, places are slots.
+      choice: From the tokens that these were selected from; None: these are all.
     """
 
     mask: Bool[Array, "B L"]
     position: Int[Array, "b L"]
-    slot: Int[Array, "G T"] | None = None
-    place: Int[Array, "G S"] | None = None
-    source: Int[Array, "G T"] | None = None
-    back: Int[Array, "G N"] | None = None
+    move: Move | None = None
+    choice: Move | None = None
 
     @property
     def number(self) -> UInt32[Array, "G T"] | None:
-        """Of every place's slot in the whole batch, from which dropout draws: the same noise, packed or not.
-
-        None where places are slots in order. A place that holds nothing has a number that means nothing.
-        """
-        if self.slot is None or self.place is None:
-            return None
-        groups, slots = self.place.shape
-        return (self.slot + slots * jnp.arange(groups)[:, None]).astype(jnp.uint32)
+        """Of every place's slot in the batch, from which dropout draws, packed or not; None: in order."""
+        return None if self.move is None else self.move.number
 
     def pack(self, x: Float[Array, "B L *d"]) -> Float[Array, "G T *d"]:
         """Rows to places."""
-        if self.slot is None or self.place is None:
-            return x
-        groups, slots = self.place.shape
-        return _move(x.reshape((groups, slots, *x.shape[2:])), self.slot, self.place)
+        return x if self.move is None else self.move(x.reshape((*self.move.back.shape, *x.shape[2:])))
 
     def pack_ids(self, ids: Int[Array, "b L"]) -> Int[Array, "g T"]:
-        """Rows to places, 0 where there is nothing; one row may stand for all."""
-        if self.slot is None or self.place is None:
+        """Rows to places; one row may stand for all."""
+        if self.move is None:
             return ids
-        return _at(jnp.broadcast_to(ids, self.mask.shape).reshape(self.place.shape), self.slot, 0)
+        return self.move.ids(jnp.broadcast_to(ids, self.mask.shape).reshape(self.move.back.shape))
 
     def unpack(self, x: Float[Array, "G T *d"]) -> Float[Array, "B L *d"]:
         """Places to rows; a slot that holds nothing is 0 where this is packed."""
-        if self.slot is None or self.place is None:
-            return x
-        return _move(x, self.place, self.slot).reshape((*self.mask.shape, *x.shape[2:]))
+        return x if self.move is None else self.move.inverse(x).reshape((*self.mask.shape, *x.shape[2:]))
 
     def pick(self, x: Float[Array, "G N *d"]) -> Float[Array, "G T *d"]:
         """These tokens' share of the states of all that they were selected from."""
-        return x if self.source is None or self.back is None else _move(x, self.source, self.back)
+        return x if self.choice is None else self.choice(x)
 
 
 def room(lengths: Int[np.ndarray, " N"], rows: int, length: int) -> int | None:
@@ -110,50 +126,55 @@ def room(lengths: Int[np.ndarray, " N"], rows: int, length: int) -> int | None:
 
 
 def lay_out(mask: Bool[Array, "B L"], groups: int, room: int | None) -> Layout:
-    """Packs the real tokens of a batch.
-
-    Args:
-      mask: Which are real.
-      groups: G, of as many rows each.
-      room: T; a group's tokens beyond it are taken for padding. None: padding is kept.
-    """
+    """The layout of a batch's real tokens; `room` as in `side_by_side`, None: padding is kept."""
     position = jnp.arange(mask.shape[1])[None, :]
     if room is None:
         return Layout(mask, position)
-    rank = jnp.cumsum(mask.reshape(groups, -1), axis=1) - 1
-    held = mask.reshape(groups, -1) & (rank < room)
+    held, move = side_by_side(mask, groups, room)
+    return Layout(held, position, move)
+
+
+def side_by_side(mask: Bool[Array, "B L"], groups: int, room: int) -> tuple[Bool[Array, "B L"], Move]:
+    """Moves some tokens of a batch together.
+
+    Args:
+      mask: Which.
+      groups: G, of as many rows each.
+      room: T, places in a group; tokens beyond it are left out.
+
+    Returns:
+      Which tokens have a place, and the move there from the slots of all of a group's rows.
+    """
+    slots = mask.reshape(groups, -1)
+    rank = jnp.cumsum(slots, axis=1) - 1
+    held = slots & (rank < room)
     place = jnp.where(held, rank, room)
-    return Layout(held.reshape(mask.shape), position, _inverse(place, room), place)
+    return held.reshape(mask.shape), Move(_inverse(place, room), place)
 
 
 def select(layout: Layout, wanted: Wanted) -> Layout:
-    """The layout of some tokens of another one, `wanted.slots` to a row."""
-    rows, length = wanted.where.shape
-    slots = wanted.slots
+    """The layout of some tokens of another one, `wanted.slots` (W) to a row."""
+    (rows, length), slots = wanted.where.shape, wanted.slots
     rank = jnp.cumsum(wanted.where, axis=1) - 1
-    slot = jnp.where(wanted.where & layout.mask & (rank < slots), rank, slots)  # of each token in its row, or none
+    slot = jnp.where(wanted.where & layout.mask & (rank < slots), rank, slots)  # of each token in its row, or W
     token = _inverse(slot, slots)  # of each slot in its row, or L
     mask, position = token < length, jnp.minimum(token, length - 1)
-    if layout.slot is None or layout.place is None:
-        return Layout(mask, position, source=token, back=slot)
-    groups = layout.place.shape[0]
-    room = rows // groups * slots if wanted.room is None else wanted.room
-    packed = lay_out(mask, groups, room)
-    assert packed.slot is not None
-    assert packed.place is not None
-    row = jnp.arange(rows // groups)[None, :, None]
+    if layout.move is None:
+        return Layout(mask, position, choice=Move(token, slot))
+    (groups, _), per_group = layout.move.back.shape, rows // layout.move.back.shape[0]
+    held, move = side_by_side(mask, groups, per_group * slots if wanted.room is None else wanted.room)
+    row = jnp.arange(per_group)[None, :, None]
 
     def group(x: Shaped[Array, "B W"]) -> Shaped[Array, "G R W"]:
-        return x.reshape((groups, rows // groups, x.shape[1]))
+        return x.reshape((groups, per_group, x.shape[1]))
 
     # Of every slot of a row: where its token lies among all. Of every token: where it lies among the selected.
-    whole, some = layout.slot.shape[1], packed.slot.shape[1]
-    among_all = _at(layout.place, (row * length + group(position)).reshape(groups, -1), whole)
-    its_slot = jnp.where(group(slot) < slots, row * slots + group(slot), rows // groups * slots)
-    among_selected = _at(packed.place, its_slot.reshape(groups, -1), some)
-    return packed._replace(
-        position=position, source=_at(among_all, packed.slot, whole), back=_at(among_selected, layout.slot, some)
-    )
+    whole, some = layout.move.to.shape[1], move.to.shape[1]
+    among_all = _at(layout.move.back, (row * length + group(position)).reshape(groups, -1), whole)
+    its_slot = jnp.where(group(slot) < slots, row * slots + group(slot), per_group * slots)
+    among_selected = _at(move.back, its_slot.reshape(groups, -1), some)
+    choice = Move(_at(among_all, move.to, whole), _at(among_selected, layout.move.to, some))
+    return Layout(held, position, move, choice)
 
 
 def _inverse(place: Int[Array, "G S"], room: int) -> Int[Array, "G {room}"]:
@@ -170,7 +191,7 @@ def _at(x: Int[Array, "G N"], index: Int[Array, "G M"], otherwise: int) -> Int[A
 
 
 @jax.custom_vjp
-def _move(x: Float[Array, "G N *d"], to: Int[Array, "G M"], back: Int[Array, "G N"]) -> Float[Array, "G M *d"]:
+def _take(x: Float[Array, "G N *d"], to: Int[Array, "G T"], back: Int[Array, "G N"]) -> Float[Array, "G T *d"]:
     """What lies at `to`, 0 where that is N. Nothing is taken twice, so the gradient is taken back in the same way.
 
     (JAX would add the gradient up row by row instead, since it cannot know that.)
@@ -178,7 +199,7 @@ def _move(x: Float[Array, "G N *d"], to: Int[Array, "G M"], back: Int[Array, "G 
     return jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0))(x, to)
 
 
-_move.defvjp(
-    lambda x, to, back: (_move(x, to, back), (to, back)),
-    lambda indices, g: (_move(g, indices[1], indices[0]), None, None),
+_take.defvjp(
+    lambda x, to, back: (_take(x, to, back), (to, back)),
+    lambda move, g: (_take(g, move[1], move[0]), None, None),
 )
