@@ -2,7 +2,8 @@
 
     python benchmarks/collectives.py DATASET [--devices 8] [--tower roberta-base] [--batch 1024]
 
-DATASET is a prepared folder; of it, the pretraining step has the fields and the lengths of prompts. Nothing is run. Programs are compiled for virtual CPU devices, and three things are printed:
+DATASET is a prepared folder; of it, the pretraining step has the fields and the lengths of prompts. Nothing is run.
+Programs are compiled for virtual CPU devices, and three things are printed:
 
 1. bytes on each device of an ID-only step whose tables have 10⁷ rows, copied and split;
 2. the collectives of a pretraining step, and their bytes;
@@ -70,7 +71,12 @@ def shapes(mesh: Any, tree: Any, found: Any) -> Any:
 def compiled(task: Any, optimizer: Any, pieces: Pieces, batch: Batch, split: Rules, *, lazy: bool) -> Any:
     """The update, compiled for all devices; nothing is allocated."""
     mesh, key = make_mesh(), jax.random.key(0)
-    state = jax.eval_shape(lambda: (lambda params: State(jnp.int32(0), params, optimizer.init(params)))(task.init(key)))
+
+    def start() -> State:
+        params = task.init(key)
+        return State(jnp.int32(0), params, optimizer.init(params))
+
+    state = jax.eval_shape(start)
     places = layout(mesh, state, split)
     arguments = (
         shapes(mesh, state, places),
