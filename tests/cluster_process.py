@@ -1,6 +1,6 @@
 """One process of a cluster in `test_cluster.py`: all stages one after the other, since Python takes longest to start.
 
-    python cluster_process.py CLUSTER CONFIG FOLDER
+python cluster_process.py CLUSTER CONFIG FOLDER
 """
 
 import json
@@ -23,8 +23,8 @@ def main(cluster: str, config_file: str, folder: Path) -> None:
     train.batch_at = batch_at
     if code := cli.run(["pretrain", config_file, "--run-dir", str(folder / "pretrain"), "--cluster", cluster]):
         sys.exit(code)
-    stages.finetune(load_config(config_file), "joint", folder / "pretrain", folder / "joint")
-    found = {"parts": parts, "test": stages.evaluate([folder / "joint"], "test")}
+    stages.finetune(load_config(config_file), "ctr", folder / "pretrain", folder / "ctr")
+    found = {"parts": parts, "test": stages.evaluate([folder / "ctr"], "test")}
     process = cluster.partition(",")[2].partition("/")[0]
     (folder / f"process{process}.json").write_text(json.dumps(found), encoding="utf-8")
 
