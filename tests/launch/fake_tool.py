@@ -1,7 +1,7 @@
 """Stands in for every command that the launch scripts call; which one it is, its own name says.
 
-It writes down how it was called (`calls.jsonl` in the folder `$WORLD`), refuses options that the real tool does not have,
-and does what the test wrote into `plays/TOOL.json`, a list of what to do at the first, second, … call:
+It writes down how it was called (`calls.jsonl` in the folder `$WORLD`), refuses options that the real tool does not
+have, and does what the test wrote into `plays/TOOL.json`, a list of what to do at the first, second, … call:
 
 ```
 {"code": 75}                 exit with it
@@ -148,32 +148,39 @@ def gcloud(arguments: list[str]) -> int:
         return refuse(f"Invalid choice: {arguments[:4]}")
     positional, options = split(arguments[4:], _ANYWHERE | GCLOUD[noun, verb])
     missing = REQUIRED.get((noun, verb), set()) - set(options)
-    if missing or not positional or (len(positional) > 1 and verb != "scp"):
+    if missing or len(positional) != (2 if verb == "scp" else 1):
         return refuse(f"{noun} {verb}: missing {missing}, or wrong positional arguments {positional}")
-    if verb in ("ssh", "scp") and state() != "ACTIVE":
-        print("ERROR: the TPU is in an unusable state", file=sys.stderr)
+    why = impossible(verb)
+    if why:
+        print(f"ERROR: {why}", file=sys.stderr)
         return 1
-    if verb == "create" and state() != "NONE":
-        return refuse("ALREADY_EXISTS")
-    if verb in ("delete", "describe") and state() == "NONE":
-        print("ERROR: NOT_FOUND: Resource was not found", file=sys.stderr)
-        return refuse("nothing to delete") if verb == "delete" else 1
     scripted = perform(f"gcloud-{verb}")
     if scripted:
         return scripted
-    if verb == "create":
+    if verb == "ssh":
+        return connected(options["--command"])
+    if verb == "scp":
+        copy(*map(there, positional))
+    elif verb == "create":
         set_state("ACTIVE" if noun == "tpu-vm" else "CREATING")
-    elif verb == "describe":
-        set_state(COMING.get(state(), state()))
-        print(state())
     elif verb == "delete":
         set_state("NONE")
-        shutil.rmtree(WORLD / "vm")  # its disk goes with it
-    elif verb == "scp":
-        copy([there(path) for path in positional])
+        shutil.rmtree(WORLD / "vm", ignore_errors=True)  # its disk goes with it
     else:
-        return connected(options["--command"])
+        set_state(COMING.get(state(), state()))
+        print(state())
     return 0
+
+
+def impossible(verb: str) -> str:
+    """Why the cloud cannot do this in the state that it is in; what no script should ask for fails the test."""
+    if verb == "create" and state() != "NONE":
+        refuse("ALREADY_EXISTS")
+    if verb == "delete" and state() == "NONE":
+        refuse("there is nothing to delete")
+    if verb in ("ssh", "scp") and state() != "ACTIVE":
+        return "the TPU is in an unusable state"
+    return "NOT_FOUND: Resource was not found" if verb == "describe" and state() == "NONE" else ""
 
 
 def there(path: str) -> Path:
@@ -181,8 +188,7 @@ def there(path: str) -> Path:
     return WORLD / "vm" / name if colon else Path(path)
 
 
-def copy(paths: list[Path]) -> None:
-    (source, destination) = paths
+def copy(source: Path, destination: Path) -> None:
     (WORLD / "vm").mkdir(exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, destination / source.name, dirs_exist_ok=True)

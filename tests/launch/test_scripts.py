@@ -18,7 +18,9 @@ POD = ("--name", "a", "--image", "registry/alt-jax:cuda", "--claim", "share")
 COMPLETE = {
     "gpu": ("gpu.sh", *TRAIN),
     "tpu create": ("tpu_vm.sh", "create", "--name", "a", "--zone", "us-west4-a", "--project", "p", "--spot"),
-    "tpu all": ("tpu_vm.sh", "all", "--name", "a", "--send", "data of mine", "--mount", "echo 'a  b' >m", *TRAIN[:-1], "runs/x"),
+    "tpu all": (
+        "tpu_vm.sh", "all", "--name", "a", "--send", "data of mine", "--mount", "echo 'a  b' >m", *TRAIN[:-1], "runs/x"
+    ),
     "tpu queued": ("tpu_queued.sh", "--name", "a", "--poll", "0", "--mount", "true", *TRAIN),
     "slurm": ("slurm.sbatch", "--tasks", "4", *TRAIN),
     "sweep slurm": ("sweep.sh", "slurm", "--tasks", "4", "--time", "1:00:00", "--", *ABLATE),
@@ -84,7 +86,7 @@ BAD = {
     "tpu, path outside": (("tpu_vm.sh", "fetch", "--name", "a", "runs/../../x"), "should be a path in"),
     "tpu, two paths": (("tpu_vm.sh", "fetch", "--name", "a", "x", "y"), "one path, not 2"),
     "tpu, nothing to send": (("tpu_vm.sh", "send", "--name", "a", "data/x"), "data/x does not exist"),
-    "tpu, all, run folder": (("tpu_vm.sh", "all", "--name", "a", "alt-jax", "--run-dir", "../x"), "should be a path in"),
+    "tpu, all, run folder": (("tpu_vm.sh", "all", "--name", "a", "alt-jax", "--run-dir", "../x"), "a path in the"),
     "queued, no name": (("tpu_queued.sh", *TRAIN), "--name NAME"),
     "queued, no command": (("tpu_queued.sh", "--name", "a"), "command to run"),
     "queued, no run folder": (("tpu_queued.sh", "--name", "a", "alt-jax", "pretrain"), "needs --run-dir /PATH"),

@@ -1,7 +1,6 @@
 """A copy of the repository's launch scripts in a folder of its own, with stand-ins for every tool that they call."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -82,8 +81,8 @@ class World:
         """Starts a script in a process group of its own."""
         return subprocess.Popen(
             ["bash", f"launch/{script}", *arguments],
-            cwd=self.repo, env=self.env | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True,
+            cwd=self.repo, env=self.env | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 
     def refused(self) -> str:
