@@ -5,7 +5,7 @@
 #   ./launch/attach.sh --stop          SIGTERM to what is running, which lets it save, and wait for its end
 #
 # tpu_vm.sh calls it on every worker: a connection that breaks, and that gcloud makes again, must not start a second
-# training beside the first. One command at a time; another one is refused. Everything it writes is in
+# training beside the first. One command at a time; another one is refused (exit code 69). Everything it writes is in
 # ~/.alt-jax/log. `alt-jax` is that of .venv beside this folder, whose root is where the command runs.
 set -euo pipefail
 
@@ -30,7 +30,6 @@ esac
 # What the background part does, holding the lock: `supervised` passes SIGTERM on to the command.
 work() {
   local code=0
-  trap '' HUP
   cd "$root"
   if [[ $1 == alt-jax ]]; then set -- "$root/.venv/bin/alt-jax" "${@:2}"; fi
   supervised "$@" || code=$?
@@ -48,7 +47,8 @@ if flock --nonblock 9; then
   printf '%s\n' "$!" >"$state/pid"
   set +m
 elif [[ "$(cat "$state/command")" != "$(quoted "$@")" ]]; then
-  refuse "another command is running here: $(cat "$state/command"); ./launch/attach.sh --stop stops it."
+  say "another command is running here: $(cat "$state/command"); ./launch/attach.sh --stop stops it."
+  exit 69 # not 2: the command itself may be right
 else
   say "it is running already; following it."
 fi

@@ -150,6 +150,7 @@ while :; do
         case $code in
           0) end 0 "done." ;;
           2) end 2 "the command's input is wrong; not started again." ;;
+          69) keep=true && end 69 "another command is running on $name; tpu_vm.sh stop --name $name ends it." ;;
         esac
       fi
       sleep "$poll" # until the service knows of a preemption

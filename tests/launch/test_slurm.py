@@ -110,14 +110,14 @@ def test_the_tpus_of_a_sweep_have_names_and_tasks_of_their_own(world: World) -> 
     """Without a cloud: what is started are stand-ins of tpu_queued.sh, of which the second's input is wrong."""
     calls = world.folder / "queued"
     (world.repo / "launch" / "tpu_queued.sh").write_text(
-        f'#!/bin/sh\necho "$@" >>"{calls}"\ncase "$*" in *s-0*) exit 1 ;; *s-1*) exit 2 ;; esac\n'
+        f'#!/bin/sh\necho "$@" >>"{calls}"\ncase "$*" in *s-1*) exit 2 ;; *) exit 1 ;; esac\n'
     )
     done = world.run("sweep.sh", "tpu", "--tasks", "3", "--name", "s", "--zone", "z", "--", *ABLATE)
     assert done.returncode == 2
     command = " ".join(ABLATE)
     expected = [f"--name s-{i} --zone z -- {command} --task {i}/3" for i in range(3)]
     assert sorted(calls.read_text().splitlines()) == expected
-    assert re.findall(r"s-(\d): exit code (\d)", done.stderr) == [("0", "1"), ("1", "2"), ("2", "0")]
+    assert re.findall(r"s-(\d): exit code (\d)", done.stderr) == [("0", "1"), ("1", "2"), ("2", "1")]
     assert (world.repo / "sweep-s-2.log").exists()
 
 

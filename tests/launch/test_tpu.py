@@ -163,6 +163,10 @@ def test_ctrl_c_leaves_the_run_going_and_the_same_command_goes_on_with_it(world:
     said = interrupted(world, lambda: world.start("tpu_queued.sh", *QUEUED), signal.SIGINT)
     assert "is left as it is, and costs" in said
     assert world.state == "ACTIVE"
+    other = world.run("tpu_queued.sh", *QUEUED, "--seed", "1")
+    assert other.returncode == 69
+    assert "another command is running on a" in other.stderr
+    assert world.state == "ACTIVE"
     again = world.start("tpu_queued.sh", *QUEUED)
     while "running already" not in again.stdout.readline():
         assert again.poll() is None
