@@ -41,7 +41,7 @@ def test_what_is_applied(kind: str, hosts: int, world: World) -> None:
     rules = job["podFailurePolicy"]["rules"]
     by_code = {rule["onExitCodes"]["values"][0]: rule["action"] for rule in rules if "onExitCodes" in rule}
     assert by_code == {2: "FailJob", 75: "Ignore"}
-    assert {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]} in rules
+    assert {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]} in rules
     assert job["backoffLimit"] == 0
     assert manifest["spec"]["failurePolicy"] == {
         "maxRestarts": 7,
