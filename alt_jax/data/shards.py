@@ -5,6 +5,7 @@ depends on the rows and the size of a shard alone, not on who writes which of th
 every file.
 """
 
+import functools
 import hashlib
 import io
 import math
@@ -16,7 +17,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from alt_jax.data import storage
-from alt_jax.data.storage import Place
+from alt_jax.data.storage import Folder, Place
+from alt_jax.data.windows import Windows, shards_at_once
 from alt_jax.errors import InputError
 from alt_jax.schema import Shard, Split
 
@@ -135,11 +137,13 @@ class Rows(NamedTuple):
       values: Value id of every slot; -1 where a list is shorter than its field's slots.
       labels: 0 or 1.
       rows: Row number in the raw table, from 0.
+      windows: Reads them for training, where that is not from the map.
     """
 
     values: Int[np.ndarray | ShardedArray, "N S"]
     labels: UInt8[np.ndarray | ShardedArray, " N"]
     rows: Int[np.ndarray | ShardedArray, " N"]
+    windows: Windows | None = None
 
 
 OpenShard = Callable[[str, int], np.ndarray]
@@ -170,7 +174,7 @@ def check_files(place: Place, sizes: dict[str, int], splits: dict[str, Split], s
 
 
 def open_rows(place: Place, name: str, split: Split, slots: int) -> Rows:
-    """A split's rows. Where there is one shard only, it is opened, and checked, at once.
+    """A split's rows. A folder's only shard is opened, and checked, at once.
 
     Raises:
       InputError: A file is missing or is not as it was prepared; where there are several shards, when it is opened.
@@ -187,18 +191,37 @@ def open_rows(place: Place, name: str, split: Split, slots: int) -> Rows:
             raise storage.unreadable(place / file, error) from None
 
     sizes = [shard.rows for shard in split.shards]
-    arrays = {part: ShardedArray(sizes, (slots,) if part == "values" else (), part, open_shard) for part in _TYPES}
-    if len(sizes) == 1:
-        return Rows(**{part: array.shard(0) for part, array in arrays.items()})
-    return Rows(**arrays)
+    values, labels, numbers = (
+        ShardedArray(sizes, (slots,) if part == "values" else (), part, open_shard) for part in _TYPES
+    )
+    if len(sizes) == 1 and isinstance(place, Folder):
+        return Rows(values.shard(0), labels.shard(0), numbers.shard(0))
+    return Rows(values, labels, numbers)
 
 
-def read_shard(place: Place, name: str, split: Split, part: str, number: int) -> np.ndarray:
-    """An array of a shard in memory, read from where the dataset lies.
+def open_for_training(place: Place, name: str, split: Split, slots: int, memory_gib: float) -> Rows:
+    """A split's rows, and how training reads them: from a folder's mapped files, or some shards at a time in memory.
+
+    Args:
+      place: Where the dataset lies.
+      name: Of the split.
+      split: Its entry in the schema.
+      slots: Columns of values.
+      memory_gib: What the rows may take.
 
     Raises:
-      InputError: The file is missing or is not as it was prepared.
+      InputError: As `open_rows`, or a shard is too large for the memory.
     """
+    rows, sizes = open_rows(place, name, split, slots), [shard.rows for shard in split.shards]
+    at_once = shards_at_once(sizes, slots, memory_gib, place / name)
+    # Random reads from a disk that memory cannot hold are a thousand times slower than reading it from end to end.
+    if isinstance(place, Folder) and at_once == len(sizes):
+        return rows
+    return rows._replace(windows=Windows(sizes, at_once, functools.partial(_read_shard, place, name, split)))
+
+
+def _read_shard(place: Place, name: str, split: Split, part: str, number: int) -> np.ndarray:
+    """An array of a shard, in memory."""
     file = file_name(name, part, number, len(split.shards))
     content = place.read(file)
     _check_hash(place / file, hashlib.sha256(content), split.shards[number], part)
