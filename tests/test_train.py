@@ -49,7 +49,7 @@ class Noisy:
 @pytest.fixture
 def rows() -> Rows:
     rng = np.random.default_rng(0)
-    n = PER_EPOCH * BATCH + 3
+    n = PER_EPOCH * BATCH
     return Rows(
         rng.integers(0, 5, (n, 2)).astype(np.int32), rng.integers(0, 2, n).astype(np.uint8), np.arange(n, dtype="i8")
     )
@@ -198,7 +198,7 @@ def test_the_host_is_a_few_steps_ahead_at_most(open_run: Callable[[str], Run]) -
         assert [metric.done for metric in steps[: step + 1]].count(False) <= 4
 
 
-@pytest.mark.parametrize(("batch", "said"), [(12, "multiple of 8"), (80, "larger than the 67 training rows")])
+@pytest.mark.parametrize(("batch", "said"), [(12, "multiple of 8"), (80, "larger than the 64 training rows")])
 def test_batch_that_does_not_fit_is_refused(open_run: Callable[[str], Run], fit: Fit, batch: int, said: str) -> None:
     with pytest.raises(InputError, match=said):
         fit(open_run("run"), batch_size=batch)
