@@ -141,7 +141,7 @@ def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
             if code and job.strategy is None:
                 return
 
-    with stop_requests("stopping the runs…", stop_all) as stop, ThreadPoolExecutor(jobs) as pool:
+    with stop_requests("stopping the runs…", pass_on=stop_all) as stop, ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, groups))
     if stop:
         raise Stopped(f"stopped by {stop[0].name}, what was running has saved")

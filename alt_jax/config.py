@@ -380,6 +380,20 @@ class FinetuneConfigs:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ShardingConfig:
+    """What every device has a copy of, and what is split over all devices. No number of a run depends on it.
+
+    Attributes:
+      tables: The tables of ids and their optimiser state: `split` by rows where they are too large for a device.
+      text: The text tower and its optimiser state: `split`, every matrix along its longest axis (FSDP), where the
+        tower is too large; costs communication in every layer.
+    """
+
+    tables: Literal["replicate", "split"] = "replicate"
+    text: Literal["replicate", "split"] = "replicate"
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     """A whole experiment. `seed` moves initialisation, batch order, masks, noise and dropout, but never the split."""
 
@@ -393,6 +407,7 @@ class Config:
     mask: MaskConfig = MaskConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfigs = FinetuneConfigs()
+    sharding: ShardingConfig = ShardingConfig()
     seed: Seed = 0
 
     def __post_init__(self) -> None:
