@@ -100,6 +100,15 @@ class ShardedArray:
             self._opened[number] = self._open_shard(self._part, number)
         return self._opened[number]
 
+    def open(self) -> None:
+        """Opens all shards now.
+
+        Raises:
+          InputError: A file is missing or is not as it was prepared.
+        """
+        for number in range(len(self._sizes)):
+            self.shard(number)
+
     def take(self, rows: Int[np.ndarray, " n"], axis: int = 0) -> np.ndarray:
         """The rows of these numbers (from 0, none negative), in their order."""
         assert axis == 0
@@ -214,8 +223,11 @@ def open_for_training(place: Place, name: str, split: Split, slots: int, memory_
     """
     rows, sizes = open_rows(place, name, split, slots), [shard.rows for shard in split.shards]
     at_once = shards_at_once(sizes, slots, memory_gib, place / name)
-    # Random reads from a disk that memory cannot hold are a thousand times slower than reading it from end to end.
+    # Not from the map where memory does not hold it: row by row a disk is a thousand times slower than from end to end.
     if isinstance(place, Folder) and at_once == len(sizes):
+        for array in (rows.values, rows.labels):  # the first batch has rows of every shard anyway
+            if isinstance(array, ShardedArray):
+                array.open()
         return rows
     return rows._replace(windows=Windows(sizes, at_once, functools.partial(_read_shard, place, name, split)))
 
