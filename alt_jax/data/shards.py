@@ -112,11 +112,17 @@ class ShardedArray:
     def take(self, rows: Int[np.ndarray, " n"], axis: int = 0) -> np.ndarray:
         """The rows of these numbers (from 0, none negative), in their order."""
         assert axis == 0
-        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        number, within = np.divmod(rows, max(1, self._sizes[0]))
-        for n in np.unique(number).tolist():
-            here = np.flatnonzero(number == n)
-            taken[here] = self.shard(n).take(within[here], axis=0)
+        number = rows // max(1, self._sizes[0])
+        by_shard = number.astype(np.min_scalar_type(len(self._sizes))).argsort(kind="stable")  # few bits sort quickly
+        within = (rows - number * self._sizes[0])[by_shard]
+        sorted_, taken = (np.empty((len(rows), *self.shape[1:]), self.dtype) for _ in range(2))
+        low = 0
+        for n, high in enumerate(np.cumsum(np.bincount(number, minlength=1)).tolist()):
+            if low < high:
+                # `clip`, since NumPy would put a copy between to raise, and all are within.
+                self.shard(n).take(within[low:high], axis=0, out=sorted_[low:high], mode="clip")
+            low = high
+        taken[by_shard] = sorted_
         return taken
 
     def __getitem__(self, index: Any) -> np.ndarray:
