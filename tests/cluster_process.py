@@ -1,6 +1,6 @@
 """One process of a cluster in `test_cluster.py`: all stages one after the other, since Python takes longest to start.
 
-python cluster_process.py CLUSTER CONFIG FOLDER
+    python cluster_process.py CLUSTER CONFIG FOLDER
 """
 
 import json
