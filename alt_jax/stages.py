@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from alt_jax import bridge, cluster, pretraining, sharding
 from alt_jax.checkpoint import load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
-from alt_jax.data.batches import steps_per_epoch
+from alt_jax.data.batches import updates
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prepare import check_prepared
 from alt_jax.errors import InputError
@@ -60,7 +60,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
     origin = Origin("pretrain", init_from=None if init_from is None else str(init_from))
     with cluster.together():
         interactions.build(config.ctr)  # refused before data is read
-        dataset = Dataset.load(config.data.dir)
+        dataset = Dataset.load(config.data.dir, config.data.memory_gib)
         check_prepared(config)
         pretraining.check(config, dataset.schema)
         encoder = bridge.encoder_config(config.text, dataset.schema)
@@ -106,7 +106,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     origin = Origin("finetune", strategy, None if init_from is None else str(init_from))
     with cluster.together():
         interactions.build(config.ctr)  # refused before data is read
-        dataset = Dataset.load(config.data.dir)
+        dataset = Dataset.load(config.data.dir, config.data.memory_gib)
         check_prepared(config)
         if strategy == "plm":
             bridge.check_towers(config.finetune.plm, dataset.schema)
@@ -222,7 +222,7 @@ def _steps(mesh: Mesh, dataset: Dataset, plan: Plan) -> int:
     """Most updates of a plan; refuses one that cannot be run, before a run folder is made for it."""
     check_batch(mesh, plan.batch_size)
     check_rules(mesh, plan.rules)
-    return steps_per_epoch(len(dataset.train.labels), plan.batch_size) * plan.epochs
+    return updates(len(dataset.train.labels), plan.batch_size, plan.epochs)
 
 
 def _facts(run: Run) -> dict[str, object]:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from alt_jax import cluster, lazy
 from alt_jax.checkpoint import Checkpoints
-from alt_jax.data.batches import Batch, batch_at, steps_per_epoch
+from alt_jax.data.batches import Batch, batch_at, epochs_over, updates
 from alt_jax.data.dataset import Rows
 from alt_jax.data.prompt import Pieces, feature_ids
 from alt_jax.errors import InputError, Stopped
@@ -136,8 +136,7 @@ def train(
       Stopped: A signal came; everything is saved.
     """
     check_batch(mesh, plan.batch_size)
-    per_epoch = steps_per_epoch(len(rows.labels), plan.batch_size)
-    last = per_epoch * plan.epochs
+    last = updates(len(rows.labels), plan.batch_size, plan.epochs)
     key = jax.random.key(plan.seed)
     state = initial_state(mesh, params, optimizer, plan.rules)
     update = jax.jit(
@@ -161,13 +160,14 @@ def train(
     with jax.set_mesh(mesh), requests as stop_at, closing(checkpoints):  # closing waits for what is being saved
         while True:
             fresh = step > 0 and step != resumed
-            epoch_ends = step % per_epoch == 0
+            over, before = (epochs_over(len(rows.labels), plan.batch_size, n) for n in (step, step - 1))
+            epoch_ends = over > before
             score = None
             if fresh and epoch_ends:
                 log.flush()
                 if evaluate is not None:
                     score = _evaluate(evaluate, state.params, run, step, progress)
-                log.epoch(step // per_epoch, plan.epochs, progress if evaluate else None)
+                log.epoch(over, plan.epochs, progress if evaluate else None)
             stop = stop_at(step)
             if fresh and (epoch_ends or stop or (plan.checkpoint_every and step % plan.checkpoint_every == 0)):
                 log.flush()
