@@ -284,6 +284,8 @@ class PretrainConfig:
 
     Attributes:
       batch_size: Global batch over all devices; the contrastive loss spans it.
+      microbatches: Parts of a batch that go through the towers one after the other, in that much less memory and with
+        one more forward pass; whatever their number, the loss is that of the whole batch and the update the same.
       epochs: Passes over the training part.
       learning_rate: Of everything but the text tower.
       text_learning_rate: Of the text tower.
@@ -295,6 +297,7 @@ class PretrainConfig:
     """
 
     batch_size: PositiveInt = 1024
+    microbatches: PositiveInt = 1
     epochs: PositiveInt = 30
     learning_rate: PositiveFloat = 1e-4
     text_learning_rate: PositiveFloat = 1e-4

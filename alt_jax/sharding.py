@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -47,11 +48,12 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
-def check_batch(mesh: Mesh, batch_size: int) -> None:
-    """Raises InputError if the devices do not divide the global batch."""
-    if batch_size % mesh.size:
+def check_batch(mesh: Mesh, batch_size: int, microbatches: int = 1) -> None:
+    """Raises InputError if the devices do not divide the global batch, or one of its microbatches."""
+    rows, what = batch_size // microbatches, "batch" if microbatches == 1 else "microbatch"
+    if rows % mesh.size:
         raise InputError(
-            f"A batch of {batch_size} rows cannot be split over {mesh.size} devices; choose a multiple of {mesh.size}."
+            f"A {what} of {rows} rows cannot be split over {mesh.size} devices; choose a multiple of {mesh.size}."
         )
 
 
@@ -156,6 +158,27 @@ def jit_init(mesh: Mesh, init: Callable[[jax.Array], Any], seed: int, rules: Rul
     """Fresh parameters, each made where it lies, so that no device ever holds a model that is too large for it."""
     key = jax.random.key(seed)
     return jax.jit(init, out_shardings=layout(mesh, jax.eval_shape(init, key), rules))(key)
+
+
+def cut(tree: Any, parts: int) -> Any:
+    """Inside jit: the rows of every array in parts, [parts, rows / parts, …]; row i of part j is row i · parts + j.
+
+    So a part has rows from all over the batch, from every device the same number, and nothing moves between devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def one(x: jax.Array) -> jax.Array:
+        x = jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+        if mesh.empty or x.shape[1] % mesh.shape["data"]:
+            return x
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(None, "data"))
+
+    return jax.tree.map(one, tree)
+
+
+def uncut(x: jax.Array) -> jax.Array:
+    """The rows that `cut` made parts of, in order again."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:

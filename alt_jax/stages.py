@@ -69,6 +69,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
             print(f"{run_dir} is already finished.")
             return done
         mesh = make_mesh()
+        check_batch(mesh, recipe.batch_size, recipe.microbatches)
         steps = _steps(mesh, dataset, plan)
         task = Pretrain.build(config, dataset, encoder)
     cluster.check_same(_facts(run))
