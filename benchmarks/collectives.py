@@ -94,7 +94,8 @@ def compiled(task: Any, optimizer: Any, pieces: Pieces, batch: Batch, split: Rul
 def collectives(program: Any) -> dict[str, tuple[int, int, int]]:
     """By kind: how many, the bytes of all their results on a device, and those of the largest array."""
     number, total, largest = Counter(), Counter(), Counter()
-    for match in _COLLECTIVE.finditer(program.as_text()):
+    text = re.sub(r"/\*.*?\*/", "", program.as_text())  # every fifth element of a tuple is numbered
+    for match in _COLLECTIVE.finditer(text):
         sizes = [
             _BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n)
             for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", match["shapes"])
