@@ -1,6 +1,7 @@
 """`alt-jax prepare` of a generated click log: rows/s, peak memory, and the share that merely reading the file takes.
 
     python benchmarks/preparing.py --rows 50000000 --folder /some/disk
+    python benchmarks/preparing.py --rows 100000000 --folder /some/disk --train     # then an epoch on the ids alone
 
 The log is Parquet in row groups of a million rows, in order of time, with users, items and categories whose popularity
 has a long tail. It is written to FOLDER, which also takes the prepared dataset, and is not timed; both are deleted.
@@ -91,6 +92,21 @@ def run(command: Sequence[object]) -> tuple[str, float, int]:
     return printed, time.perf_counter() - start, usage.ru_maxrss * scale
 
 
+def train(config: Path, folder: Path) -> dict[str, float]:
+    """An epoch of a factorisation machine on the ids, and its validation and test; the whole process."""
+    command = [sys.executable, "-m", "alt_jax", "finetune", config, "--strategy", "ctr", "--init-from", "none"]
+    recipe = ["--finetune.ctr.epochs", 1, "--finetune.ctr.batch-size", 16384, "--finetune.ctr.tables", "lazy_adam"]
+    tower = ["--ctr.tower", "fm", "--ctr.dim", 16]
+    printed, seconds, peak = run([*command, *recipe, *tower, "--run-dir", folder])
+    print(printed)
+    trained = re.search(r"epoch 1/1 .* ([\d,]+) rows/s", printed)
+    return {
+        "s of finetuning, whole process": seconds,
+        "rows/s of training": float(trained[1].replace(",", "")),
+        "GiB at finetuning's peak": peak / 2**30,
+    }
+
+
 def read(path: Path, columns: Sequence[str]) -> float:
     """Seconds to decode the columns, a row group at a time."""
     start = time.perf_counter()
@@ -105,6 +121,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=50_000_000)
     parser.add_argument("--protocol", choices=("random", "time"), default="random")
     parser.add_argument("--folder", type=Path, help="where there is room for the log and the dataset")
+    parser.add_argument("--train", action="store_true", help="finetune the CTR tower for an epoch as well")
     parser.set_defaults(rounds=1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -130,6 +147,7 @@ def main() -> None:
             "rows/s": arguments.rows / seconds,
             "read / whole": sorted(floors)[len(floors) // 2] / seconds,
             "GiB at the peak": peak / 2**30,
+            **(train(config, Path(name) / "run") if arguments.train else {}),
         }
     measure.show("prepare", figures, arguments.json)
 

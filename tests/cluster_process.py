@@ -25,7 +25,8 @@ def main(cluster: str, config_file: str, folder: Path) -> None:
     if code := cli.run(["pretrain", config_file, "--run-dir", str(folder / "pretrain"), *join]):
         sys.exit(code)
     stages.finetune(load_config(config_file), "ctr", folder / "pretrain", folder / "ctr")
-    found = {"parts": parts, "test": stages.evaluate([folder / "ctr"], "test")}
+    test = stages.to_json(stages.evaluate([folder / "ctr"], "test"))
+    found = {"parts": parts, "test": json.loads(test)}
     process = cluster.partition(",")[2].partition("/")[0]
     (folder / f"process{process}.json").write_text(json.dumps(found), encoding="utf-8")
 
