@@ -7,6 +7,9 @@
 | `multi` | a list, e.g. genres | its own |
 | `sequence` | the last items of the row's user, newest first | that of the item's field |
 | `text` | one | none: the CTR tower does not see it |
+
+A field whose values have no bound may be hashed: right where its column is spelled, a value is replaced by the number
+of its bucket, and from there on the buckets are its values.
 """
 
 from typing import NamedTuple
@@ -17,6 +20,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from alt_jax.config import FieldConfig
+from alt_jax.data.hashing import hashes
 from alt_jax.data.sources.raw import as_text
 from alt_jax.errors import InputError
 from alt_jax.schema import Field, Numeric
@@ -35,8 +39,19 @@ def spell(column: pa.ChunkedArray, field: FieldConfig | Field, origin: str) -> S
     A list is cut to the field's slots; an empty or missing one holds the empty string, as a missing category does.
 
     Raises:
-      InputError: The column has no plain spelling, or a numeric one holds something else than numbers.
+      InputError: The column has no plain spelling.
     """
+    found = _spell(column, field, origin)
+    return _merged(bucket_of(found.strings, field.hash_buckets), found.codes) if field.hash_buckets else found
+
+
+def bucket_of(strings: list[str], buckets: int) -> list[str]:
+    """The number of each string's bucket, spelled out: its hash modulo `buckets`. A missing value stays missing."""
+    numbers = hashes(strings) % np.uint64(buckets)
+    return [str(number) if string else "" for string, number in zip(strings, numbers.tolist(), strict=True)]
+
+
+def _spell(column: pa.ChunkedArray, field: FieldConfig | Field, origin: str) -> Spelled:
     if field.kind not in ("multi", "sequence"):
         text = as_text(column, field.column, origin)
         return Spelled(text.dictionary.to_pylist(), np.asarray(text.indices, np.int32)[:, None])

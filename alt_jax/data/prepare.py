@@ -51,6 +51,7 @@ def prepare(config: Config) -> Dataset:
     raw = aggregates.resolve(protocol, raw, split, named=[field.column for field in config.data.fields])
     names = tuple(f.name for f in raw.fields)
     name_of = {f.column: f.name for f in raw.fields}
+    buckets = {f.column: f.hash_buckets for f in raw.fields}
     clock.append(time.perf_counter())
 
     with written(target, replace) as folder:
@@ -80,7 +81,10 @@ def prepare(config: Config) -> Dataset:
         schema = Schema(
             source=raw.source,
             protocol=protocol.name,
-            fields=tuple(map(_field, raw.fields, fields, caps)),
+            fields=tuple(
+                _field(declared, found, cap, buckets[declared.of or declared.column])
+                for declared, found, cap in zip(raw.fields, fields, caps, strict=True)
+            ),
             linked=tuple(tuple(name_of[column] for column in group) for group in raw.linked),
             user=None if raw.user is None else name_of[raw.user],
             item=None if raw.item is None else name_of[raw.item],
@@ -170,7 +174,7 @@ def _training_texts(names: tuple[str, ...], fields: list[Values]) -> Iterator[st
                 yield text
 
 
-def _field(declared: FieldConfig, found: Values, cap: int) -> Field:
+def _field(declared: FieldConfig, found: Values, cap: int, buckets: int) -> Field:
     return Field(
         name=declared.name,
         column=declared.column,
@@ -185,6 +189,7 @@ def _field(declared: FieldConfig, found: Values, cap: int) -> Field:
         spelled=declared.spelled,
         past=declared.past,
         outcome=declared.outcome,
+        hash_buckets=buckets,
     )
 
 

@@ -102,7 +102,7 @@ def _own(
     codes = _recode(codes, order, len(strings))
     np.save(path, codes)
     strings, counts = [strings[i] for i in order], counts[order]
-    many = int(known.sum())
+    many = min(int(known.sum()), field.max_ids or len(strings))
     numeric, number = None, np.zeros(len(strings), np.float32)
     if field.kind == "numeric":
         numbers = fields.parse_numbers(strings, field.column, raw.origin)
@@ -128,7 +128,13 @@ def _sequence(raw: RawData, field: FieldConfig, split: Split, found: dict[str, V
             f"Field {field.column!r} is a sequence of {field.of!r}, which is no category among data.fields; "
             f"{nearest(field.of, categories)}"
         )
-    item, items = found[field.of], _items(raw, field, found[field.of])
+    declared = next(other for other in raw.fields if other.column == field.of)
+    if declared.hash_buckets and field.spelled:
+        raise InputError(
+            f"Field {field.column!r} is spelled by column {field.spelled!r}, but its items are hashed, and a bucket "
+            "holds several; leave spelled out."
+        )
+    item, items = found[field.of], _items(raw, declared, found[field.of])
     eligible = {"positive": split.positive, "negative": ~split.positive, "any": split.known}[field.outcome]
     past = split.known
     if field.past == "train":
@@ -164,9 +170,9 @@ def _sequence(raw: RawData, field: FieldConfig, split: Split, found: dict[str, V
 
 def _items(raw: RawData, field: FieldConfig, item: Values) -> Int[np.ndarray, " N"]:
     """Positions among the item's values of every raw row, in whatever split or none; -1 for what is not among them."""
-    text = as_text(raw.table[field.of], field.of, raw.origin)
-    position = pc.index_in(text.dictionary, value_set=pa.array(item.strings, pa.string()))
-    return np.asarray(pc.fill_null(position, -1))[np.asarray(text.indices)]
+    strings, codes = fields.spell(raw.table[field.column], field, raw.origin)
+    position = pc.index_in(pa.array(strings, pa.string()), value_set=pa.array(item.strings, pa.string()))
+    return np.asarray(pc.fill_null(position, -1))[codes[:, 0]]
 
 
 def _spellings(raw: RawData, field: FieldConfig, item: Values, code: Int[np.ndarray, " N"]) -> list[str]:
