@@ -105,7 +105,7 @@ class DataConfig:
     Attributes:
       source: `movielens_100k`, `movielens_1m`, `bookcrossing`, `goodreads` or `table` (any CSV or Parquet file).
       raw: Original zip, its unpacked folder, or the table file.
-      dir: The prepared dataset.
+      dir: The prepared dataset: a folder, or a URL that fsspec knows, e.g. `gs://bucket/clicks`.
       protocol: A named preset of `alt_jax.data.protocols`: how rows are filtered, labelled, ordered and split.
       fields: Columns to use, in prompt order. Needed for `table`; empty means a known source's own fields.
       label: Column of the label or rating (`table`).
@@ -115,6 +115,9 @@ class DataConfig:
       linked: Groups of columns that give one another away, such as an id and its title, for `mask.unit group`. Empty: a
         known source's own, which hold identical fields only; an own table's has none.
       min_count: A value seen fewer times in training shares the field's out-of-vocabulary id.
+      shard_rows: Rows of a shard, the files that a split is written in.
+      memory_gib: What the training rows may take of memory, in GiB, shuffled order included. Where they take more, they
+        are shuffled within windows of shards that fit half of it (`docs/data.md`).
     """
 
     source: str = "table"
@@ -129,6 +132,8 @@ class DataConfig:
     item: str | None = None
     linked: tyro.conf.Suppress[tuple[tuple[str, ...], ...]] = ()
     min_count: PositiveInt = 1
+    shard_rows: PositiveInt = 1 << 22
+    memory_gib: PositiveFloat = 4.0
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from alt_jax import metrics
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import Pieces, prompt_lengths
+from alt_jax.data.shards import ShardedArray
 from alt_jax.sharding import replicate, split_rows
 from alt_jax.tasks import Finetune, Params, text_length
 
@@ -19,6 +20,7 @@ ID_BATCH, TEXT_BATCH = 4096, 256  # rows a device at a time, with ids alone and 
 # Batches that share a program at least. On two cores, one for prompts 8 tokens shorter takes 1 to 3 s to compile and
 # saves a tower of TinyBERT's size 0.17 s a batch, so that about as many pay for it; a rare length never has its own.
 _RUN = 16
+_PART = 1 << 22  # rows whose values are in memory
 _AHEAD = 4  # batches that the host is ahead of the devices at most
 
 
@@ -40,8 +42,15 @@ class Scorer:
         self._batch = mesh.size * (TEXT_BATCH if self._reads else ID_BATCH)
         self._logit: Callable[..., jax.Array] = jax.jit(task.logit, static_argnums=(3, 4))
 
-    def __call__(self, params: Params, values: Int[np.ndarray, "N S"]) -> Float[np.ndarray, " N"]:
-        """σ(logit) of every row, in order."""
+    def __call__(self, params: Params, values: Int[np.ndarray | ShardedArray, "N S"]) -> Float[np.ndarray, " N"]:
+        """σ(logit) of every row, in order. A table that memory may not hold is read in parts."""
+        probability = np.empty(len(values), np.float64)
+        for low in range(0, len(values), _PART):
+            part = slice(low, low + _PART)
+            probability[part] = self._score(params, np.asarray(values[part]))
+        return probability
+
+    def _score(self, params: Params, values: Int[np.ndarray, "N S"]) -> Float[np.ndarray, " N"]:
         logits = np.empty(len(values), np.float64)
         running: deque[tuple[np.ndarray, jax.Array]] = deque()
         for rows, length, room in self.batches(values):

@@ -19,7 +19,7 @@ from alt_jax.errors import InputError
 PAD_ID = 0
 MASK_ID = 1
 FIRST_FIELD_ID = 2
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -97,6 +97,14 @@ class TextSchema:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Shard:
+    """Some consecutive rows of a split: how many, and the SHA-256 of their files `values`, `labels` and `rows`."""
+
+    rows: int
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Split:
     """One split.
 
@@ -104,11 +112,15 @@ class Split:
       rows: How many.
       positives: How many of them are positive.
       hash: Which raw rows they are (`alt_jax.data.protocols.split_hash`), whatever was made of them.
+      prompts: How many have a prompt of 0, 1, 2, … tokens.
+      shards: The files that hold them (`alt_jax.data.shards`). Splits are equal whatever the size of their shards.
     """
 
     rows: int
     positives: int
     hash: str = ""
+    prompts: tuple[int, ...] = ()
+    shards: tuple[Shard, ...] = dataclasses.field(default=(), compare=False)
 
 
 @dataclass(frozen=True, config=_STRICT)

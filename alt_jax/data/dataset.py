@@ -6,13 +6,14 @@ vocabulary.parquet    field, value, feature_id, count (in training), in the orde
 pieces.npz            tokens of every value, prefix and special token
 tokenizer/            as Hugging Face saves it
 config.json           every value of the configuration that it was prepared with
-{train,valid,test}/   values.npy int32[N, F] of value ids · labels.npy uint8[N] · rows.npy int64[N] in the raw table
+{train,valid,test}/   rows in shards of `data.shard_rows`: value ids, labels, numbers in the raw table (see `shards`)
 ```
 
 Value ids number the distinct strings of field 0, then of field 1, and so on. Within a field come first the values with
 a feature id of their own, most frequent first, then those that share the field's out-of-vocabulary id.
 """
 
+import functools
 import hashlib
 import itertools
 import shutil
@@ -20,40 +21,28 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerFast
 
 from alt_jax.data import fields
-from alt_jax.data.prompt import Pieces, prompt_lengths, tokenize_pieces
+from alt_jax.data.prompt import Pieces, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
+from alt_jax.data.shards import Rows, check_files, open_rows
 from alt_jax.data.sources.raw import require_columns
+from alt_jax.data.storage import SCHEMA, Place, place
 from alt_jax.data.tokenizer import load_tokenizer
 from alt_jax.errors import InputError
 from alt_jax.schema import PAD_ID, Field, Schema
 
-SCHEMA, VOCABULARY, PIECES, TOKENIZER = "schema.json", "vocabulary.parquet", "pieces.npz", "tokenizer"
+VOCABULARY, PIECES, TOKENIZER = "vocabulary.parquet", "pieces.npz", "tokenizer"
 CONFIG = "config.json"
 ENTRIES = (SCHEMA, VOCABULARY, PIECES, TOKENIZER, CONFIG, *SPLITS)
-
-
-class Rows(NamedTuple):
-    """Rows of one split, memory-mapped.
-
-    Attributes:
-      values: Value id of every slot; -1 where a list is shorter than its field's slots.
-      labels: 0 or 1.
-      rows: Row number in the raw table, from 0.
-    """
-
-    values: Int[np.ndarray, "N S"]
-    labels: UInt8[np.ndarray, " N"]
-    rows: Int[np.ndarray, " N"]
 
 
 @dataclass(frozen=True)
@@ -110,35 +99,67 @@ class Vocabulary:
 class Dataset:
     """A prepared dataset.
 
+    A split is opened when it is first asked for, and where it has several shards, each of them is; each file is then
+    read once to compare its hash, 1.2 GB/s on one core.
+
     Attributes:
-      folder: Where it lies.
+      place: Where it lies.
       schema: The contract.
       pieces: NumPy arrays to put prompts together from.
-      train, valid, test: The splits.
     """
 
-    folder: Path
+    place: Place
     schema: Schema
     pieces: Pieces
-    train: Rows
-    valid: Rows
-    test: Rows
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Dataset":
-        """Opens a prepared folder and checks that every file is there and has the shape that its schema states.
+    def load(cls, name: str | Path) -> "Dataset":
+        """Opens a prepared folder or URL and checks that every file is there.
 
         Raises:
-          InputError: The folder is not a prepared dataset, or one of its files is missing, cut short or foreign.
+          InputError: It is not a prepared dataset, or one of its files is missing, cut short or foreign.
         """
-        folder = Path(folder)
-        schema = Schema.load(folder / SCHEMA)
+        found = place(name)
+        schema = Schema.load(found.folder / SCHEMA)
+        sizes = found.sizes()
         for entry in ENTRIES:
-            if not (folder / entry).exists():
-                raise InputError(f"{folder} lacks {entry}, so it is not a whole prepared dataset; prepare again.")
-        pieces = _load_pieces(folder / PIECES, schema)
-        splits = {name: _load_rows(folder / name, schema, name) for name in SPLITS}
-        return cls(folder, schema, pieces, splits["train"], splits["valid"], splits["test"])
+            if not any(file.split("/")[0] == entry for file in sizes):
+                raise InputError(f"{name} lacks {entry}, so it is not a whole prepared dataset; prepare again.")
+        for split in SPLITS:
+            if split not in schema.splits:
+                raise InputError(f"{found / SCHEMA} has no split {split}; prepare again.")
+        check_files(found, sizes, schema.splits, sum(schema.widths))
+        for file in sizes:
+            if file.split("/")[0] not in SPLITS:
+                found.local(file)
+        return cls(found, schema, _load_pieces(found.folder / PIECES, schema))
+
+    @property
+    def folder(self) -> Path:
+        """Has everything but the rows, which are there only if the dataset lies in a folder."""
+        return self.place.folder
+
+    @functools.cached_property
+    def train(self) -> Rows:
+        """The training part.
+
+        Raises:
+          InputError: This is the first time, and a file is not as it was prepared.
+        """
+        return self._open("train")
+
+    @functools.cached_property
+    def valid(self) -> Rows:
+        """The validation part; raises as `train` does."""
+        return self._open("valid")
+
+    @functools.cached_property
+    def test(self) -> Rows:
+        """The test part; raises as `train` does."""
+        return self._open("test")
+
+    def _open(self, name: str) -> Rows:
+        return open_rows(self.place, name, self.schema.splits[name], sum(self.schema.widths))
 
     def split(self, name: str) -> Rows:
         """The split called `train`, `valid` or `test`.
@@ -156,11 +177,10 @@ class Dataset:
         return Vocabulary.load(self.folder / VOCABULARY)
 
     def prompt_tokens(self, most: int = 1 << 20) -> Int[np.ndarray, " N"]:
-        """Tokens of the prompts of the training rows, or where there are many of so many of them, drawn by chance."""
-        values = self.train.values
-        if len(values) > most:
-            values = values[np.sort(np.random.default_rng(0).integers(0, len(values), most))]
-        return np.asarray(prompt_lengths(self.pieces, np.asarray(values), self.schema.widths))
+        """Tokens of the prompts of the training rows, short ones first; of many rows, so many quantiles."""
+        rows = np.cumsum(self.schema.splits["train"].prompts)  # that have no more tokens
+        number = min(int(rows[-1]), most)
+        return np.searchsorted(rows, (2 * np.arange(number) + 1) * rows[-1] // (2 * number), side="right")
 
     def feature_counts(self) -> Int[np.ndarray, " num_ids"]:
         """How many training rows have each feature id; the padding and mask ids have 0."""
@@ -343,33 +363,6 @@ def _load_pieces(path: Path, schema: Schema) -> Pieces:
     if pieces.feature.max(initial=0) >= schema.num_ids or pieces.tokens.max(initial=0) >= schema.text.vocab_size:
         raise InputError(f"{path} has ids beyond those of {SCHEMA} beside it; prepare again.")
     return pieces
-
-
-def _load_rows(folder: Path, schema: Schema, name: str) -> Rows:
-    stated = schema.splits.get(name)
-    if stated is None:
-        raise InputError(f"{folder.parent / SCHEMA} has no split {name}; prepare again.")
-    expected = {
-        "values": ((stated.rows, sum(schema.widths)), np.dtype(np.int32)),
-        "labels": ((stated.rows,), np.dtype(np.uint8)),
-        "rows": ((stated.rows,), np.dtype(np.int64)),
-    }
-    arrays = {}
-    for part, (shape, dtype) in expected.items():
-        path = folder / f"{part}.npy"
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise _damaged(path, error) from None
-        if array.shape != shape or array.dtype != dtype:
-            raise InputError(
-                f"{path} holds {array.dtype}{list(array.shape)} where {SCHEMA} states {dtype}{list(shape)}; "
-                "prepare again."
-            )
-        arrays[part] = array
-    if int(arrays["labels"].sum(dtype=np.int64)) != stated.positives:
-        raise InputError(f"{folder}/labels.npy has another number of positives than {SCHEMA} states; prepare again.")
-    return Rows(**arrays)
 
 
 def _damaged(path: Path, error: Exception) -> InputError:

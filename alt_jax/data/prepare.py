@@ -5,7 +5,6 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,26 +24,27 @@ from alt_jax.data.dataset import (
 )
 from alt_jax.data.prompt import sentence, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
+from alt_jax.data.storage import place
 from alt_jax.data.summary import report
 from alt_jax.data.target import check_target, written
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
 from alt_jax.data.values import Values
 from alt_jax.errors import InputError
-from alt_jax.schema import Field, Schema, Split, TextSchema
+from alt_jax.schema import Field, Schema, TextSchema
 
 
 def prepare(config: Config) -> Dataset:
-    """Reads, filters, labels, splits and tokenises raw data, writes the prepared folder and reports on it.
+    """Reads, filters, labels, splits and tokenises raw data, writes the prepared dataset and reports on it.
 
-    The folder appears in one step when it is whole; it replaces an earlier prepared dataset, but nothing else. Where
-    several processes prepare the same new folder at once, the first to finish is the one that stays.
+    A folder appears in one step when it is whole; behind a URL, `schema.json`, without which it is no dataset, is
+    written last. It replaces an earlier prepared dataset, but nothing else. Where several processes prepare the same
+    new folder at once, the first to finish is the one that stays.
 
     Raises:
       InputError: The config, the raw data or the target folder cannot be used.
     """
     clock = [time.perf_counter()]
-    target = check_target(config.data.dir)
-    replace = (target / SCHEMA).exists()
+    target, replace = check_target(config.data.dir)
     protocol = protocols.get(config.data.protocol)
     raw = sources.load(config.data)
     split = protocols.apply(protocol, raw, config.data.positive_above)
@@ -76,8 +76,11 @@ def prepare(config: Config) -> Dataset:
         np.savez(folder / PIECES, **pieces._asdict())
         clock.append(time.perf_counter())
 
-        found = rows.write(folder, split, names, fields, vocabulary, pieces)
+        parts, data_hash = rows.write(folder, split, names, fields, vocabulary, pieces, config.data.shard_rows)
         shutil.rmtree(scratch)
+        splits = {
+            name: rows.prepared_split(parts[name], protocols.split_hash(raw, split.rows[name])) for name in SPLITS
+        }
         schema = Schema(
             source=raw.source,
             protocol=protocol.name,
@@ -88,26 +91,19 @@ def prepare(config: Config) -> Dataset:
             linked=tuple(tuple(name_of[column] for column in group) for group in raw.linked),
             user=None if raw.user is None else name_of[raw.user],
             item=None if raw.item is None else name_of[raw.item],
-            text=_text_schema(config, tokenizer, found.longest),
-            splits={
-                name: Split(
-                    rows=len(split.rows[name]),
-                    positives=found.positives[name],
-                    hash=protocols.split_hash(raw, split.rows[name]),
-                )
-                for name in SPLITS
-            },
+            text=_text_schema(config, tokenizer, max(len(part.prompts) for part in splits.values()) - 1),
+            splits=splits,
             vocabulary_hash=vocabulary_hash(names, [found.offset for found in fields], vocabulary),
-            data_hash=found.data_hash,
+            data_hash=data_hash,
         )
         (folder / CONFIG).write_text(config.to_json() + "\n", encoding="utf-8")
         schema.save(folder / SCHEMA)
     clock.append(time.perf_counter())
-    dataset = Dataset.load(target)
-    report(raw, split, dataset, vocabulary, fields, found.mean)
+    dataset = Dataset.load(config.data.dir)
+    report(raw, split, dataset, vocabulary, fields)
     stages = zip(("read and split", "values", "text", "rows"), itertools.pairwise(clock), strict=True)
     print(
-        f"prepared {target} in {clock[-1] - clock[0]:.1f} s: "
+        f"prepared {target.name} in {clock[-1] - clock[0]:.1f} s: "
         + " · ".join(f"{stage} {end - begin:.1f} s" for stage, (begin, end) in stages)
     )
     return dataset
@@ -115,7 +111,7 @@ def prepare(config: Config) -> Dataset:
 
 def prepared_by(config: Config) -> dict[str, Any]:
     """The values that `prepare` reads, by their dotted names: configs that agree in them can share a dataset."""
-    unread = {"data.dir"} | ({"text.vocab_size"} if config.text.model else set())
+    unread = {"data.dir", "data.memory_gib"} | ({"text.vocab_size"} if config.text.model else set())
     text = ("text.model", "text.vocab_size", "text.max_length")
     return {
         name: value
@@ -132,9 +128,10 @@ def check_prepared(config: Config) -> None:
     Raises:
       InputError: They differ in something else; names the first value. Or the folder's config is missing or damaged.
     """
-    path = Path(config.data.dir) / CONFIG
+    where = place(config.data.dir)
+    path = where / CONFIG
     try:
-        found = prepared_by(Config.from_json(path.read_text(encoding="utf-8"), str(path)))
+        found = prepared_by(Config.from_json(where.local(CONFIG).read_text(encoding="utf-8"), path))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({str(error).rstrip('.')}); prepare again.") from None
     for name, wanted in prepared_by(config).items():

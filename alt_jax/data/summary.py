@@ -7,9 +7,7 @@ from alt_jax.data.values import Values
 from alt_jax.schema import Field
 
 
-def report(
-    raw: RawData, split: Split, dataset: Dataset, vocabulary: Vocabulary, fields: list[Values], mean_length: float
-) -> None:
+def report(raw: RawData, split: Split, dataset: Dataset, vocabulary: Vocabulary, fields: list[Values]) -> None:
     """Prints what a user needs to judge the data by."""
     schema = dataset.schema
     for notice in raw.notices:
@@ -31,9 +29,10 @@ def report(
         kind = "" if field.kind == "category" else f"  ({_kind(field)})"
         unseen = f"{len(found.counts) - seen:,} in valid/test only{rare}{kind}"
         print(f"  {field.name:<20}{found.known:>9,} in training, {unseen}")
-    text = schema.text
+    text, parts = schema.text, schema.splits.values()
+    mean = sum(n * rows for part in parts for n, rows in enumerate(part.prompts)) / sum(part.rows for part in parts)
     print(
-        f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {mean_length:.1f} tokens on average, "
+        f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {mean:.1f} tokens on average, "
         f"{text.length} at most, bounded by {text.max_length}"
     )
     print(f"linked {'; '.join(' + '.join(group) for group in schema.linked) or 'none'}")

@@ -1,35 +1,42 @@
-"""The folder that `prepare` writes: refused early, and replaced in one step when what goes there is whole."""
+"""What `prepare` writes to: refused early, and a dataset there only when all of it is."""
 
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alt_jax.data.dataset import ENTRIES, SCHEMA
+from alt_jax.data.dataset import ENTRIES
+from alt_jax.data.storage import SCHEMA, Place, Remote, place
 from alt_jax.errors import InputError
 from alt_jax.schema import Schema
 
 
-def check_target(folder: str) -> Path:
-    """The folder to write, refused early if it holds anything but an earlier prepared dataset."""
-    if not folder:
+def check_target(name: str) -> tuple[Place, bool]:
+    """The place to write to, refused early if it holds anything but an earlier prepared dataset.
+
+    Returns:
+      It, and whether there is an earlier dataset.
+    """
+    if not name:
         raise InputError("data.dir is empty; set it, or pass --data.dir PATH, to say where the prepared dataset goes.")
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; choose another data.dir.")
-    present = {entry.name for entry in target.iterdir()} if target.exists() else set()
+    target = place(name)
+    if isinstance(target, Remote):
+        present = {file.split("/")[0] for file in target.sizes()}
+    else:
+        if target.folder.exists() and not target.folder.is_dir():
+            raise InputError(f"{name} is a file; choose another data.dir.")
+        present = {entry.name for entry in target.folder.iterdir()} if target.folder.exists() else set()
     if present and (SCHEMA not in present or not present <= set(ENTRIES)):
-        raise InputError(
-            f"{target} is not empty and not (only) a prepared dataset; choose another data.dir or empty it."
-        )
-    return target
+        raise InputError(f"{name} is not empty and not (only) a prepared dataset; choose another data.dir or empty it.")
+    return target, SCHEMA in present
 
 
 @contextmanager
-def written(target: Path, replace: bool) -> Iterator[Path]:
-    """A folder beside the target that takes its place at the end, so that no part of a dataset passes for one.
+def written(target: Place, replace: bool) -> Iterator[Path]:
+    """A folder that becomes the target at the end, so that no part of a dataset passes for one.
 
     Args:
       target: What `check_target` has accepted.
@@ -37,9 +44,20 @@ def written(target: Path, replace: bool) -> Iterator[Path]:
         was first; its dataset may be in use by now, so it stays.
 
     Raises:
-      InputError: The folder cannot be written, or the other process made something else of it.
+      InputError: The target cannot be written, or the other process made something else of it.
     """
-    target = target.resolve()
+    if isinstance(target, Remote):
+        with tempfile.TemporaryDirectory(prefix="alt-jax-") as folder:
+            yield Path(folder)
+            _upload(Path(folder), target, replace)
+    else:
+        with _beside(target.folder.resolve(), replace) as folder:
+            yield folder
+
+
+@contextmanager
+def _beside(target: Path, replace: bool) -> Iterator[Path]:
+    """A folder beside the target that takes its place in one step."""
     unique = secrets.token_hex(4)  # process ids repeat among the machines that share a folder
     partial = target.with_name(f".{target.name}.preparing-{unique}")
     replaced = target.with_name(f".{target.name}.replaced-{unique}")
@@ -55,8 +73,7 @@ def written(target: Path, replace: bool) -> Iterator[Path]:
         except OSError:
             if not (target / SCHEMA).is_file():
                 raise
-            if Schema.load(target / SCHEMA) != Schema.load(partial / SCHEMA):
-                raise InputError(f"{target} was meanwhile prepared otherwise; choose another data.dir.") from None
+            _check_same(Schema.load(target / SCHEMA), partial, str(target))
         _sync(target.parent)
     except PermissionError as error:
         raise InputError(f"{target} cannot be written ({error.strerror}); choose another data.dir.") from None
@@ -64,6 +81,26 @@ def written(target: Path, replace: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         if target.exists():
             shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _upload(folder: Path, target: Remote, replace: bool) -> None:
+    """Copies a folder to where nothing can be renamed: what makes it a dataset goes first, and comes last."""
+    before = target.sizes()
+    if SCHEMA in before:
+        if not replace:
+            return _check_same(Schema.load(target.folder / SCHEMA), folder, target.name)
+        target.remove(SCHEMA)
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for file in sorted(files - {SCHEMA}):
+        target.write(file, folder / file)
+    for file in before.keys() - files:
+        target.remove(file)
+    target.write(SCHEMA, folder / SCHEMA)
+
+
+def _check_same(found: Schema, folder: Path, name: str) -> None:
+    if found != Schema.load(folder / SCHEMA):
+        raise InputError(f"{name} was meanwhile prepared otherwise; choose another data.dir.")
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The prepared folder: loading, damage, and encoding of new rows."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,12 @@ from alt_jax.config import Config, DataConfig, FieldConfig, TextConfig
 from alt_jax.data.dataset import Dataset, Encoder, copy_encoder, encode
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import compose, prompt_lengths, sentence
+from alt_jax.data.protocols import SPLITS
 from alt_jax.data.tokenizer import load_tokenizer
 from alt_jax.errors import InputError
 
 Damage = Callable[[Path], object]
+VALUES, ROWS = "values-00000-of-00001.npy", "rows-00000-of-00001.npy"
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +55,15 @@ def test_loading_gives_what_was_prepared(prepared: Dataset):
     [
         (lambda d: (d / "schema.json").unlink(), "schema.json does not exist; run `alt-jax prepare`"),
         (lambda d: (d / "schema.json").write_text("{}"), "schema.json is not a schema of format"),
-        (lambda d: relabel(d / "schema.json"), "schema.json is of format 1, not 2; prepare again"),
+        (lambda d: relabel(d / "schema.json"), "schema.json is of format 2, not 3; prepare again"),
         (lambda d: (d / "pieces.npz").unlink(), "lacks pieces.npz"),
         (lambda d: (d / "config.json").unlink(), "lacks config.json, .* prepare again"),
         (lambda d: shutil.rmtree(d / "tokenizer"), "lacks tokenizer"),
         (lambda d: shutil.rmtree(d / "valid"), "lacks valid"),
-        (lambda d: (d / "test" / "rows.npy").unlink(), "rows.npy cannot be read .it does not exist"),
         (lambda d: (d / "pieces.npz").write_bytes(b"PK"), "pieces.npz cannot be read"),
-        (lambda d: cut(d / "train" / "values.npy"), "values.npy cannot be read"),
-        (lambda d: np.save(d / "train" / "labels.npy", np.ones(3, np.uint8)), r"labels.npy holds uint8\[3\] where"),
-        (lambda d: flip(d / "train" / "labels.npy"), "another number of positives"),
-        (lambda d: pickled(d / "train" / "rows.npy"), "rows.npy cannot be read"),
+        (lambda d: (d / "test" / ROWS).unlink(), f"test/{ROWS} is missing; copy the dataset again, or prepare"),
+        (lambda d: cut(d / "train" / VALUES), f"train/{VALUES} is cut short; copy"),
+        (lambda d: short(d / "schema.json"), "schema.json has shards of test that do not add up"),
     ],
 )
 def test_damage_is_named(prepared: Dataset, tmp_path: Path, damage: Damage, problem: str):
@@ -72,20 +73,36 @@ def test_damage_is_named(prepared: Dataset, tmp_path: Path, damage: Damage, prob
         Dataset.load(folder)
 
 
+@pytest.mark.parametrize("part", ["values", "labels", "rows"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_changed_shard_is_named_when_its_split_is_first_asked_for(
+    prepared: Dataset, tmp_path: Path, part: str, split: str
+):
+    folder = shutil.copytree(prepared.folder, tmp_path / "copy")
+    path = folder / split / f"{part}-00000-of-00001.npy"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    damaged = Dataset.load(folder)
+    for name in SPLITS:
+        if name != split:
+            damaged.split(name)
+    with pytest.raises(InputError, match=rf"{split}/{path.name} is not as it was prepared .*; copy the dataset again"):
+        damaged.split(split)
+
+
 def relabel(path: Path) -> None:
-    path.write_text(path.read_text(encoding="utf-8").replace('"version": 2', '"version": 1'), encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace('"version": 3', '"version": 2'), encoding="utf-8")
 
 
 def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
+    path.write_bytes(path.read_bytes()[:-200])
 
 
-def flip(path: Path) -> None:
-    np.save(path, np.zeros_like(np.load(path)))
-
-
-def pickled(path: Path) -> None:
-    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+def short(path: Path) -> None:
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    schema["splits"]["test"]["shards"][0]["rows"] -= 1
+    path.write_text(json.dumps(schema), encoding="utf-8")
 
 
 def test_known_rows_encode_to_the_prepared_ones(prepared: Dataset):

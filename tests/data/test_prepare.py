@@ -12,8 +12,7 @@ import pytest
 from movielens_files import MOVIES, Raw, make_raw
 
 from alt_jax.config import Config, DataConfig, FieldConfig, TextConfig
-from alt_jax.data import prepare as module
-from alt_jax.data import protocols, sources
+from alt_jax.data import protocols, sources, storage
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prepare import check_prepared, prepare
 from alt_jax.data.prompt import compose, sentence
@@ -241,15 +240,15 @@ def test_a_killed_prepare_leaves_the_old_dataset_and_nothing_that_passes_for_a_n
 ):
     config_ = table_config(tmp_path, ROWS)
     before = prepare(config_).schema
-    real_save, calls = np.save, []
+    write, calls = storage.write_bytes, []
 
-    def dying_save(path: Path, array: np.ndarray) -> None:
-        calls.append(path)
+    def dying_write(folder: Path, name: str, content: bytes) -> None:
+        calls.append(name)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        real_save(path, array)
+        write(folder, name, content)
 
-    monkeypatch.setattr(module.np, "save", dying_save)
+    monkeypatch.setattr(storage, "write_bytes", dying_write)
     with pytest.raises(KeyboardInterrupt):
         prepare(replace(config_, data=replace(config_.data, min_count=2)))
     assert Dataset.load(tmp_path / "out").schema == before

@@ -84,7 +84,9 @@ def test_what_is_written_in_parts_is_what_numpy_would_save(tmp_path: Path, monke
     for name in SPLITS:
         part = np.asarray(dataset.split(name).values)
         np.save(tmp_path / "again.npy", part)
-        assert (tmp_path / "again.npy").read_bytes() == (tmp_path / "out" / name / "values.npy").read_bytes()
+        assert (tmp_path / "again.npy").read_bytes() == (
+            tmp_path / "out" / name / "values-00000-of-00001.npy"
+        ).read_bytes()
         lengths.append(prompt_lengths(dataset.pieces, part, dataset.schema.widths).max())
     assert dataset.schema.text.length == max(lengths)
     assert Dataset.load(tmp_path / "out").schema == dataset.schema

@@ -1,0 +1,216 @@
+"""Rows on disk: a split is a number of shards of one size, the last one shorter; a shard is three NumPy files.
+
+`train/values-00000-of-00003.npy` int32[n, S] · `train/labels-…` uint8[n] · `train/rows-…` int64[n]. What is written
+depends on the rows and the size of a shard alone, not on who writes which of them. `schema.json` has the SHA-256 of
+every file.
+"""
+
+import hashlib
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from alt_jax.data import storage
+from alt_jax.data.storage import Place
+from alt_jax.errors import InputError
+from alt_jax.schema import Shard, Split
+
+_TYPES: dict[str, np.dtype[Any]] = {"values": np.dtype("<i4"), "labels": np.dtype("u1"), "rows": np.dtype("<i8")}
+
+
+def shard_count(rows: int, shard_rows: int) -> int:
+    """Shards of a split; one without rows has a shard without rows."""
+    return max(1, math.ceil(rows / shard_rows))
+
+
+def file_name(split: str, part: str, number: int, count: int) -> str:
+    """Name of a shard's `values`, `labels` or `rows`, relative to the dataset."""
+    return f"{split}/{part}-{number:05d}-of-{count:05d}.npy"
+
+
+def write_shard(
+    folder: str | Path,
+    split: str,
+    number: int,
+    count: int,
+    values: Int[np.ndarray, "n S"],
+    labels: UInt8[np.ndarray, " n"],
+    rows: Int[np.ndarray, " n"],
+) -> Shard:
+    """Writes one shard.
+
+    Args:
+      folder: The dataset's, or its URL.
+      split: `train`, `valid` or `test`.
+      number: Of the shard, from 0.
+      count: Shards of the split.
+      values: Value ids.
+      labels: 0 or 1.
+      rows: Row numbers in the raw table.
+
+    Returns:
+      What `schema.json` says of it.
+    """
+    hashes = {}
+    for part, array in (("values", values), ("labels", labels), ("rows", rows)):
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, np.ascontiguousarray(array, _TYPES[part]), (1, 0))
+        content = buffer.getbuffer()
+        storage.write_bytes(folder, file_name(split, part, number, count), content)
+        hashes[part] = hashlib.sha256(content).hexdigest()
+    return Shard(len(labels), hashes)
+
+
+class ShardedArray:
+    """The same array of every shard, as one. It is read-only.
+
+    A shard is opened, and checked, when something of it is first asked for.
+
+    Attributes:
+      shape, dtype: As of a NumPy array.
+    """
+
+    def __init__(self, sizes: Sequence[int], trailing: tuple[int, ...], part: str, open_shard: "OpenShard") -> None:
+        """Opens nothing yet.
+
+        Args:
+          sizes: Rows of every shard, all the same but for the last one's.
+          trailing: Shape of a row.
+          part: `values`, `labels` or `rows`.
+          open_shard: Opens that array of the shard of a number.
+        """
+        self.shape: tuple[int, ...] = (sum(sizes), *trailing)
+        self.dtype = _TYPES[part]
+        self._sizes, self._part, self._open_shard = tuple(sizes), part, open_shard
+        self._opened: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def shard(self, number: int) -> np.ndarray:
+        """One shard's array, memory-mapped."""
+        if number not in self._opened:
+            self._opened[number] = self._open_shard(self._part, number)
+        return self._opened[number]
+
+    def take(self, rows: Int[np.ndarray, " n"], axis: int = 0) -> np.ndarray:
+        """The rows of these numbers (from 0, none negative), in their order."""
+        assert axis == 0
+        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        number, within = np.divmod(rows, max(1, self._sizes[0]))
+        for n in np.unique(number).tolist():
+            here = np.flatnonzero(number == n)
+            taken[here] = self.shard(n).take(within[here], axis=0)
+        return taken
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """A slice of the rows, or those of an array of numbers; behind a comma, columns of them."""
+        rows, *columns = index if isinstance(index, tuple) else (index,)
+        if not isinstance(rows, slice):
+            return self.take(np.asarray(rows))[(slice(None), *columns)]
+        low, high, step = rows.indices(len(self))
+        assert step == 1, "slices without steps only"
+        size = max(1, self._sizes[0])
+        first, last = (min(row // size, len(self._sizes) - 1) for row in (low, max(low, high - 1)))
+        parts = [
+            self.shard(number)[(slice(max(low - number * size, 0), max(high - number * size, 0)), *columns)]
+            for number in range(first, last + 1)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of it, in memory."""
+        return np.asarray(self[:], dtype)
+
+
+class Rows(NamedTuple):
+    """Rows of one split, memory-mapped.
+
+    Attributes:
+      values: Value id of every slot; -1 where a list is shorter than its field's slots.
+      labels: 0 or 1.
+      rows: Row number in the raw table, from 0.
+    """
+
+    values: Int[np.ndarray | ShardedArray, "N S"]
+    labels: UInt8[np.ndarray | ShardedArray, " N"]
+    rows: Int[np.ndarray | ShardedArray, " N"]
+
+
+OpenShard = Callable[[str, int], np.ndarray]
+
+
+def check_files(place: Place, sizes: dict[str, int], splits: dict[str, Split], slots: int) -> None:
+    """Looks whether all shards are there and not shorter than their rows. No file is read.
+
+    Args:
+      place: Where the dataset lies.
+      sizes: Bytes of every file there.
+      splits: As in the schema.
+      slots: Columns of values.
+
+    Raises:
+      InputError: One is missing or too short.
+    """
+    for name, split in splits.items():
+        if sum(shard.rows for shard in split.shards) != split.rows or len({s.rows for s in split.shards[:-1]}) > 1:
+            raise InputError(f"{place / storage.SCHEMA} has shards of {name} that do not add up; prepare again.")
+        for number, shard in enumerate(split.shards):
+            for part, dtype in _TYPES.items():
+                file = file_name(name, part, number, len(split.shards))
+                if file not in sizes:
+                    raise InputError(f"{place / file} is missing; copy the dataset again, or prepare it again.")
+                if sizes[file] < shard.rows * dtype.itemsize * (slots if part == "values" else 1):
+                    raise InputError(f"{place / file} is cut short; copy the dataset again, or prepare it again.")
+
+
+def open_rows(place: Place, name: str, split: Split, slots: int) -> Rows:
+    """A split's rows. Where there is one shard only, it is opened, and checked, at once.
+
+    Raises:
+      InputError: A file is missing or is not as it was prepared; where there are several shards, when it is opened.
+    """
+
+    def open_shard(part: str, number: int) -> np.ndarray:
+        file = file_name(name, part, number, len(split.shards))
+        path = place.local(file)
+        try:
+            with path.open("rb") as content:
+                _check_hash(place / file, hashlib.file_digest(content, "sha256"), split.shards[number], part)
+            return np.load(path, mmap_mode="r" if split.shards[number].rows else None, allow_pickle=False)
+        except OSError as error:
+            raise storage.unreadable(place / file, error) from None
+
+    sizes = [shard.rows for shard in split.shards]
+    arrays = {part: ShardedArray(sizes, (slots,) if part == "values" else (), part, open_shard) for part in _TYPES}
+    if len(sizes) == 1:
+        return Rows(**{part: array.shard(0) for part, array in arrays.items()})
+    return Rows(**arrays)
+
+
+def read_shard(place: Place, name: str, split: Split, part: str, number: int) -> np.ndarray:
+    """An array of a shard in memory, read from where the dataset lies.
+
+    Raises:
+      InputError: The file is missing or is not as it was prepared.
+    """
+    file = file_name(name, part, number, len(split.shards))
+    content = place.read(file)
+    _check_hash(place / file, hashlib.sha256(content), split.shards[number], part)
+    header = io.BytesIO(content)
+    np.lib.format.read_magic(header)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+    return np.frombuffer(content, dtype, offset=header.tell()).reshape(shape)
+
+
+def _check_hash(file: str, digest: "hashlib._Hash", shard: Shard, part: str) -> None:
+    if digest.hexdigest() != shard.sha256.get(part):
+        raise InputError(
+            f"{file} is not as it was prepared (its SHA-256 is not that in {storage.SCHEMA}); copy the dataset again, "
+            "or prepare it again."
+        )
