@@ -12,6 +12,7 @@ A field whose values have no bound may be hashed: right where its column is spel
 of its bucket, and from there on the buckets are its values.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -106,16 +107,38 @@ def parse_numbers(strings: list[str], column: str, origin: str) -> Float[np.ndar
     return numbers
 
 
-def fit_numeric(numbers: Float[np.ndarray, " N"], bins: int) -> Numeric:
-    """Quantile bins, mean and standard deviation of a training column; missing numbers (NaN) do not count."""
-    present = numbers[np.isfinite(numbers)]
-    del numbers
-    if not len(present):
+def fit_numeric(numbers: Float[np.ndarray, " V"], counts: Int[np.ndarray, " V"], bins: int) -> Numeric:
+    """Quantile bins, mean and standard deviation of a training column; missing numbers (NaN) do not count.
+
+    The sums are rounded once, so that nothing depends on the order of the rows.
+
+    Args:
+      numbers: In any order.
+      counts: Training rows that have each.
+      bins: At most.
+    """
+    used = np.isfinite(numbers) & (counts > 0)
+    order = np.argsort(numbers[used])
+    numbers, counts = numbers[used][order], counts[used][order]
+    if not len(numbers):
         return Numeric((), 0.0, 1.0)
-    mean, std = float(present.mean()), float(present.std()) or 1.0
-    # Last, since it reorders the numbers. One more copy of a long column, here or above, would set `prepare`'s peak.
-    edges = np.unique(np.quantile(present, np.linspace(0, 1, bins + 1)[1:-1], overwrite_input=True))
+    rows = int(counts.sum())
+    mean = math.fsum(numbers * counts) / rows
+    std = math.sqrt(math.fsum(counts * (numbers - mean) ** 2) / rows) or 1.0
+    edges = np.unique(_quantiles(numbers, counts, np.linspace(0, 1, bins + 1)[1:-1]))
     return Numeric(tuple(edges.tolist()), mean, std)
+
+
+def _quantiles(
+    numbers: Float[np.ndarray, " V"], counts: Int[np.ndarray, " V"], shares: Float[np.ndarray, " Q"]
+) -> Float[np.ndarray, " Q"]:
+    """`np.quantile` of ascending numbers of which there are as many as counted."""
+    end = np.cumsum(counts)
+    at = (end[-1] - 1) * shares
+    low = np.floor(at)
+    below, above = (numbers[np.searchsorted(end, np.minimum(i, end[-1] - 1), side="right")] for i in (low, low + 1))
+    part = at - low
+    return np.where(part < 0.5, below + (above - below) * part, above - (above - below) * (1 - part))
 
 
 def bin_of(numeric: Numeric, numbers: Float[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:
