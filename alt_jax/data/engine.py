@@ -19,13 +19,14 @@ class Engine(ABC):
     Attributes:
       raw: Raw rows.
       split: Their splits and labels.
-      folder: Takes the dataset. Workers see what `prepare` writes there before `write`: vocabulary and pieces.
+      folder: Takes the dataset.
+      shard_rows: Rows of a shard.
     """
 
-    def __init__(self, raw: RawData, split: Split, folder: Path) -> None:
+    def __init__(self, raw: RawData, split: Split, folder: Path, shard_rows: int) -> None:
         """Raises InputError if a sequence cannot be made of the rows."""
         values.check_sequences(raw)
-        self.raw, self.split, self.folder = raw, split, folder
+        self.raw, self.split, self.folder, self.shard_rows = raw, split, folder, shard_rows
 
     def collect(self, min_count: int) -> list[Values]:
         """The values of every field.
@@ -65,13 +66,12 @@ class Engine(ABC):
         """The values of a sequence, given those of its items; asked for after all other fields."""
 
     @abstractmethod
-    def write(self, fields: list[Values], pieces: Pieces, shard_rows: int) -> dict[str, list[Part]]:
+    def write(self, fields: list[Values], pieces: Pieces) -> dict[str, list[Part]]:
         """Writes the shards of every split.
 
         Args:
           fields: What `collect` returned.
           pieces: Tells how long a row's prompt is.
-          shard_rows: Rows of a shard.
         """
 
     @abstractmethod

@@ -25,9 +25,9 @@ _CHUNK = 1 << 20  # rows
 class Local(Engine):
     """Files of codes, int32[U, S]: which of a field's values the rows of all splits have, one split after the other."""
 
-    def __init__(self, raw: RawData, split: Split, folder: Path) -> None:
+    def __init__(self, raw: RawData, split: Split, folder: Path, shard_rows: int) -> None:
         """Makes a folder for the codes."""
-        super().__init__(raw, split, folder)
+        super().__init__(raw, split, folder, shard_rows)
         self._scratch = folder / "scratch"
         self._scratch.mkdir()
         self._remembered = values.remembered(raw)
@@ -68,16 +68,16 @@ class Local(Engine):
         self._save(field, np.append(place, np.int32(-1))[codes])
         return found
 
-    def write(self, fields: list[Values], pieces: Pieces, shard_rows: int) -> dict[str, list[Part]]:
+    def write(self, fields: list[Values], pieces: Pieces) -> dict[str, list[Part]]:
         """See `Engine`."""
         widths = tuple(found.slots for found in fields)
         first, written = 0, {}
         for name in SPLITS:
             numbers, parts = self.split.rows[name], []
             labels = self.split.positive[numbers].astype(np.uint8)
-            count = shard_count(len(numbers), shard_rows)
+            count = shard_count(len(numbers), self.shard_rows)
             for number in range(count):
-                low, high = number * shard_rows, min((number + 1) * shard_rows, len(numbers))
+                low, high = number * self.shard_rows, min((number + 1) * self.shard_rows, len(numbers))
                 values = np.empty((high - low, sum(widths)), np.int32)
                 for at in range(low, high, _CHUNK):
                     end = min(at + _CHUNK, high)

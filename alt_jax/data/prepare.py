@@ -37,7 +37,7 @@ from alt_jax.errors import InputError
 from alt_jax.schema import Field, Schema, TextSchema
 
 
-def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path], Engine] = Local) -> Dataset:
+def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, int], Engine] = Local) -> Dataset:
     """Reads, filters, labels, splits and tokenises raw data, writes the prepared dataset and reports on it.
 
     A folder appears in one step when it is whole; behind a URL, `schema.json`, without which it is no dataset, is
@@ -58,7 +58,10 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path], E
     buckets = {f.column: f.hash_buckets for f in raw.fields}
     clock.append(time.perf_counter())
 
-    with written(target, replace) as folder, contextlib.closing(engine(raw, split, folder)) as work:
+    with (
+        written(target, replace) as folder,
+        contextlib.closing(engine(raw, split, folder, config.data.shard_rows)) as work,
+    ):
         fields = work.collect(config.data.min_count)
         vocabulary = _vocabulary(fields)
         vocabulary.save(folder / VOCABULARY)
@@ -78,7 +81,7 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path], E
         np.savez(folder / PIECES, **pieces._asdict())
         clock.append(time.perf_counter())
 
-        parts = work.write(fields, pieces, config.data.shard_rows)
+        parts = work.write(fields, pieces)
         splits = {
             name: rows.prepared_split(parts[name], protocols.split_hash(raw, split.rows[name])) for name in SPLITS
         }

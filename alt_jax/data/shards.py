@@ -20,7 +20,7 @@ from alt_jax.data.storage import Place
 from alt_jax.errors import InputError
 from alt_jax.schema import Shard, Split
 
-_TYPES: dict[str, np.dtype[Any]] = {"values": np.dtype("<i4"), "labels": np.dtype("u1"), "rows": np.dtype("<i8")}
+PARTS: dict[str, np.dtype[Any]] = {"values": np.dtype("<i4"), "labels": np.dtype("u1"), "rows": np.dtype("<i8")}
 
 
 def shard_count(rows: int, shard_rows: int) -> int:
@@ -59,7 +59,7 @@ def write_shard(
     hashes = {}
     for part, array in (("values", values), ("labels", labels), ("rows", rows)):
         buffer = io.BytesIO()
-        np.lib.format.write_array(buffer, np.ascontiguousarray(array, _TYPES[part]), (1, 0))
+        np.lib.format.write_array(buffer, np.ascontiguousarray(array, PARTS[part]), (1, 0))
         content = buffer.getbuffer()
         storage.write_bytes(folder, file_name(split, part, number, count), content)
         hashes[part] = hashlib.sha256(content).hexdigest()
@@ -85,7 +85,7 @@ class ShardedArray:
           open_shard: Opens that array of the shard of a number.
         """
         self.shape: tuple[int, ...] = (sum(sizes), *trailing)
-        self.dtype = _TYPES[part]
+        self.dtype = PARTS[part]
         self._sizes, self._part, self._open_shard = tuple(sizes), part, open_shard
         self._opened: dict[int, np.ndarray] = {}
 
@@ -161,7 +161,7 @@ def check_files(place: Place, sizes: dict[str, int], splits: dict[str, Split], s
         if sum(shard.rows for shard in split.shards) != split.rows or len({s.rows for s in split.shards[:-1]}) > 1:
             raise InputError(f"{place / storage.SCHEMA} has shards of {name} that do not add up; prepare again.")
         for number, shard in enumerate(split.shards):
-            for part, dtype in _TYPES.items():
+            for part, dtype in PARTS.items():
                 file = file_name(name, part, number, len(split.shards))
                 if file not in sizes:
                     raise InputError(f"{place / file} is missing; copy the dataset again, or prepare it again.")
@@ -187,7 +187,7 @@ def open_rows(place: Place, name: str, split: Split, slots: int) -> Rows:
             raise storage.unreadable(place / file, error) from None
 
     sizes = [shard.rows for shard in split.shards]
-    arrays = {part: ShardedArray(sizes, (slots,) if part == "values" else (), part, open_shard) for part in _TYPES}
+    arrays = {part: ShardedArray(sizes, (slots,) if part == "values" else (), part, open_shard) for part in PARTS}
     if len(sizes) == 1:
         return Rows(**{part: array.shard(0) for part, array in arrays.items()})
     return Rows(**arrays)
