@@ -227,7 +227,7 @@ class Beam(Engine):
         names = [name for name in self._job.written(kind) if name.startswith(f"{kind}/{f}-")]
         return pa.concat_tables([pq.read_table(self._job.read(name)) for name in names])
 
-    def _write_table(self, name: str, columns: dict[str, pa.Array]) -> None:
+    def _write_table(self, name: str, columns: dict[str, pa.Array | pa.ChunkedArray]) -> None:
         self._write_arrays(name, lambda file: pq.write_table(pa.table(columns), file))
 
     def _write_arrays(self, name: str, write: Callable[[io.BytesIO], object]) -> None:

@@ -125,7 +125,7 @@ class Job:
         shard, position = before[split] + within // self.shard_rows, within % self.shard_rows
         order = np.argsort(shard, kind="stable")
         found, first = np.unique(shard[order], return_index=True)
-        for number, rows_ in zip(found.tolist(), np.split(order, first[1:]), strict=True):
+        for number, rows_ in zip(found.tolist(), np.split(order, first)[1:], strict=True):
             yield number, there[rows_], position[rows_]
 
     def write(self, name: str, content: bytes | memoryview) -> None:

@@ -146,7 +146,7 @@ def row_groups(parts: Sequence[Path], columns: Collection[str], origin: str) -> 
     """
     groups, schemas, first = [], [], 0
     for part in parts:
-        with _parquet(part, columns, encoded=False) as file:
+        with _parquet(part, columns, encoded=True) as file:
             schemas.append(pa.schema([file.schema_arrow.field(column) for column in columns]))
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -159,18 +159,14 @@ def row_groups(parts: Sequence[Path], columns: Collection[str], origin: str) -> 
 
 
 def read_group(group: RowGroup, schema: pa.Schema) -> pa.Table:
-    """The rows of a group: the columns of `schema`, strings as dictionaries and all else of the types that it has.
+    """The rows of a group: the columns of `schema`, of the types that it has.
 
     Raises:
       InputError: The file cannot be read, or lacks a column.
     """
     with _parquet(group.path, schema.names, encoded=True) as file:
         table = file.read_row_group(group.group, columns=schema.names).select(schema.names)
-    columns = [
-        column if pa.types.is_dictionary(column.type) else column.cast(schema.field(name).type)
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    ]
-    return pa.table(columns, schema.names)
+    return table.cast(schema)
 
 
 def _parquet_parts(path: Path) -> list[Path]:
