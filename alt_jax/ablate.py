@@ -24,8 +24,8 @@ from pathlib import Path
 from alt_jax import bridge, pretraining, stages
 from alt_jax.comparison import Line, Missing, Scores, compare, write
 from alt_jax.config import Config, Strategy
-from alt_jax.data.dataset import SCHEMA
 from alt_jax.data.prepare import check_prepared, prepare, prepared_by
+from alt_jax.data.storage import SCHEMA, place
 from alt_jax.errors import STOPPED, InputError, Stopped
 from alt_jax.models import interactions
 from alt_jax.run import write_json
@@ -93,7 +93,7 @@ def check(jobs: Sequence[Job]) -> None:
     """
     for job in jobs:
         with refusing(f"arm {job.arm!r}"):
-            schema = Schema.load(Path(job.config.data.dir) / SCHEMA)
+            schema = Schema.load(place(job.config.data.dir).folder / SCHEMA)
             if job.strategy is None:
                 pretraining.check(job.config, schema)
             elif job.strategy == "plm":
@@ -141,7 +141,7 @@ def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
             if code and job.strategy is None:
                 return
 
-    with stop_requests("stopping the runs…", stop_all) as stop, ThreadPoolExecutor(jobs) as pool:
+    with stop_requests("stopping the runs…", pass_on=stop_all) as stop, ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, groups))
     if stop:
         raise Stopped(f"stopped by {stop[0].name}, what was running has saved")
@@ -244,9 +244,9 @@ def _check_same(job: Job) -> None:
 
 def _prepare(jobs: Sequence[Job]) -> None:
     """Prepares what datasets are missing; those that are there come first, so that a wrong one is told before that."""
-    for job in sorted(jobs, key=lambda job: not (Path(job.config.data.dir) / SCHEMA).is_file()):
+    for job in sorted(jobs, key=lambda job: not place(job.config.data.dir).has(SCHEMA)):
         with refusing(f"arm {job.arm!r}"):
-            if not (Path(job.config.data.dir) / SCHEMA).is_file():
+            if not place(job.config.data.dir).has(SCHEMA):
                 prepare(job.config)
             check_prepared(job.config)
 

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from alt_jax import cluster
 from alt_jax.errors import InputError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file at INFO and WARNING
@@ -96,7 +97,9 @@ class Checkpoints:
             "optimizer": jax.tree.map(ocp.utils.to_shape_dtype_struct, optimizer),
         }
         path = self._folder / str(step)
-        _verify_checksums(path)
+        with cluster.together():
+            if cluster.first():
+                _verify_checksums(path)
         try:
             # The manager knows an item's metadata only once it has saved or restored one itself
             with ocp.StandardCheckpointer() as reader:
@@ -121,8 +124,9 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and gives back the background threads."""
+        """Waits, for all processes, and gives back the background threads."""
         self._manager.close()
+        cluster.gather("closed")  # the first process commits, the others would go on without seeing it
 
 
 def _score(metrics: Any) -> Any:
@@ -144,13 +148,16 @@ def load_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], 
       InputError: There is no whole checkpoint, or it is damaged.
     """
     root = folder / "checkpoints"
-    steps = sorted(int(p.name) for p in root.iterdir() if p.name.isdigit()) if root.is_dir() else []
-    if not steps:
-        raise InputError(f"{folder} holds no checkpoint; is it a run folder, and did the run save one?")
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise InputError(f"{root} has no checkpoint of step {step} (only {', '.join(map(str, steps))}); run it again.")
-    _verify_checksums(root / str(step))
+    with cluster.together():
+        steps = sorted(int(p.name) for p in root.iterdir() if p.name.isdigit()) if root.is_dir() else []
+        if not steps:
+            raise InputError(f"{folder} holds no checkpoint; is it a run folder, and did the run save one?")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            known = ", ".join(map(str, steps))
+            raise InputError(f"{root} has no checkpoint of step {step} (only {known}); run it again.")
+        if cluster.first():
+            _verify_checksums(root / str(step))
     path = (root / str(step) / "params").absolute()
     try:
         with ocp.StandardCheckpointer() as reader:
@@ -167,7 +174,10 @@ def _saved_tree(reader: ocp.StandardCheckpointer, item: Path) -> Any:
 
 
 def _write_checksums(root: Path) -> None:
-    """Writes the checksums of a checkpoint that Orbax is about to commit into its still temporary folder."""
+    """Writes the checksums of a checkpoint that Orbax is about to commit into its still temporary folder.
+
+    Of several processes Orbax calls the first, when all have written.
+    """
     for folder in root.iterdir():
         if not (folder / _CHECKSUMS).exists():
             # Only the items' files: Orbax writes to its own metadata beside them once more

@@ -41,6 +41,13 @@ exit codes: 0 done · 2 the input is wrong · 75 stopped by a signal after savin
 T = TypeVar("T")
 # A config value that is true or false is given as such: a flag would be named after what the config file says.
 _Values = Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+Cluster = Annotated[
+    str,
+    tyro.conf.arg(
+        help="The other hosts, on each of which the same command is started: none; auto, where JAX finds them (TPU "
+        "pods, Slurm, Open MPI, Kubernetes); or HOST:PORT,I/N: process I of N, from 0, the address that of process 0."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class PretrainOptions:
     """Run folder of an earlier pretraining whose towers this one starts from, or none."""
     preset: str = ""
     """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options override them."""
+    cluster: Cluster = "none"
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ class FinetuneOptions:
     """Where the run is kept; started again with the same folder, a stopped run goes on."""
     preset: str = ""
     """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options override them."""
+    cluster: Cluster = "none"
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,7 @@ class EvaluateOptions:
     split: Literal["train", "valid", "test"] = "test"
     json: bool = False
     """Print one JSON object."""
+    cluster: Cluster = "none"
 
 
 @dataclass(frozen=True)
@@ -329,16 +339,18 @@ def _prepare(arguments: list[str]) -> None:
 
 def _pretrain(arguments: list[str]) -> None:
     options = _configured(PretrainOptions, arguments, "pretrain")
-    from alt_jax import stages
+    from alt_jax import cluster, stages
 
+    cluster.join(options.cluster)
     init_from = None if options.init_from == "none" else Path(options.init_from)
     stages.pretrain(options.config, options.run_dir, init_from)
 
 
 def _finetune(arguments: list[str]) -> None:
     options = _configured(FinetuneOptions, arguments, "finetune")
-    from alt_jax import stages
+    from alt_jax import cluster, stages
 
+    cluster.join(options.cluster)
     init_from = None if options.init_from == "none" else Path(options.init_from)
     result = stages.finetune(options.config, options.strategy, init_from, options.run_dir)
     print(stages.format_report(result["test"]))
@@ -346,10 +358,11 @@ def _finetune(arguments: list[str]) -> None:
 
 def _evaluate(arguments: list[str]) -> None:
     options = _parse(EvaluateOptions, arguments, "alt-jax evaluate")
-    from alt_jax import stages
+    from alt_jax import cluster, stages
 
     if not options.run_dir:
         raise InputError("give the folder of a finished run, e.g. alt-jax evaluate runs/joint.")
+    cluster.join(options.cluster)
     found = stages.evaluate(options.run_dir, options.split)
     print(stages.to_json(found) if options.json else stages.format_report(found))
 

@@ -293,6 +293,8 @@ class PretrainConfig:
 
     Attributes:
       batch_size: Global batch over all devices; the contrastive loss spans it.
+      microbatches: Parts of a batch that go through the towers one after the other, in that much less memory and with
+        one more forward pass; whatever their number, the loss is that of the whole batch and the update the same.
       epochs: Passes over the training part.
       learning_rate: Of everything but the text tower.
       text_learning_rate: Of the text tower.
@@ -304,6 +306,7 @@ class PretrainConfig:
     """
 
     batch_size: PositiveInt = 1024
+    microbatches: PositiveInt = 1
     epochs: PositiveInt = 30
     learning_rate: PositiveFloat = 1e-4
     text_learning_rate: PositiveFloat = 1e-4
@@ -389,6 +392,20 @@ class FinetuneConfigs:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ShardingConfig:
+    """What every device has a copy of, and what is split over all devices. No number of a run depends on it.
+
+    Attributes:
+      tables: The tables of ids and their optimiser state: `split` by rows where they are too large for a device.
+      text: The text tower and its optimiser state: `split`, every matrix along its longest axis (FSDP), where the
+        tower is too large; costs communication in every layer.
+    """
+
+    tables: Literal["replicate", "split"] = "replicate"
+    text: Literal["replicate", "split"] = "replicate"
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     """A whole experiment. `seed` moves initialisation, batch order, masks, noise and dropout, but never the split."""
 
@@ -402,6 +419,7 @@ class Config:
     mask: MaskConfig = MaskConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfigs = FinetuneConfigs()
+    sharding: ShardingConfig = ShardingConfig()
     seed: Seed = 0
 
     def __post_init__(self) -> None:

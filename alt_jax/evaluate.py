@@ -13,7 +13,7 @@ from alt_jax import metrics
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import Pieces, prompt_lengths
 from alt_jax.data.shards import ShardedArray
-from alt_jax.sharding import replicate, split_rows
+from alt_jax.sharding import own_rows, replicate, replicated, split_rows
 from alt_jax.tasks import Finetune, Params, text_length
 
 ID_BATCH, TEXT_BATCH = 4096, 256  # rows a device at a time, with ids alone and with a text tower
@@ -40,7 +40,11 @@ class Scorer:
         self._widths = task.model.schema.widths
         self._reads, self._packs = task.strategy != "ctr", task.packs
         self._batch = mesh.size * (TEXT_BATCH if self._reads else ID_BATCH)
-        self._logit: Callable[..., jax.Array] = jax.jit(task.logit, static_argnums=(3, 4))
+        self._own = own_rows(mesh, self._batch)
+        # Every process gets all scores
+        self._logit: Callable[..., jax.Array] = jax.jit(
+            task.logit, static_argnums=(3, 4), out_shardings=replicated(mesh)
+        )
 
     def __call__(self, params: Params, values: Int[np.ndarray | ShardedArray, "N S"]) -> Float[np.ndarray, " N"]:
         """σ(logit) of every row, in order. A table that memory may not hold is read in parts."""
@@ -92,7 +96,7 @@ class Scorer:
     ) -> Float[jax.Array, " B"]:
         """Logits of one batch, without waiting for them."""
         with jax.set_mesh(self._mesh):
-            return self._logit(params, self._pieces, split_rows(self._mesh, values), length, room)
+            return self._logit(params, self._pieces, split_rows(self._mesh, values[self._own]), length, room)
 
 
 def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -> dict[str, float]:

@@ -124,7 +124,7 @@ def token_capacity(tokens: Int[np.ndarray, "N F"], rows: int, units: tuple[tuple
     """A static bound on the masked tokens of some rows, so that vocabulary logits are computed only where needed.
 
     Rows mask far fewer tokens than their number times the longest value. The bound fails with a chance of 1e-12
-    (`alt_jax.bounds`), as far as the sample tells; the step counts dropped tokens and reports them as `mlm/dropped`.
+    (`alt_jax.bounds`), as far as the sample tells; the step reports the share of dropped tokens as `mlm/dropped`.
 
     Args:
       tokens: Maskable tokens of each field in a sample of rows.

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from alt_jax import masking, objectives
 from alt_jax.config import Config
 from alt_jax.data.prompt import Prompt, mask_fields
+from alt_jax.microbatches import in_batch
 from alt_jax.models.packing import Wanted, side_by_side
 from alt_jax.objectives import Mean
 from alt_jax.schema import Schema
@@ -32,20 +33,26 @@ class Hidden(NamedTuple):
     place: Int[Array, "B L"]
 
 
-def hide(prompt: Prompt, chosen: Bool[Array, "B F"], key: jax.Array, config: Config, schema: Schema) -> Hidden:
+def choose(chosen: Bool[Array, "B F"], length: int, key: jax.Array, config: Config) -> Bool[Array, "B n"]:
+    """What to hide in prompts of a length: the chosen fields, or by unit `token` any positions, drawn one by one."""
+    if config.mlm.unit == "token":
+        return jax.random.bernoulli(key, config.mask.rate, (len(chosen), length))
+    return chosen
+
+
+def hide(prompt: Prompt, chosen: Bool[Array, "B n"], config: Config, schema: Schema) -> Hidden:
     """Hides what `mlm.unit` says.
 
     Args:
       prompt: Whole prompts.
-      chosen: Fields to hide (units `field` and `span`).
-      key: Draws single tokens (unit `token`).
-      config: Unit and rate.
+      chosen: From `choose`.
+      config: Unit.
       schema: Mask and padding tokens.
     """
     text = schema.text
     same = jnp.broadcast_to(jnp.arange(prompt.tokens.shape[1])[None, :], prompt.tokens.shape)
     if config.mlm.unit == "token":
-        where = (prompt.field >= 0) & jax.random.bernoulli(key, config.mask.rate, prompt.tokens.shape)
+        where = (prompt.field >= 0) & chosen
         return Hidden(jnp.where(where, text.mask_id, prompt.tokens), prompt.mask, where, same)
     tokens, where = (jnp.asarray(x) for x in mask_fields(prompt, chosen, text.mask_id))
     if config.mlm.unit == "field":
@@ -104,7 +111,7 @@ def loss(
     representation: Float[Array, "B C"] | None,
     capacity: int,
     schema: Schema,
-) -> tuple[Mean, dict[str, Mean]]:
+) -> dict[str, Mean]:
     """Every hidden token, recovered from the state at its mask and, where that helps, the row's representation.
 
     Tokens that share a mask are predicted from the same logits, each with the same weight.
@@ -120,7 +127,7 @@ def loss(
       schema: Names the fields.
 
     Returns:
-      The loss, and metrics: tokens beyond the capacity, accuracy by field.
+      Metrics: the loss (`mlm`), the share of tokens beyond the capacity, accuracy by field.
     """
     (rows, slots), groups = states.shape[:2], shards(len(states))
     held, move = side_by_side(hidden.where, groups, capacity)
@@ -132,14 +139,15 @@ def loss(
     target, field, real, row, at = (move.ids(x.reshape(groups, -1)) for x in chosen)
     at_mask = _gather(states.reshape(groups, -1, states.shape[2]), at)
     helper = None if representation is None else _gather(representation.reshape(groups, rows // groups, -1), row)
-    logits = call("recover_tokens", at_mask, helper, move.number.reshape(-1))
+    number = in_batch(move.number, held.shape[1])
+    logits = call("recover_tokens", at_mask, helper, number.reshape(-1))
     target, field, real = target.reshape(-1), field.reshape(-1), real.reshape(-1).astype(jnp.float32)
     mean = objectives.weighted(objectives.softmax_cross_entropy(logits, target), real)
     right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
-    metrics = {"mlm": mean, "mlm/dropped": Mean(hidden.where.sum() - real.sum(), jnp.ones(()))}
+    metrics = {"mlm": mean, "mlm/dropped": objectives.share(hidden.where & ~held, hidden.where)}
     for f, name in enumerate(schema.names):
         metrics[f"mlm/accuracy/{name}"] = objectives.weighted(right, real * (field == f))
-    return mean, metrics
+    return metrics
 
 
 def _gather(x: Float[Array, "G N d"], index: Int[Array, "G T"]) -> Float[Array, "K d"]:

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from alt_jax import masking, objectives
 from alt_jax.config import Config, MTMConfig
+from alt_jax.microbatches import in_batch
 from alt_jax.objectives import Mean
 from alt_jax.schema import MASK_ID, PAD_ID, Field, Schema
 from alt_jax.sharding import constrain_rows
@@ -65,7 +66,7 @@ def loss(
     key: jax.Array,
     config: Config,
     schema: Schema,
-) -> tuple[Mean, dict[str, Mean]]:
+) -> dict[str, Mean]:
     """The chosen fields' ids, recovered by the configured method.
 
     Of a list, every value is a target, and all of them together count as one. Only rows that hide a field are scored
@@ -84,8 +85,8 @@ def loss(
       schema: Fields.
 
     Returns:
-      The loss, and metrics: hidden fields beyond the capacity, and by field how often the true id came first, of all
-      ids of the field (`mtm/accuracy`) or among the noise (`mtm/beats_noise`).
+      Metrics: the loss (`mtm`), the share of hidden fields beyond the capacity, and by field how often the true id
+      came first, of all ids of the field (`mtm/accuracy`) or among the noise (`mtm/beats_noise`).
     """
     if config.mtm.method == "rfd":
         return _detection(output, ids, numbers, shown, schema)
@@ -95,7 +96,7 @@ def loss(
     score = {"softmax": _softmax, "sampled": _sampled, "nce": _contrast}[config.mtm.method]
     logged = "accuracy" if config.mtm.method == "softmax" else "beats_noise"
     losses, weights, metrics, first = [], [], {}, 0
-    dropped = jnp.zeros(())
+    dropped, hidden = jnp.zeros(()), jnp.zeros(())
     for f, field in enumerate(schema.fields):
         own = slice(first, first + field.slots)
         first += field.slots
@@ -106,30 +107,39 @@ def loss(
         row, there = masking.gather_positions(masked, capacity)
         share = real[row] * there[:, None]
         target = jnp.where(real[row], ids[row, own], field.offset)
-        asked = _Asked(constrain_rows(vectors[row, schema.tabular.index(f)]), target, table, bias)
+        vector = constrain_rows(vectors[row, schema.tabular.index(f)])
+        asked = _Asked(in_batch(row.astype(jnp.uint32), 1), vector, target, table, bias)
         cost, best = score(asked, _Noise(config.mtm, field, counts, jax.random.fold_in(key, f)))
         losses.append(cost)
         weights.append(share / jnp.maximum(jnp.sum(share, axis=1, keepdims=True), 1))
         found = jnp.any(best & (share > 0), axis=1).astype(jnp.float32)
         metrics[f"mtm/{logged}/{field.name}"] = objectives.weighted(found, there)
         dropped += masked.sum() - there.sum()
+        hidden += masked.sum()
     mean = objectives.weighted(jnp.concatenate(losses, axis=1), jnp.concatenate(weights, axis=1))
-    return mean, {"mtm": mean, "mtm/dropped": Mean(dropped, jnp.ones(())), **metrics}
+    return {"mtm": mean, "mtm/dropped": Mean(dropped, hidden), **metrics}
 
 
 @dataclass(frozen=True)
 class _Noise:
-    """What a field's targets are told from: ids by their frequency in training."""
+    """What a field's targets are told from: `mtm.noise` ids, drawn independently by their frequency in training."""
 
     config: MTMConfig
     field: Field
     counts: np.ndarray
     key: jax.Array
 
-    def draw(self, *shape: int) -> Int[Array, "..."]:
-        """Ids, drawn independently."""
+    def shared(self) -> Int[Array, " n"]:
+        """For all targets the same."""
+        return self._draw(self.key, ())
+
+    def of_rows(self, rows: UInt32[Array, " K"], slots: int) -> Int[Array, "K {slots} n"]:
+        """For every slot its own, which depend on the number of its row in the batch, wherever that is computed."""
+        return jax.vmap(lambda row: self._draw(jax.random.fold_in(self.key, row), (slots,)))(rows)
+
+    def _draw(self, key: jax.Array, shape: tuple[int, ...]) -> Int[Array, "*s n"]:
         low, q = self._distribution()
-        return low + jax.random.choice(self.key, len(q), (*shape, self.config.noise), p=jnp.asarray(q, jnp.float32))
+        return low + jax.random.choice(key, len(q), (*shape, self.config.noise), p=jnp.asarray(q, jnp.float32))
 
     def log_q(self, ids: Int[Array, "..."]) -> Float[Array, "..."]:
         """Log of the chance to draw an id; 0 for one that training never had, which is neither drawn nor a target."""
@@ -145,8 +155,12 @@ class _Noise:
 
 
 class _Asked(NamedTuple):
-    """What is to be recovered of a field: a vector of every row that hides it, its true ids, and what scores an id."""
+    """What is to be recovered of a field: a vector of every row that hides it, its true ids, and what scores an id.
 
+    Rows have their numbers in the batch.
+    """
+
+    row: UInt32[Array, " K"]
     vector: Float[Array, "K E"]
     target: Int[Array, "K S"]
     table: Float[Array, "N E"]
@@ -173,7 +187,7 @@ def _softmax(asked: _Asked, noise: _Noise) -> _Scored:
 
 def _sampled(asked: _Asked, noise: _Noise) -> _Scored:
     """Sampled softmax against noise that the batch shares, so that scoring it is one product."""
-    drawn, positive = noise.draw(), asked.positive()
+    drawn, positive = noise.shared(), asked.positive()
     negative = (asked.vector @ asked.table[drawn].T + asked.bias[drawn][None, :])[:, None, :]
     hit = asked.target[:, :, None] == drawn[None, None, :]
     negative, log_q = (jnp.broadcast_to(x, hit.shape) for x in (negative, noise.log_q(drawn)[None, None, :]))
@@ -182,7 +196,7 @@ def _sampled(asked: _Asked, noise: _Noise) -> _Scored:
 
 def _contrast(asked: _Asked, noise: _Noise) -> _Scored:
     """NCE of every target against noise of its own."""
-    drawn, positive = noise.draw(*asked.target.shape), asked.positive()
+    drawn, positive = noise.of_rows(asked.row, asked.target.shape[1]), asked.positive()
     negative = jnp.einsum("be,bske->bsk", asked.vector, asked.table[drawn]) + asked.bias[drawn]
     loss = objectives.noise_contrastive(positive, negative, noise.log_q(asked.target), noise.log_q(drawn))
     return loss, _first(positive, negative, asked.target[:, :, None] == drawn)
@@ -197,7 +211,7 @@ def _first(
 
 def _detection(
     logits: Float[Array, "B F"], ids: Int[Array, "B S"], numbers: Float[Array, "B M"], shown: Shown, schema: Schema
-) -> tuple[Mean, dict[str, Mean]]:
+) -> dict[str, Mean]:
     """BCE of "was this field replaced?" over all fields; a replacement that equals the original is none."""
     changed = shown.ids != ids
     # Another number of the same bin is a replacement too: the tower sees the number itself.
@@ -216,4 +230,4 @@ def _detection(
         metrics[f"mtm/accuracy/{field.name}"] = objectives.weighted(found, replaced)
         metrics[f"mtm/false_alarm/{field.name}"] = objectives.weighted(found, 1 - replaced)
     mean = Mean(sum((x.total for x in losses), jnp.zeros(())), sum((x.weight for x in losses), jnp.zeros(())))
-    return mean, {"mtm": mean, **metrics}
+    return {"mtm": mean, **metrics}

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from alt_jax.microbatches import in_turn
+
 
 class Mean(NamedTuple):
     """A mean that has not been divided yet."""
@@ -27,6 +29,11 @@ class Mean(NamedTuple):
 def weighted(x: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Mean:
     """The `Mean` of `x` under `weight` (0 or 1 each)."""
     return Mean(jnp.sum(x * weight), jnp.sum(weight))
+
+
+def share(some: Bool[Array, "*n"], every: Bool[Array, "*n"]) -> Mean:
+    """How many of those there are, out of all of these."""
+    return Mean(jnp.sum(some, dtype=jnp.float32), jnp.sum(every, dtype=jnp.float32))
 
 
 def binary_cross_entropy(logit: Float[Array, " B"], label: Float[Array, " B"], weight: Float[Array, " B"]) -> Mean:
@@ -113,15 +120,9 @@ def instance_contrast(
         twin = (jnp.sum(same, axis=1) > 1).astype(jnp.float32)
         return 0.5 * (there + back), found, found_back, twin
 
-    whole = (ctr, text, values, apart, jnp.arange(rows))
-    if chunk:
-        if rows % chunk:
-            raise ValueError(f"{rows} rows cannot be split into chunks of {chunk}")
-        # Every chunk takes rows from all over the batch, hence from all devices that share it.
-        pieces = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(chunk, rows // chunk, *x.shape[1:]), 0, 1), whole)
-        parts = jax.lax.map(jax.checkpoint(part), pieces)
-    else:
-        parts = part(whole)
+    if chunk and rows % chunk:
+        raise ValueError(f"{rows} rows cannot be split into chunks of {chunk}")
+    parts = in_turn(part, (ctr, text, values, apart, jnp.arange(rows)), rows // chunk if chunk else 1)
     return Contrast(*(weighted(x, jnp.ones_like(x)) for x in parts))
 
 

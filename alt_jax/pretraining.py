@@ -1,12 +1,12 @@
 """The pretraining task: contrast between the two views of a row, and each view helping to recover the other."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from alt_jax import masking, mlm, mtm, objectives
 from alt_jax.config import Config
@@ -14,12 +14,13 @@ from alt_jax.data.batches import Batch
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import Pieces, feature_ids, maskable_tokens
 from alt_jax.errors import InputError
+from alt_jax.microbatches import in_turn
 from alt_jax.models import packing
 from alt_jax.models.alt import ALT
 from alt_jax.models.encoder import EncoderConfig
 from alt_jax.objectives import Mean
 from alt_jax.schema import Schema
-from alt_jax.sharding import shards
+from alt_jax.sharding import shards, uncut
 from alt_jax.tasks import (
     Params,
     apply_method,
@@ -32,6 +33,25 @@ from alt_jax.tasks import (
 )
 
 _CAPACITY_SAMPLE = 100_000
+
+
+class _Rows(NamedTuple):
+    """Some rows of a batch, and what is hidden of them.
+
+    Attributes:
+      values: Value ids.
+      ids, numbers: Feature ids, and numbers of the numeric fields.
+      hide_text: Fields or token positions that MLM hides (`mlm.choose`).
+      hide_table: Fields that MTM hides.
+      shown: What MTM shows instead.
+    """
+
+    values: Int[Array, "B S"]
+    ids: Int[Array, "B S"]
+    numbers: Float[Array, "B M"]
+    hide_text: Bool[Array, "B n"]
+    hide_table: Bool[Array, "B F"]
+    shown: mtm.Shown
 
 
 def check(config: Config, schema: Schema) -> None:
@@ -47,6 +67,11 @@ def check(config: Config, schema: Schema) -> None:
     for what in config.icl.leave_out:
         if getattr(schema, what) is None:
             raise InputError(f"icl.leave_out names the {what}, but the dataset declares none; set data.{what}.")
+    if config.pretrain.batch_size % config.pretrain.microbatches:
+        raise InputError(
+            f"pretrain.microbatches {config.pretrain.microbatches} does not divide pretrain.batch_size "
+            f"{config.pretrain.batch_size}; change one of them."
+        )
     if config.icl.chunk and config.pretrain.batch_size % config.icl.chunk:
         raise InputError(
             f"icl.chunk {config.icl.chunk} does not divide pretrain.batch_size {config.pretrain.batch_size}; "
@@ -105,63 +130,89 @@ class Pretrain:
     def loss(
         self, params: Params, pieces: Pieces, batch: Batch, key: jax.Array
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-        """The weighted sum of the three losses over the global batch; labels are not looked at."""
-        model, config, schema = self.model, self.model.config, self.model.schema
-        weights, helped_by_whole = config.loss, config.mask.helper == "whole"
-        mlm_key, mtm_key, noise_key, dropout_key = jax.random.split(key, 4)
-        call = train_caller(model, params, dropout_key)
-        ids, numbers = jnp.asarray(feature_ids(pieces, batch.values)), row_numbers(model, pieces, batch.values)
-        prompt = row_prompts(model, pieces, batch.values, text_length(schema.text.length))
-        room, held, crowded = fit(prompt.mask, self.lengths)
-        prompt = prompt._replace(mask=held, field=jnp.where(held, prompt.field, -1))
-        # The released code's attention reads padding, so that has to be computed.
-        whole_room = None if config.mtm.attention == "released" else room
-        masks = masking.choose_masks((mlm_key, mtm_key), ids.shape[0], schema, config.mask)
-        hidden = mlm.hide(prompt, masks.text, mlm_key, config, schema)
-        shown = mtm.hide(ids, numbers, masks.table, noise_key, config, schema)
-        table_helps = weights.mlm and config.mlm.with_table
+        """The weighted sum of the three losses over the global batch; labels are not looked at.
 
-        # Every view of a batch is computed once, and only if a term needs it.
-        views: tuple[Any, ...] = (None, None, None, None)
-        h, hidden_h, states, hidden_states = views
-        if weights.icl or (table_helps and helped_by_whole):
-            h = call("represent", ids, numbers)
-        if weights.icl or (weights.mtm and helped_by_whole):
-            all_tokens = weights.mtm and helped_by_whole  # ICL alone reads [CLS]
-            wanted = None if all_tokens else packing.first(prompt.mask)
-            states = call("read", prompt.tokens, prompt.mask, wanted, whole_room)
-        capacity, hidden_wanted = mlm.capacity(self.maskable, len(ids) // shards(len(ids)), config, schema), None
-        if weights.mlm or (weights.mtm and not helped_by_whole):
-            if helped_by_whole or not weights.mtm:  # MLM alone reads these states, and of masks only
-                hidden_wanted = mlm.masks(hidden, capacity, config, schema)
-            hidden_room = room if helped_by_whole else whole_room
-            hidden_states = call("read", hidden.tokens, hidden.mask, hidden_wanted, hidden_room)
-        if weights.mtm or (table_helps and not helped_by_whole):
-            hidden_h = call("represent", shown.ids, shown.numbers)
+        What is drawn is drawn for the global batch, and every mean is over it; only towers and heads see a microbatch.
+        """
+        config, weights = self.model.config, self.model.config.loss
+        *hide_keys, noise_key, dropout_key = jax.random.split(key, 4)
+        rows = self._hide(pieces, batch, (*hide_keys, noise_key))
 
-        total = jnp.zeros(())
-        metrics: dict[str, Mean] = {}
+        def look(part: _Rows) -> tuple[tuple[Array, ...], dict[str, Mean]]:
+            return self._look(params, pieces, part, noise_key, dropout_key)
+
+        projections, sums = in_turn(look, rows, config.pretrain.microbatches)
+        metrics = {name: Mean(jnp.sum(mean.total, 0), jnp.sum(mean.weight, 0)) for name, mean in sums.items()}
         if weights.icl:
-            contrast = self._contrast(params, batch, *call("align", h, states))
-            total += weights.icl * contrast.loss.value
+            z_ctr, z_text = (uncut(z) for z in projections)
+            contrast = self._contrast(params, batch, z_ctr, z_text)
             metrics |= {
                 "icl": contrast.loss,
                 "icl/top1_ctr_to_text": contrast.ctr_to_text,
                 "icl/top1_text_to_ctr": contrast.text_to_ctr,
                 "duplicates": contrast.twins,
             }
+        total = jnp.zeros(())
+        for name, weight in (("icl", weights.icl), ("mlm", weights.mlm), ("mtm", weights.mtm)):
+            if weight:
+                total += weight * metrics[name].value
+        return total, {"loss": Mean(total, jnp.ones(())), **metrics}
+
+    def _hide(self, pieces: Pieces, batch: Batch, keys: tuple[jax.Array, ...]) -> _Rows:
+        """Draws what both sides hide of a batch."""
+        config, schema = self.model.config, self.model.schema
+        mlm_key, mtm_key, noise_key = keys
+        ids, numbers = jnp.asarray(feature_ids(pieces, batch.values)), row_numbers(self.model, pieces, batch.values)
+        masks = masking.choose_masks((mlm_key, mtm_key), len(ids), schema, config.mask)
+        text = mlm.choose(masks.text, text_length(schema.text.length), mlm_key, config)
+        shown = mtm.hide(ids, numbers, masks.table, noise_key, config, schema)
+        return _Rows(batch.values, ids, numbers, text, masks.table, shown)
+
+    def _look(
+        self, params: Params, pieces: Pieces, rows: _Rows, noise_key: jax.Array, dropout_key: jax.Array
+    ) -> tuple[tuple[Array, ...], dict[str, Mean]]:
+        """What towers and heads make of some rows: both projections for ICL, and the sums of MLM and MTM."""
+        model, config, schema = self.model, self.model.config, self.model.schema
+        weights, helped_by_whole = config.loss, config.mask.helper == "whole"
+        call = train_caller(model, params, dropout_key)
+        prompt = row_prompts(model, pieces, rows.values, text_length(schema.text.length))
+        room, held, crowded = fit(prompt.mask, self.lengths)
+        prompt = prompt._replace(mask=held, field=jnp.where(held, prompt.field, -1))
+        hidden = mlm.hide(prompt, rows.hide_text, config, schema)
+        # The released code's attention reads padding, so that has to be computed.
+        whole_room = None if config.mtm.attention == "released" else room
+        table_helps = weights.mlm and config.mlm.with_table
+
+        # Every view is computed once, and only if a term needs it.
+        views: tuple[Any, ...] = (None, None, None, None)
+        h, hidden_h, states, hidden_states = views
+        if weights.icl or (table_helps and helped_by_whole):
+            h = call("represent", rows.ids, rows.numbers)
+        if weights.icl or (weights.mtm and helped_by_whole):
+            all_tokens = weights.mtm and helped_by_whole  # ICL alone reads [CLS]
+            wanted = None if all_tokens else packing.first(prompt.mask)
+            states = call("read", prompt.tokens, prompt.mask, wanted, whole_room)
+        count = len(rows.ids)
+        capacity, hidden_wanted = mlm.capacity(self.maskable, count // shards(count), config, schema), None
+        if weights.mlm or (weights.mtm and not helped_by_whole):
+            if helped_by_whole or not weights.mtm:  # MLM alone reads these states, and of masks only
+                hidden_wanted = mlm.masks(hidden, capacity, config, schema)
+            hidden_room = room if helped_by_whole else whole_room
+            hidden_states = call("read", hidden.tokens, hidden.mask, hidden_wanted, hidden_room)
+        if weights.mtm or (table_helps and not helped_by_whole):
+            hidden_h = call("represent", rows.shown.ids, rows.shown.numbers)
+
+        projections: tuple[Array, ...] = call("align", h, states) if weights.icl else ()
+        sums = crowded
         if weights.mlm:
             helper = (h if helped_by_whole else hidden_h) if table_helps else None
-            mean, logged = mlm.loss(call, prompt, hidden, hidden_states, hidden_wanted, helper, capacity, schema)
-            total += weights.mlm * mean.value
-            metrics |= logged
+            sums |= mlm.loss(call, prompt, hidden, hidden_states, hidden_wanted, helper, capacity, schema)
         if weights.mtm:
             read, mask = (states, prompt.mask) if helped_by_whole else (hidden_states, hidden.mask)
             output = apply_method(model, params, "recover_features", hidden_h, read, mask)
-            mean, logged = mtm.loss(output, ids, numbers, shown, masks.table, self.counts, noise_key, config, schema)
-            total += weights.mtm * mean.value
-            metrics |= logged
-        return total, {"loss": Mean(total, jnp.ones(())), **metrics, **crowded}
+            table = rows.ids, rows.numbers, rows.shown, rows.hide_table
+            sums |= mtm.loss(output, *table, self.counts, noise_key, config, schema)
+        return projections, sums
 
     def _contrast(
         self, params: Params, batch: Batch, z_ctr: Float[Array, "B E"], z_text: Float[Array, "B E"]

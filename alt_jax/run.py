@@ -23,6 +23,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from alt_jax import cluster
 from alt_jax.config import Config, Strategy, first_problem
 from alt_jax.errors import InputError
 from alt_jax.models.encoder import EncoderConfig
@@ -63,16 +64,29 @@ class Run:
     def start(self) -> "Run":
         """Makes the run folder, or goes on with the one that the same command made before.
 
+        Of several processes the first makes it, and the others see that it is there.
+
         Returns:
           Itself.
 
         Raises:
-          InputError: The folder belongs to another run or to something else, or cannot be written.
+          InputError: The folder belongs to another run or to something else, cannot be written, or is not shared.
         """
+        with cluster.together():
+            if cluster.first():
+                self._make()
+        with cluster.together():
+            if not (self.folder / "run.json").is_file():
+                raise InputError(
+                    f"{self.folder} is not where process 0 has made it; give a --run-dir on storage that all hosts see."
+                )
+        return self
+
+    def _make(self) -> None:
         folder = self.folder
         if (folder / "run.json").is_file():
             self._check_same(Run.load(folder))
-            return self
+            return
         ours = {"config.json", "schema.json", "encoder.json"}
         present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
         if any(name not in ours and not fnmatch(name, ".run.json.*.partial") for name in present):
@@ -85,7 +99,6 @@ class Run:
             write_json(folder / "run.json", dataclasses.asdict(self.origin))
         except OSError as error:
             raise InputError(f"{folder} cannot be written ({error.strerror}); give another --run-dir.") from error
-        return self
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
@@ -113,7 +126,8 @@ class Run:
                 f"{self.folder} holds another run ({_sentence(other.origin)}, not {_sentence(self.origin)}); "
                 "give another --run-dir."
             )
-        changed = self.config.differences(other.config)
+        # Where the parameters lie changes no number, so a run may go on with more or larger devices
+        changed = {k: v for k, v in self.config.differences(other.config).items() if not k.startswith("sharding.")}
         if changed:
             name, (new, old) = next(iter(changed.items()))
             raise InputError(
@@ -137,10 +151,13 @@ class Run:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Marks the run finished."""
-        write_json(self.folder / "result.json", result)
+        if cluster.first():
+            write_json(self.folder / "result.json", result)
 
     def log(self, records: Iterable[dict[str, Any]]) -> None:
         """Appends lines to metrics.jsonl."""
+        if not cluster.first():
+            return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             for record in records:
                 file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
@@ -148,7 +165,7 @@ class Run:
     def rewind(self, step: int) -> None:
         """Drops the lines of metrics.jsonl that belong to steps after `step`, which will be done again."""
         path = self.folder / "metrics.jsonl"
-        if not path.is_file():
+        if not cluster.first() or not path.is_file():
             return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -2,17 +2,23 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 
 @contextmanager
-def stop_requests(notice: str, pass_on: Callable[[], None] = lambda: None) -> Iterator[list[signal.Signals]]:
-    """Yields a list that SIGTERM and SIGINT add themselves to; the earlier handlers come back at the end.
+def stop_requests(
+    notice: str,
+    numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
+    *,
+    pass_on: Callable[[], None] = lambda: None,
+) -> Iterator[list[signal.Signals]]:
+    """Yields a list that the signals add themselves to; the earlier handlers come back at the end.
 
     Args:
       notice: What standard error says when one comes.
+      numbers: The signals.
       pass_on: Called when one comes.
     """
     received: list[signal.Signals] = []
@@ -22,7 +28,6 @@ def stop_requests(notice: str, pass_on: Callable[[], None] = lambda: None) -> It
         print(notice, file=sys.stderr, flush=True)
         pass_on()
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
     previous = [signal.signal(number, handler) for number in numbers]
     try:
         yield received

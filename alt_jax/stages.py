@@ -5,27 +5,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alt_jax import bridge, pretraining
+from alt_jax import bridge, cluster, pretraining, sharding
 from alt_jax.checkpoint import load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
-from alt_jax.data.batches import steps_per_epoch
+from alt_jax.data.batches import updates
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prepare import check_prepared
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Scorer, report
 from alt_jax.models import interactions
 from alt_jax.models.alt import ALT
-from alt_jax.models.encoder import EncoderConfig
 from alt_jax.optim import finetune_optimizer, pretrain_optimizer
 from alt_jax.pretraining import Pretrain
 from alt_jax.run import Origin, Run
-from alt_jax.sharding import check_batch, make_mesh, replicate
+from alt_jax.sharding import Rules, check_batch, check_rules, jit_init, make_mesh, place, replicate
 from alt_jax.tasks import Finetune, Params
 from alt_jax.train import Plan, train
 
@@ -55,25 +54,29 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
       InputError: The dataset, the model, the earlier pretraining or the folder does not fit.
       alt_jax.errors.Stopped: A signal came.
     """
-    interactions.build(config.ctr)  # refused before data is read
-    dataset = Dataset.load(config.data.dir)
-    check_prepared(config)
-    pretraining.check(config, dataset.schema)
-    encoder = bridge.encoder_config(config.text, dataset.schema)
+    rules = sharding.rules(config)
     recipe, lazy = config.pretrain, config.pretrain.tables != "adam"
-    plan = Plan(recipe.batch_size, recipe.epochs, config.seed, recipe.checkpoint_every, lazy_tables=lazy)
+    plan = Plan(recipe.batch_size, recipe.epochs, config.seed, recipe.checkpoint_every, lazy_tables=lazy, rules=rules)
     origin = Origin("pretrain", init_from=None if init_from is None else str(init_from))
-    run = Run(run_dir, origin, config, dataset.schema, encoder)
-    if (done := run.finished()) is not None:
-        print(f"{run_dir} is already finished.")
-        return done
-    mesh = make_mesh()
-    steps = _steps(mesh, dataset, plan)
-    task = Pretrain.build(config, dataset, encoder)
-    params, summary = _start(task, config, "pretrain", init_from, dataset, encoder)
+    with cluster.together():
+        interactions.build(config.ctr)  # refused before data is read
+        dataset = Dataset.load(config.data.dir, config.data.memory_gib)
+        check_prepared(config)
+        pretraining.check(config, dataset.schema)
+        encoder = bridge.encoder_config(config.text, dataset.schema)
+        run = Run(run_dir, origin, config, dataset.schema, encoder)
+        if (done := run.finished()) is not None:
+            print(f"{run_dir} is already finished.")
+            return done
+        mesh = make_mesh()
+        check_batch(mesh, recipe.batch_size, recipe.microbatches)
+        steps = _steps(mesh, dataset, plan)
+        task = Pretrain.build(config, dataset, encoder)
+    cluster.check_same(_facts(run))
+    params, summary = _start(task, mesh, run, init_from, rules)
     run.start()
 
-    _announce("pretrain", config, summary)
+    _announce(run, mesh, summary)
     optimizer = pretrain_optimizer(config.pretrain, steps)
     train(task, run, mesh, dataset.train, replicate(mesh, dataset.pieces), params, optimizer, plan)
     result = {"stage": "pretrain", "init_from": origin.init_from, "steps": steps, "seed": config.seed}
@@ -97,29 +100,32 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
       InputError: The dataset, the model, the pretraining run or the folder does not fit.
       alt_jax.errors.Stopped: A signal came.
     """
-    interactions.build(config.ctr)  # refused before data is read
-    dataset = Dataset.load(config.data.dir)
-    check_prepared(config)
-    if strategy == "plm":
-        bridge.check_towers(config.finetune.plm, dataset.schema)
-    encoder = bridge.encoder_config(config.text, dataset.schema)
+    rules = sharding.rules(config)
     recipe: FinetuneConfig = getattr(config.finetune, strategy)
     lazy = recipe.tables != "adam"
-    plan = Plan(recipe.batch_size, recipe.epochs, config.seed, patience=recipe.patience, lazy_tables=lazy)
+    plan = Plan(recipe.batch_size, recipe.epochs, config.seed, patience=recipe.patience, lazy_tables=lazy, rules=rules)
     origin = Origin("finetune", strategy, None if init_from is None else str(init_from))
-    run = Run(run_dir, origin, config, dataset.schema, encoder)
-    if (done := run.finished()) is not None:
-        print(f"{run_dir} is already finished.")
-        return done
-    mesh = make_mesh()
-    _steps(mesh, dataset, plan)
-    task = Finetune(ALT(config, dataset.schema, encoder), strategy)
-    if task.packs:
-        task = dataclasses.replace(task, lengths=dataset.prompt_tokens())
-    params, summary = _start(task, config, strategy, init_from, dataset, encoder)
+    with cluster.together():
+        interactions.build(config.ctr)  # refused before data is read
+        dataset = Dataset.load(config.data.dir, config.data.memory_gib)
+        check_prepared(config)
+        if strategy == "plm":
+            bridge.check_towers(config.finetune.plm, dataset.schema)
+        encoder = bridge.encoder_config(config.text, dataset.schema)
+        run = Run(run_dir, origin, config, dataset.schema, encoder)
+        if (done := run.finished()) is not None:
+            print(f"{run_dir} is already finished.")
+            return done
+        mesh = make_mesh()
+        _steps(mesh, dataset, plan)
+        task = Finetune(ALT(config, dataset.schema, encoder), strategy)
+        if task.packs:
+            task = dataclasses.replace(task, lengths=dataset.prompt_tokens())
+    cluster.check_same(_facts(run))
+    params, summary = _start(task, mesh, run, init_from, rules)
     run.start()
 
-    _announce(f"finetune {strategy}", config, summary)
+    _announce(run, mesh, summary)
     scorer = Scorer(task, mesh, dataset.pieces)
 
     def validate(params: Params) -> dict[str, float]:
@@ -128,7 +134,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     pieces = replicate(mesh, dataset.pieces)
     _, progress = train(task, run, mesh, dataset.train, pieces, params, finetune_optimizer(recipe), plan, validate)
     best, _ = load_params(run_dir, progress.best_step)
-    best = replicate(mesh, best)
+    best = place(mesh, best, rules)
     result = {
         "stage": "finetune",
         "strategy": strategy,
@@ -149,15 +155,16 @@ def load_finetuned(folder: Path) -> Trained:
     Raises:
       InputError: The folder is not one, or is damaged.
     """
-    run = Run.load(folder)
-    result = run.result()
-    if run.origin.strategy is None:
-        raise InputError(f"{folder} is a pretraining run, which predicts no clicks; finetune it first.")
-    if result is None:
-        raise InputError(f"The finetuning in {folder} is not finished; run its command again until it is.")
-    best_step = result.get("best_step")
-    if not isinstance(best_step, int):
-        raise InputError(f"{folder / 'result.json'} names no best_step; the run folder is damaged.")
+    with cluster.together():
+        run = Run.load(folder)
+        result = run.result()
+        if run.origin.strategy is None:
+            raise InputError(f"{folder} is a pretraining run, which predicts no clicks; finetune it first.")
+        if result is None:
+            raise InputError(f"The finetuning in {folder} is not finished; run its command again until it is.")
+        best_step = result.get("best_step")
+        if not isinstance(best_step, int):
+            raise InputError(f"{folder / 'result.json'} names no best_step; the run folder is damaged.")
     params, step = load_params(folder, best_step)
     return Trained(run, finetune_task(run), params, step)
 
@@ -191,7 +198,8 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
       InputError: A run or its dataset is missing or damaged, or the runs have different datasets.
     """
     runs = [load_finetuned(folder) for folder in folders]
-    dataset = open_dataset(runs[0].run)
+    with cluster.together():
+        dataset = open_dataset(runs[0].run)
     values = dataset.split(split).values
     mesh = make_mesh()
     probability = np.zeros(len(values))
@@ -201,36 +209,51 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
                 f"{trained.run.folder} was trained on another dataset than {runs[0].run.folder}; their scores are of "
                 "different rows and cannot be averaged."
             )
-        own = open_dataset(trained.run)  # its prompts may come from another tokenizer
-        scorer = Scorer(trained.task, mesh, own.pieces)
-        probability += scorer(replicate(mesh, trained.params), own.split(split).values) / len(runs)
+        with cluster.together():
+            own = open_dataset(trained.run)  # its prompts may come from another tokenizer
+        scorer, params = (
+            Scorer(trained.task, mesh, own.pieces),
+            place(mesh, trained.params, sharding.rules(trained.run.config)),
+        )
+        probability += scorer(params, own.split(split).values) / len(runs)
     return report(dataset, split, probability)
 
 
 def _steps(mesh: Mesh, dataset: Dataset, plan: Plan) -> int:
     """Most updates of a plan; refuses one that cannot be run, before a run folder is made for it."""
     check_batch(mesh, plan.batch_size)
-    return steps_per_epoch(len(dataset.train.labels), plan.batch_size) * plan.epochs
+    check_rules(mesh, plan.rules)
+    return updates(len(dataset.train.labels), plan.batch_size, plan.epochs)
+
+
+def _facts(run: Run) -> dict[str, object]:
+    """What all processes of a run have to agree on."""
+    return {
+        "what it does": dataclasses.asdict(run.origin),
+        "the run folder": str(run.folder),
+        **run.config.flat(),
+        "the dataset": [run.schema.data_hash, run.schema.fingerprint],
+        "the text tower": run.encoder.to_hf(),
+    }
 
 
 def _start(
-    task: Pretrain | Finetune,
-    config: Config,
-    stage: Literal["pretrain"] | Strategy,
-    init_from: Path | None,
-    dataset: Dataset,
-    encoder: EncoderConfig,
+    task: Pretrain | Finetune, mesh: Mesh, run: Run, init_from: Path | None, rules: Rules
 ) -> tuple[Params, list[str]]:
-    """Parameters to start from, and where each sub-tree of them comes from."""
-    params: Params = jax.jit(task.init)(jax.random.key(config.seed))
+    """Parameters to start from, where they belong, and where each sub-tree of them comes from."""
+    params: Params = jit_init(mesh, task.init, run.config.seed, rules)
     if init_from is None:
-        return bridge.load_text(params, config.text, encoder)
-    return bridge.transfer(params, stage, init_from, dataset.schema)
+        params, summary = bridge.load_text(params, run.config.text, run.encoder)
+    else:
+        stage = run.origin.strategy or "pretrain"
+        params, summary = bridge.transfer(params, stage, init_from, run.schema)
+    return place(mesh, params, rules), summary
 
 
-def _announce(stage: str, config: Config, summary: list[str]) -> None:
-    device = jax.devices()[0]
-    print(f"{stage} · seed {config.seed} · {len(jax.devices())} × {device.device_kind} · {config.data.dir}")
+def _announce(run: Run, mesh: Mesh, summary: list[str]) -> None:
+    config, what = run.config, " ".join(filter(None, (run.origin.stage, run.origin.strategy)))
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    print(f"{what} · seed {config.seed} · {mesh.size} × {mesh.devices[0].device_kind}{processes} · {config.data.dir}")
     for line in summary:
         print(f"  {line}")
 

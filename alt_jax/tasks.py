@@ -63,12 +63,12 @@ def fit(mask: Bool[Array, "B L"], lengths: np.ndarray) -> tuple[int | None, Bool
       lengths: Tokens of training rows' prompts.
 
     Returns:
-      The room; the tokens that find it; and the metric `text/dropped`, which counts the others.
+      The room; the tokens that find it; and the metric `text/dropped`, the share of the others.
     """
     (rows, length), groups = mask.shape, shards(len(mask))
     room = packing.room(lengths, rows // groups, length)
     held = packing.lay_out(mask, groups, room).mask
-    return room, held, {"text/dropped": Mean(jnp.sum(mask & ~held).astype(jnp.float32), jnp.ones(()))}
+    return room, held, {"text/dropped": objectives.share(mask & ~held, mask)}
 
 
 def apply_method(model: ALT, params: Params, method: str, *args: Any, **options: Any) -> Any:

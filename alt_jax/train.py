@@ -16,16 +16,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from alt_jax import lazy
+from alt_jax import cluster, lazy
 from alt_jax.checkpoint import Checkpoints
-from alt_jax.data.batches import Batch, batch_at, steps_per_epoch
+from alt_jax.data.batches import Batch, batch_at, epochs_over, updates
 from alt_jax.data.dataset import Rows
 from alt_jax.data.prompt import Pieces, feature_ids
 from alt_jax.errors import InputError, Stopped
 from alt_jax.objectives import Mean
 from alt_jax.run import Run
-from alt_jax.sharding import check_batch, replicate, replicated, split_rows
-from alt_jax.signals import stop_requests
+from alt_jax.sharding import Rules, check_batch, layout, own_rows, place, replicate, replicated, split_rows
 from alt_jax.tasks import Params, Task
 
 _LOG_EVERY = 50  # steps whose metrics are fetched at once
@@ -66,6 +65,7 @@ class Plan:
       checkpoint_every: Steps between checkpoints besides those at the ends of epochs; 0 for none.
       patience: Evaluations without improvement after which to stop.
       lazy_tables: Whether a step reads and writes only the batch's rows of the tables of ids (`alt_jax.lazy`).
+      rules: Which parameters are split over the devices.
     """
 
     batch_size: int
@@ -74,6 +74,7 @@ class Plan:
     checkpoint_every: int = 0
     patience: int = 0
     lazy_tables: bool = False
+    rules: Rules = ()
 
 
 def make_step(
@@ -122,7 +123,7 @@ def train(
       mesh: Devices.
       rows: Training rows.
       pieces: Prompt pieces, replicated on the mesh.
-      params: Where a run that has no checkpoint yet starts.
+      params: Where a run that has no checkpoint yet starts, placed by the plan's rules.
       optimizer: Gradient transformation.
       plan: Length, batch, seed.
       evaluate: Called at the end of every epoch with the parameters; its "auc" decides the best step and stopping.
@@ -135,12 +136,16 @@ def train(
       Stopped: A signal came; everything is saved.
     """
     check_batch(mesh, plan.batch_size)
-    per_epoch = steps_per_epoch(len(rows.labels), plan.batch_size)
-    last = per_epoch * plan.epochs
+    last = updates(len(rows.labels), plan.batch_size, plan.epochs)
     key = jax.random.key(plan.seed)
-    update = jax.jit(make_step(task, optimizer, lazy_tables=plan.lazy_tables), donate_argnums=0)
+    state = initial_state(mesh, params, optimizer, plan.rules)
+    update = jax.jit(
+        make_step(task, optimizer, lazy_tables=plan.lazy_tables),
+        donate_argnums=0,
+        out_shardings=(layout(mesh, state, plan.rules), replicated(mesh)),
+    )
+    own = own_rows(mesh, plan.batch_size)
     checkpoints = Checkpoints(run.folder)
-    state = initial_state(mesh, params, optimizer)
     progress, step = Progress(), 0
     resumed = checkpoints.latest()
     if resumed is not None:
@@ -151,39 +156,43 @@ def train(
     run.rewind(step)
     log = _Log(run, plan.batch_size)
 
-    stopping = stop_requests("stopping after this step…")
-    with jax.set_mesh(mesh), stopping as stop, closing(checkpoints):  # closing waits for what is being saved
+    requests = cluster.stop_requests("stopping after this step…")
+    with jax.set_mesh(mesh), requests as stop_at, closing(checkpoints):  # closing waits for what is being saved
         while True:
             fresh = step > 0 and step != resumed
-            epoch_ends = step % per_epoch == 0
+            over, before = (epochs_over(len(rows.labels), plan.batch_size, n) for n in (step, step - 1))
+            epoch_ends = over > before
             score = None
             if fresh and epoch_ends:
                 log.flush()
                 if evaluate is not None:
                     score = _evaluate(evaluate, state.params, run, step, progress)
-                log.epoch(step // per_epoch, plan.epochs, progress if evaluate else None)
+                log.epoch(over, plan.epochs, progress if evaluate else None)
+            stop = stop_at(step)
             if fresh and (epoch_ends or stop or (plan.checkpoint_every and step % plan.checkpoint_every == 0)):
                 log.flush()
                 checkpoints.save(step, state.params, state.optimizer, asdict(progress), score)
             if stop:
-                raise Stopped(f"stopped by {stop[0].name} at step {step} of {last}, saved")
+                raise Stopped(f"stopped by {stop} at step {step} of {last}, saved")
             if step == last or (plan.patience and progress.waited >= plan.patience):
                 break
-            batch = split_rows(mesh, batch_at(rows, seed=plan.seed, step=step, batch_size=plan.batch_size))
+            batch = batch_at(rows, seed=plan.seed, step=step, batch_size=plan.batch_size, part=own)
+            batch = split_rows(mesh, batch)
             state, metrics = update(state, pieces, batch, key)
             step += 1
             log.add(step, metrics)
     return state.params, progress
 
 
-def initial_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation) -> State:
-    """Step 0 of a run that starts from `params`, on every device."""
-    # Copied inside jit: the step donates its state, and the caller keeps its parameters.
-    make = jax.jit(
-        lambda params: State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params)),
-        out_shardings=replicated(mesh),
-    )
-    return make(replicate(mesh, params))
+def initial_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation, rules: Rules = ()) -> State:
+    """Step 0 of a run that starts from `params`, which are placed by the rules, as the state is."""
+
+    def start(params: Params) -> State:
+        # Copied: the step donates its state, and the caller keeps its parameters.
+        return State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+    params = place(mesh, params, rules)
+    return jax.jit(start, out_shardings=layout(mesh, jax.eval_shape(start, params), rules))(params)
 
 
 def _evaluate(

@@ -61,9 +61,9 @@ class Data:
         self.strings, feature = vocabulary["text"].to_pylist(), vocabulary["feature_id"].to_numpy()
         self.counts = np.bincount(feature, weights=vocabulary["count"].to_numpy(), minlength=self.num_ids)
         split = folder / ("test" if task.endswith("-infer") else "train")
-        self.values = np.load(split / "values.npy")
+        self.values = _joined(split, "values")
         self.ids = feature[self.values].astype(np.int64)
-        self.labels = np.load(split / "labels.npy").astype(np.float32)
+        self.labels = _joined(split, "labels").astype(np.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self.rng = np.random.default_rng(0)
 
@@ -121,6 +121,11 @@ class Data:
         """The fields that each row masks [B, n], without replacement."""
         count = max(1, int(len(self.names) * MASK_RATE))
         return self.rng.random((rows, len(self.names))).argsort(axis=1)[:, :count]
+
+
+def _joined(split: Path, part: str) -> np.ndarray:
+    """The shards of a part, one behind the other."""
+    return np.concatenate([np.load(file) for file in sorted(split.glob(f"{part}-*.npy"))])
 
 
 class CrossMix(nn.Module):

@@ -80,7 +80,7 @@ def main() -> None:
 
         lengths = [prompt_lengths(dataset.pieces, batch.values, dataset.schema.widths) for batch in batches]
         tokens = int(np.mean([n.sum() for n in lengths]))
-        flops = _flops(task, config, encoder, dataset, lengths, params)
+        flops = step_flops(task, config, encoder, dataset, lengths, params)
         products = _tower_products(encoder, tokens, config.text.dtype)
         side = 2048 if jax.default_backend() == "cpu" else 8192
         large, large_flops = measure.product(side, side, side, config.text.dtype)
@@ -114,7 +114,7 @@ def main() -> None:
     )
 
 
-def _flops(
+def step_flops(
     task: Pretrain, config: Config, encoder: BertConfig, dataset: Dataset, lengths: list[Any], params: Any
 ) -> dict[str, float]:
     """Products of a step that have to be, by part: forward, and twice that backward."""

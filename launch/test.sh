@@ -20,5 +20,6 @@ fi
 "$python" -m ruff check
 "$python" -m ruff format --check
 "$python" -m mypy
+.venv/bin/shellcheck launch/*.sh launch/slurm.sbatch
 "$python" benchmarks/results_page.py --check
 exec "$python" -m pytest "$@"

@@ -1,6 +1,8 @@
 """ICL beyond the plain softmax: rows left out, the sigmoid loss, chunks, a learned temperature, sampled softmax."""
 
 import math
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from alt_jax import objectives
 from alt_jax.models.heads import Similarity
+from alt_jax.sharding import by_rows, make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -105,18 +108,47 @@ def test_chunks_change_neither_loss_nor_gradient(seed, objective, duplicates, ch
         assert np.asarray(other) == pytest.approx(np.asarray(one), rel=1e-5, abs=1e-6)
 
 
-def test_chunks_bound_the_memory():
-    """The program holds no [B, B] array, forward or backward."""
-    rows, chunk = 256, 16
-    values = jnp.arange(rows)[:, None]
+# --- memory ---
 
-    def loss(c, t):
-        return objectives.instance_contrast(c, t, values, scale=1.0, chunk=chunk).loss.value
+LARGE, WIDTH, CHUNK = 32_768, 128, 256
 
-    view = jax.ShapeDtypeStruct((rows, 8), jnp.float32)
-    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(view, view).as_text()
-    assert f"{chunk}x{rows}xf32" in text
-    assert f"{rows}x{rows}x" not in text
+
+@pytest.fixture(scope="module")
+def large(quick_compile) -> dict[tuple[int, int], Any]:
+    """Loss and gradient of a batch of 32,768 rows, compiled in earnest but not run; by devices and chunk."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    programs = {}
+    for devices, chunk in ((1, 0), (1, CHUNK), (8, 0), (8, CHUNK)):
+        mesh = make_mesh(jax.devices()[:devices])
+        view = jax.ShapeDtypeStruct((LARGE, WIDTH), jnp.float32, sharding=by_rows(mesh))
+        values = jax.ShapeDtypeStruct((LARGE, 8), jnp.int32, sharding=by_rows(mesh))
+
+        def loss(ctr, text, values, chunk=chunk):
+            return objectives.instance_contrast(ctr, text, values, scale=2.0, chunk=chunk).loss.value
+
+        with jax.set_mesh(mesh):
+            both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+            programs[devices, chunk] = both.lower(view, view, values).compile()
+    jax.config.update("jax_disable_most_optimizations", True)
+    return programs
+
+
+def test_chunks_bound_the_memory_of_32768_rows(large):
+    """A whole similarity matrix takes 4.3 GB, and there are several; a device holds its share of a chunk of each."""
+    size = {which: program.memory_analysis().temp_size_in_bytes for which, program in large.items()}
+    assert size[1, 0] > 4 * 4 * LARGE**2
+    assert size[1, CHUNK] < 0.4e9
+    for chunk in (0, CHUNK):
+        assert size[8, chunk] < size[1, chunk] / 5
+
+
+def test_a_device_has_its_share_of_the_similarities(large):
+    """By the arrays of the compiled programs: some rows against all, or all of a chunk against some; never all."""
+    for (devices, chunk), program in large.items():
+        arrays = {tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([0-9,]+)\]", program.as_text())}
+        rows = chunk or LARGE
+        assert {(rows // devices, LARGE), (rows, LARGE // devices)} & arrays
+        assert max(map(math.prod, arrays)) <= max(rows * LARGE // devices, LARGE * WIDTH)
 
 
 # --- temperature ---

@@ -9,6 +9,7 @@ from alt_jax import bridge, evaluate
 from alt_jax.config import Config
 from alt_jax.data.dataset import Dataset, Encoder
 from alt_jax.data.prompt import Pieces, prompt_lengths
+from alt_jax.data.shards import ShardedArray
 from alt_jax.evaluate import Scorer
 from alt_jax.models.alt import ALT
 from alt_jax.sharding import make_mesh, replicate
@@ -70,6 +71,9 @@ def test_every_row_has_in_its_place_the_score_that_it_has_alone(scored, rows, de
     for few in (1, 17):
         np.testing.assert_allclose(scorer(params, rows[0][:few]), alone[:few], rtol=1e-5)
     assert scorer(params, rows[0][:0]).shape == (0,)
+    monkeypatch.setattr(evaluate, "_PART", 10)  # and read in parts, from shards
+    shards = ShardedArray([15, 15, 7], rows[0].shape[1:], "values", lambda part, n: rows[0][15 * n : 15 * (n + 1)])
+    np.testing.assert_allclose(scorer(params, shards), alone, rtol=1e-5)
 
 
 def test_batches_hold_every_row_once_and_rows_of_like_length(tiny_config, tiny_dataset, rows, monkeypatch):

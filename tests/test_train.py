@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,16 +16,18 @@ import optax
 import pytest
 from tiny_runs import config_file, longer, trained
 
-from alt_jax import cli
+from alt_jax import cli, stages
 from alt_jax import train as loop
 from alt_jax.bridge import encoder_config
 from alt_jax.checkpoint import load_params
 from alt_jax.config import Config
 from alt_jax.data.batches import Batch
 from alt_jax.data.dataset import Dataset, Rows
+from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import Pieces
 from alt_jax.errors import InputError, Stopped
 from alt_jax.objectives import Mean
+from alt_jax.pretraining import Pretrain
 from alt_jax.run import Origin, Run
 from alt_jax.sharding import make_mesh, replicate
 from alt_jax.train import Plan, Progress, train
@@ -49,7 +52,7 @@ class Noisy:
 @pytest.fixture
 def rows() -> Rows:
     rng = np.random.default_rng(0)
-    n = PER_EPOCH * BATCH + 3
+    n = PER_EPOCH * BATCH
     return Rows(
         rng.integers(0, 5, (n, 2)).astype(np.int32), rng.integers(0, 2, n).astype(np.uint8), np.arange(n, dtype="i8")
     )
@@ -73,7 +76,9 @@ def fit(rows: Rows, tiny_dataset: Dataset) -> Fit:
     task, mesh = Noisy(), make_mesh()
     pieces = replicate(mesh, tiny_dataset.pieces)
 
-    def go(run: Run, evaluate: Callable[[Any], dict[str, float]] | None = None, **plan: int) -> tuple[Any, Progress]:
+    def go(
+        run: Run, evaluate: Callable[[Any], dict[str, float]] | None = None, rows: Rows = rows, **plan: int
+    ) -> tuple[Any, Progress]:
         chosen = Plan(**{"batch_size": BATCH, "epochs": 3, "seed": 0, **plan})
         return train(
             task, run, mesh, rows, pieces, task.init(jax.random.key(0)), optax.adam(1e-2), chosen, evaluate=evaluate
@@ -105,6 +110,18 @@ def test_step_n_is_n_updates(open_run: Callable[[str], Run], fit: Fit) -> None:
     assert step == 2 * PER_EPOCH
     assert_same(saved, jax.tree.map(np.asarray, params))
     assert all(np.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in records(run))
+
+
+def test_an_epoch_ends_with_the_update_that_holds_its_last_row(
+    open_run: Callable[[str], Run], fit: Fit, rows: Rows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """67 rows in batches of 16: 4.2, 8.4, 12.6 updates; a batch may hold rows of two epochs."""
+    run, more = open_run("run"), Rows(*(np.concatenate([array, array[:3]]) for array in rows[:3]))
+    _, progress = fit(run, scores([0.5, 0.6, 0.7]), rows=more)
+    assert [record["step"] for record in records(run) if "valid/auc" in record] == [5, 9, 13]
+    assert records(run)[-1] == {"step": 13, "valid/auc": 0.7}
+    assert progress.best_step == 13
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["1/3", "2/3", "3/3"]
 
 
 def scores(values: list[float], then: Callable[[int], None] = lambda count: None) -> Callable[[Any], dict[str, float]]:
@@ -198,7 +215,7 @@ def test_the_host_is_a_few_steps_ahead_at_most(open_run: Callable[[str], Run]) -
         assert [metric.done for metric in steps[: step + 1]].count(False) <= 4
 
 
-@pytest.mark.parametrize(("batch", "said"), [(12, "multiple of 8"), (80, "larger than the 67 training rows")])
+@pytest.mark.parametrize(("batch", "said"), [(12, "multiple of 8"), (80, "larger than the 64 training rows")])
 def test_batch_that_does_not_fit_is_refused(open_run: Callable[[str], Run], fit: Fit, batch: int, said: str) -> None:
     with pytest.raises(InputError, match=said):
         fit(open_run("run"), batch_size=batch)
@@ -214,6 +231,27 @@ def test_pretraining_and_joint_learn(tiny_config: Config, tiny_dataset: Dataset)
         first, last = (np.mean([record[name] for record in part]) for part in (log[:10], log[-10:]))
         assert last < first, name
     assert {"bce/ctr", "bce/plm", "bce/joint", "grad_norm", "rows_per_s"} <= records(runs.joint)[0].keys()
+
+
+def test_a_run_is_the_same_wherever_its_shards_lie(tmp_path: Path, tiny_config: Config) -> None:
+    """In a folder and behind a URL, where memory holds two of five shards at a time; and it can be evaluated."""
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    results, built = [], []
+    for number, place in enumerate([str(tmp_path / "prepared"), "memory://bucket/prepared"]):
+        data = {"data.dir": place, "data.shard_rows": 100, "data.memory_gib": 2 * 100 * 29 / 2**30}
+        config = tiny_config.override({**data, "finetune.ctr.epochs": 2})
+        dataset = prepare(config)
+        assert len(Dataset.load(place, config.data.memory_gib).train.windows.sizes) == 5
+        built.append(Pretrain.build(config, dataset, encoder_config(config.text, dataset.schema)))
+        run = tmp_path / f"run{number}"
+        results.append((stages.finetune(config, "ctr", None, run), load_params(run)))
+        assert stages.to_json(stages.evaluate([run], "test")) == stages.to_json(results[-1][0]["test"])
+    assert json.dumps(results[0][0]) == json.dumps(results[1][0])
+    assert_same(results[0][1], results[1][1])
+    for name in ("maskable", "lengths", "counts"):
+        np.testing.assert_array_equal(getattr(built[0], name), getattr(built[1], name))
+    files.store.clear()
 
 
 def start(arguments: list[str], log: Path) -> "subprocess.Popen[bytes]":

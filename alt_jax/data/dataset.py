@@ -30,10 +30,11 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerFast
 
+from alt_jax.config import DataConfig
 from alt_jax.data import fields
 from alt_jax.data.prompt import Pieces, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
-from alt_jax.data.shards import Rows, check_files, open_rows
+from alt_jax.data.shards import Rows, check_files, open_for_training, open_rows
 from alt_jax.data.sources.raw import require_columns
 from alt_jax.data.storage import SCHEMA, Place, place
 from alt_jax.data.tokenizer import load_tokenizer
@@ -106,15 +107,21 @@ class Dataset:
       place: Where it lies.
       schema: The contract.
       pieces: NumPy arrays to put prompts together from.
+      memory_gib: What the training rows may take of memory.
     """
 
     place: Place
     schema: Schema
     pieces: Pieces
+    memory_gib: float
 
     @classmethod
-    def load(cls, name: str | Path) -> "Dataset":
+    def load(cls, name: str | Path, memory_gib: float = DataConfig.memory_gib) -> "Dataset":
         """Opens a prepared folder or URL and checks that every file is there.
+
+        Args:
+          name: The folder or URL.
+          memory_gib: As in `alt_jax.config.DataConfig`, which decides the order that training reads rows in.
 
         Raises:
           InputError: It is not a prepared dataset, or one of its files is missing, cut short or foreign.
@@ -132,7 +139,7 @@ class Dataset:
         for file in sizes:
             if file.split("/")[0] not in SPLITS:
                 found.local(file)
-        return cls(found, schema, _load_pieces(found.folder / PIECES, schema))
+        return cls(found, schema, _load_pieces(found.folder / PIECES, schema), memory_gib)
 
     @property
     def folder(self) -> Path:
@@ -144,9 +151,10 @@ class Dataset:
         """The training part.
 
         Raises:
-          InputError: This is the first time, and a file is not as it was prepared.
+          InputError: This is the first time, and a file is not as it was prepared, or a shard is too large for memory.
         """
-        return self._open("train")
+        split, slots = self.schema.splits["train"], sum(self.schema.widths)
+        return open_for_training(self.place, "train", split, slots, self.memory_gib)
 
     @functools.cached_property
     def valid(self) -> Rows:

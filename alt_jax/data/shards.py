@@ -5,6 +5,7 @@ depends on the rows and the size of a shard alone, not on who writes which of th
 every file.
 """
 
+import functools
 import hashlib
 import io
 import math
@@ -16,7 +17,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from alt_jax.data import storage
-from alt_jax.data.storage import Place
+from alt_jax.data.storage import Folder, Place
+from alt_jax.data.windows import Windows, shards_at_once
 from alt_jax.errors import InputError
 from alt_jax.schema import Shard, Split
 
@@ -98,14 +100,29 @@ class ShardedArray:
             self._opened[number] = self._open_shard(self._part, number)
         return self._opened[number]
 
+    def open(self) -> None:
+        """Opens all shards now.
+
+        Raises:
+          InputError: A file is missing or is not as it was prepared.
+        """
+        for number in range(len(self._sizes)):
+            self.shard(number)
+
     def take(self, rows: Int[np.ndarray, " n"], axis: int = 0) -> np.ndarray:
         """The rows of these numbers (from 0, none negative), in their order."""
         assert axis == 0
-        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        number, within = np.divmod(rows, max(1, self._sizes[0]))
-        for n in np.unique(number).tolist():
-            here = np.flatnonzero(number == n)
-            taken[here] = self.shard(n).take(within[here], axis=0)
+        number = rows // max(1, self._sizes[0])
+        by_shard = number.astype(np.min_scalar_type(len(self._sizes))).argsort(kind="stable")  # few bits sort quickly
+        within = (rows - number * self._sizes[0])[by_shard]
+        sorted_, taken = (np.empty((len(rows), *self.shape[1:]), self.dtype) for _ in range(2))
+        low = 0
+        for n, high in enumerate(np.cumsum(np.bincount(number, minlength=1)).tolist()):
+            if low < high:
+                # `clip`, since NumPy would put a copy between to raise, and all are within.
+                self.shard(n).take(within[low:high], axis=0, out=sorted_[low:high], mode="clip")
+            low = high
+        taken[by_shard] = sorted_
         return taken
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -135,11 +152,13 @@ class Rows(NamedTuple):
       values: Value id of every slot; -1 where a list is shorter than its field's slots.
       labels: 0 or 1.
       rows: Row number in the raw table, from 0.
+      windows: Reads them for training, where that is not from the map.
     """
 
     values: Int[np.ndarray | ShardedArray, "N S"]
     labels: UInt8[np.ndarray | ShardedArray, " N"]
     rows: Int[np.ndarray | ShardedArray, " N"]
+    windows: Windows | None = None
 
 
 OpenShard = Callable[[str, int], np.ndarray]
@@ -170,7 +189,7 @@ def check_files(place: Place, sizes: dict[str, int], splits: dict[str, Split], s
 
 
 def open_rows(place: Place, name: str, split: Split, slots: int) -> Rows:
-    """A split's rows. Where there is one shard only, it is opened, and checked, at once.
+    """A split's rows. A folder's only shard is opened, and checked, at once.
 
     Raises:
       InputError: A file is missing or is not as it was prepared; where there are several shards, when it is opened.
@@ -182,19 +201,46 @@ def open_rows(place: Place, name: str, split: Split, slots: int) -> Rows:
         try:
             with path.open("rb") as content:
                 _check_hash(place / file, hashlib.file_digest(content, "sha256"), split.shards[number], part)
-            return np.load(path, mmap_mode="r" if split.shards[number].rows else None, allow_pickle=False)
+            # As a plain array, of which taking rows is quicker than of NumPy's class for maps.
+            return np.asarray(np.load(path, mmap_mode="r" if split.shards[number].rows else None, allow_pickle=False))
         except OSError as error:
             raise storage.unreadable(place / file, error) from None
 
     sizes = [shard.rows for shard in split.shards]
-    arrays = {part: ShardedArray(sizes, (slots,) if part == "values" else (), part, open_shard) for part in PARTS}
-    if len(sizes) == 1:
-        return Rows(**{part: array.shard(0) for part, array in arrays.items()})
-    return Rows(**arrays)
+    values, labels, numbers = (
+        ShardedArray(sizes, (slots,) if part == "values" else (), part, open_shard) for part in PARTS
+    )
+    if len(sizes) == 1 and isinstance(place, Folder):
+        return Rows(values.shard(0), labels.shard(0), numbers.shard(0))
+    return Rows(values, labels, numbers)
+
+
+def open_for_training(place: Place, name: str, split: Split, slots: int, memory_gib: float) -> Rows:
+    """A split's rows, and how training reads them: from a folder's mapped files, or some shards at a time in memory.
+
+    Args:
+      place: Where the dataset lies.
+      name: Of the split.
+      split: Its entry in the schema.
+      slots: Columns of values.
+      memory_gib: What the rows may take.
+
+    Raises:
+      InputError: As `open_rows`, or a shard is too large for the memory.
+    """
+    rows, sizes = open_rows(place, name, split, slots), [shard.rows for shard in split.shards]
+    at_once = shards_at_once(sizes, slots, memory_gib, place / name)
+    # Not from the map where memory does not hold it: row by row a disk is a thousand times slower than from end to end.
+    if isinstance(place, Folder) and at_once == len(sizes):
+        for array in (rows.values, rows.labels):  # the first batch has rows of every shard anyway
+            if isinstance(array, ShardedArray):
+                array.open()
+        return rows
+    return rows._replace(windows=Windows(sizes, at_once, functools.partial(read_shard, place, name, split)))
 
 
 def read_shard(place: Place, name: str, split: Split, part: str, number: int) -> np.ndarray:
-    """An array of a shard in memory, read from where the dataset lies.
+    """An array of a shard, in memory.
 
     Raises:
       InputError: The file is missing or is not as it was prepared.

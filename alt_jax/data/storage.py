@@ -28,6 +28,14 @@ class Place(ABC):
     name: str
 
     @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name.
+
+        Raises:
+          InputError: That cannot be told.
+        """
+
+    @abstractmethod
     def sizes(self) -> dict[str, int]:
         """Bytes of every file; empty where there is nothing."""
 
@@ -73,6 +81,10 @@ class Folder(Place):
         """See `Place`."""
         return self._path
 
+    def has(self, name: str) -> bool:
+        """See `Place`."""
+        return (self._path / name).is_file()
+
     def sizes(self) -> dict[str, int]:
         """See `Place`."""
         files = (path for path in self._path.rglob("*") if path.is_file())
@@ -111,6 +123,10 @@ class Remote(Place):
                 f"{url} cannot be opened ({_first_line(error)}); install what its protocol needs (for gs:// it is "
                 "`pip install 'alt-jax[gcs]'`) or correct data.dir."
             ) from None
+
+    def has(self, name: str) -> bool:
+        """See `Place`."""
+        return name in self.sizes()
 
     def sizes(self) -> dict[str, int]:
         """See `Place`."""

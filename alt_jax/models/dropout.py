@@ -9,6 +9,8 @@ import numpy as np
 from jax.extend.random import threefry2x32_p
 from jaxtyping import Array, Bool, Float, UInt32
 
+from alt_jax.microbatches import in_batch
+
 
 class Dropout(nn.Module):
     """Zeroes elements by chance and scales the others by 1 / (1 − rate) (Srivastava et al., JMLR 2014).
@@ -39,18 +41,19 @@ def keep(
     """True with the given chance, each element by itself.
 
     One hash of Threefry, of the number of a vector along the last axis and the number of four elements in it, gives
-    their 64 bits. So what is drawn for a vector depends on its number alone, wherever it lies in the array and on
-    whichever device.
+    their 64 bits. So what is drawn for a vector depends on its number alone, wherever it lies in the array, on which
+    device and in which part of the batch (`alt_jax.microbatches`).
 
     Args:
       key: Random key.
       chance: Of True.
       shape: Of the result.
-      number: Of each vector along the last axis; None: in order.
+      number: Of each vector along the last axis, in the whole batch; None: in order, the leading axis being rows.
     """
     *outer, last = shape
     if number is None:
         number = jnp.arange(math.prod(outer), dtype=jnp.uint32).reshape(outer)
+        number = in_batch(number, math.prod(outer[1:]))
     draws = (*outer, -(-last // 4))
     vector = jnp.broadcast_to(number[..., None], draws)
     quarter = jax.lax.broadcasted_iota(jnp.uint32, draws, len(outer))

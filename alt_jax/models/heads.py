@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
 from alt_jax.models.dropout import Dropout
+from alt_jax.models.table import table_rows
 from alt_jax.schema import Schema
 
 
@@ -161,13 +162,14 @@ class MTMHead(nn.Module):
           mask: Which tokens are real.
 
         Returns:
-          A vector per tabular field, the output table over all N feature ids, and its bias.
+          A vector per tabular field, the output table over all feature ids (`table_rows` of them), and its bias.
         """
         fields = len(self.schema.tabular)
         helped = TextHelp(self.attention, name="help")(representation, states, mask)
         vectors = nn.Dense(fields * self.dim, name="output")(helped)
-        table = self.param("table", nn.initializers.normal(0.02), (self.schema.num_ids, self.dim))
-        bias = self.param("bias", nn.initializers.zeros, (self.schema.num_ids,))
+        rows = table_rows(self.schema.num_ids)
+        table = self.param("table", nn.initializers.normal(0.02), (rows, self.dim))
+        bias = self.param("bias", nn.initializers.zeros, (rows,))
         return vectors.reshape(-1, fields, self.dim), table, bias
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from alt_jax.bounds import log_mean_exp, sum_bound
+from alt_jax.microbatches import in_batch
 
 _WORTH_IT = 0.95  # of the slots, above which packing would not pay
 
@@ -87,7 +88,7 @@ class Layout(NamedTuple):
     @property
     def number(self) -> UInt32[Array, "G T"] | None:
         """Of every place's slot in the batch, from which dropout draws, packed or not; None: in order."""
-        return None if self.move is None else self.move.number
+        return None if self.move is None else in_batch(self.move.number, self.mask.shape[1])
 
     def pack(self, x: Float[Array, "B L *d"]) -> Float[Array, "G T *d"]:
         """Rows to places."""

@@ -38,7 +38,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def test_loading_gives_what_was_prepared(prepared: Dataset):
     again = Dataset.load(str(prepared.folder))
     assert again.schema == prepared.schema
-    assert isinstance(again.train.values, np.memmap)
+    assert isinstance(again.train.values.base, np.memmap)
     assert (again.train.values == prepared.train.values).all()
     assert again.split("test").rows.tolist() == prepared.test.rows.tolist()
     with pytest.raises(InputError, match="No split 'dev'"):

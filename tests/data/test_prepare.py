@@ -259,6 +259,7 @@ def test_a_killed_prepare_leaves_the_old_dataset_and_nothing_that_passes_for_a_n
     ("change", "said"),
     [
         ({"data.protocol": "time"}, "data.protocol = 'random', not 'time'; pass --data.protocol random, or prepare"),
+        ({"data.shard_rows": 9}, "data.shard_rows = 4194304, not 9; pass --data.shard-rows 4194304"),
         ({"data.min_count": 2}, "data.min_count = 1, not 2; pass --data.min-count 1, or prepare again."),
         ({"data.positive_above": 2.0}, "data.positive_above = None, not 2.0; pass --data.positive-above None, or"),
         ({"data.source": "goodreads"}, "data.source = 'table', not 'goodreads'"),
@@ -268,7 +269,7 @@ def test_a_killed_prepare_leaves_the_old_dataset_and_nothing_that_passes_for_a_n
         ({"text.max_length": 16}, "text.max_length = 32, not 16; pass --text.max-length 32"),
         ({"text.vocab_size": 90}, "text.vocab_size = 60, not 90"),
         ({"text.vocab_size": 90, "text.model": "a-model"}, None),  # whose tokenizer is compared by itself
-        ({"data.raw": "moved.csv", "text.layers": 3, "ctr.dim": 5, "seed": 7}, None),
+        ({"data.raw": "moved.csv", "data.memory_gib": 1.0, "text.layers": 3, "ctr.dim": 5, "seed": 7}, None),
     ],
 )
 def test_a_dataset_knows_what_it_was_prepared_with(tmp_path: Path, change: dict[str, object], said: str | None):

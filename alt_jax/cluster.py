@@ -1,0 +1,165 @@
+"""The processes of a run, one for each host, as JAX's multi-controller runtime has them.
+
+Every process runs the same command and reaches the same programs in the same order. Only the first one writes to the
+run folder (checkpoints aside, of which each writes what its devices hold) and to standard output. What one process
+finds wrong is raised by all, so that none waits for one that has gone.
+"""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from alt_jax import signals
+from alt_jax.errors import InputError
+
+_JOIN_S = 45  # that processes wait for each other at the start
+_HEARTBEAT_S = 30  # without a sign of life after which a process is taken for dead
+_ADDRESS = re.compile(r"(?P<address>.+:\d+),(?P<process>\d+)/(?P<processes>\d+)")
+
+
+def join(cluster: str) -> None:
+    """Joins the other processes; to be called before anything else is asked of JAX.
+
+    Args:
+      cluster: `none`: this process is alone. `auto`: JAX finds the others by itself (TPU pods, Slurm, Open MPI, indexed
+        jobs of Kubernetes). `HOST:PORT,I/N`: this is process I of N, from 0, and process 0 listens at that address.
+
+    Raises:
+      InputError: `cluster` is none of these, or JAX finds no cluster.
+    """
+    if cluster == "none":
+        return
+    where: dict[str, Any] = {}
+    if cluster != "auto":
+        found = _ADDRESS.fullmatch(cluster)
+        if not found or int(found["process"]) >= int(found["processes"]):
+            raise InputError(
+                f"--cluster {cluster} is neither none nor auto nor HOST:PORT,I/N with I from 0 to N - 1; correct it."
+            )
+        where = {
+            "coordinator_address": found["address"],
+            "process_id": int(found["process"]),
+            "num_processes": int(found["processes"]),
+        }
+    # JAX ends a process that has waited in vain without a word of what to do.
+    late = threading.Timer(_JOIN_S, _give_up, [cluster])
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(
+            **where,
+            initialization_timeout=2 * _JOIN_S,
+            heartbeat_timeout_seconds=_HEARTBEAT_S,
+            shutdown_timeout_seconds=_HEARTBEAT_S,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise InputError(
+            f"--cluster {cluster} finds no other processes ({reason}); give HOST:PORT,I/N, or none."
+        ) from None
+    finally:
+        late.cancel()
+    if not first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
+def _give_up(cluster: str) -> None:
+    print(
+        f"alt-jax: --cluster {cluster}: not all processes came together within {_JOIN_S} s; see that each was started, "
+        "that all name the same address, of process 0, and that its port can be reached.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)  # the main thread is in JAX's own code, which no exception reaches
+
+
+def first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def gather(text: str) -> list[str]:
+    """The texts of all processes, in their order."""
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array([len(own)])).ravel()
+    padded = np.pad(own, (0, int(lengths.max()) + 1 - len(own)))
+    texts = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
+    return [bytes(row[:length]).decode() for row, length in zip(texts, lengths, strict=True)]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """An InputError of one process inside becomes one of all; they leave together."""
+    error = None
+    try:
+        yield
+    except InputError as found:
+        error = found
+    said = gather("" if error is None else str(error))
+    if error is not None:
+        raise error
+    for process, text in enumerate(said):
+        if text:
+            raise InputError(f"process {process} of {len(said)}: {text}")
+
+
+def check_same(facts: Mapping[str, object]) -> None:
+    """Refuses to begin where processes would do different things; the code that they run is compared as well.
+
+    Args:
+      facts: What all have to agree on, as JSON values by name.
+
+    Raises:
+      InputError: Two processes differ; names the first difference. Raised by all.
+    """
+    own = {"the code of alt-jax": code_hash(), "the version of jax": jax.__version__, **facts}
+    ours, *others = (json.loads(text) for text in gather(json.dumps(own, default=str)))
+    for process, theirs in enumerate(others, start=1):
+        for name in ours | theirs:
+            if ours.get(name) != theirs.get(name):
+                raise InputError(
+                    f"process {process} differs from process 0 in {name}: {theirs.get(name)!r}, not "
+                    f"{ours.get(name)!r}; start the same command with the same files on every host."
+                )
+
+
+def code_hash() -> str:
+    """SHA-256 of this package's source files, shortened."""
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def stop_requests(notice: str) -> Iterator[Callable[[int], str | None]]:
+    """Yields a function that is to be called at every step, and names the signal at the one where to save and stop.
+
+    Of several processes it is enough that one is sent SIGTERM (or SIGINT): JAX's preemption service carries the news,
+    and they agree on a step that none has passed yet.
+
+    Args:
+      notice: What standard error says when a signal comes.
+    """
+    if jax.process_count() == 1:
+        with signals.stop_requests(notice) as received:
+            yield lambda step: received[0].name if received else None
+        return
+    # SIGTERM is left to JAX
+    with signals.stop_requests(notice, (signal.SIGINT,), pass_on=lambda: signal.raise_signal(signal.SIGTERM)):
+        yield lambda step: "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None

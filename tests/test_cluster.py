@@ -1,0 +1,205 @@
+"""Several real processes on this machine, each with virtual devices, do what one does."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import config_file, longer
+
+from alt_jax import cli, cluster, stages
+from alt_jax.checkpoint import load_params
+from alt_jax.config import Config, ShardingConfig
+from alt_jax.data.dataset import Dataset
+from alt_jax.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+_WORKER = Path(__file__).with_name("cluster_process.py")
+_COMMAND = "import sys; from alt_jax import cli, cluster; cluster._JOIN_S = {join}; sys.exit(cli.run(sys.argv[1:]))"
+_PATIENCE_S = 300  # with a machine that does other things too; what hangs is ended
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
+
+
+class Processes:
+    """Some processes and what they say."""
+
+    def __init__(self, commands: Sequence[Sequence[str]], devices: int, folder: Path) -> None:
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # as `quick_compile`
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        self._logs = [folder / f"log{i}" for i in range(len(commands))]
+        self._running = []
+        for command, log in zip(commands, self._logs, strict=True):
+            with log.open("wb") as file:
+                self._running.append(
+                    subprocess.Popen([sys.executable, *command], stdout=file, stderr=file, env=environment)
+                )
+
+    def send(self, process: int, number: signal.Signals) -> None:
+        self._running[process].send_signal(number)
+
+    def end(self) -> list[int]:
+        """Exit codes."""
+        deadline = time.monotonic() + _PATIENCE_S
+        try:
+            return [process.wait(max(1, deadline - time.monotonic())) for process in self._running]
+        finally:
+            for process in self._running:
+                process.kill()
+
+    @property
+    def said(self) -> list[str]:
+        return [log.read_text(encoding="utf-8") for log in self._logs]
+
+    def running(self) -> bool:
+        return all(process.poll() is None for process in self._running)
+
+
+def commands(arguments: Sequence[Sequence[str]], join: int = 120) -> list[list[str]]:
+    """The command line of each process of a cluster."""
+    port, count = free_port(), len(arguments)
+    code = _COMMAND.format(join=join)
+    return [["-c", code, *own, "--cluster", f"localhost:{port},{i}/{count}"] for i, own in enumerate(arguments)]
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{name: value for name, value in record.items() if name != "rows_per_s"} for record in found]
+
+
+def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-3, abs=1e-4), mine["step"]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config: Config, tiny_dataset: Dataset) -> Config:
+    """15 updates of either stage."""
+    finetune = dataclasses.replace(tiny_config.finetune.ctr, batch_size=32)
+    config = longer(tiny_config, batch_size=32)
+    return dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, ctr=finetune))
+
+
+@pytest.fixture(scope="module")
+def alone(config: Config, quick_compile: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same stages in this process, on its eight devices."""
+    folder = tmp_path_factory.mktemp("alone")
+    stages.pretrain(config, folder / "pretrain")
+    stages.finetune(config, "ctr", folder / "pretrain", folder / "ctr")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "sharding"),
+    [(2, 2, ShardingConfig(tables="split", text="split")), (4, 1, ShardingConfig())],
+)
+def test_several_processes_are_as_one(
+    processes: int, devices: int, sharding: ShardingConfig, config: Config, alone: Path, tmp_path: Path
+) -> None:
+    experiment = config_file(tmp_path, dataclasses.replace(config, sharding=sharding))
+    port = free_port()
+    commands = [
+        [str(_WORKER), f"localhost:{port},{i}/{processes}", experiment, str(tmp_path)] for i in range(processes)
+    ]
+    started = Processes(commands, devices, tmp_path)
+    assert started.end() == [0] * processes, started.said
+    for stage in ("pretrain", "ctr"):
+        assert_close(records(tmp_path / stage), records(alone / stage))
+    test = json.loads((alone / "ctr" / "result.json").read_text(encoding="utf-8"))["test"]
+    result = json.loads((tmp_path / "ctr" / "result.json").read_text(encoding="utf-8"))
+    assert result["test"] == pytest.approx(test, abs=2e-3)
+    own = 32 // processes
+    for i in range(processes):
+        found = json.loads((tmp_path / f"process{i}.json").read_text(encoding="utf-8"))
+        assert found["test"] == pytest.approx(result["test"], abs=1e-6)
+        assert found["test"]["rows"] == test["rows"]
+        assert {tuple(part) for part in found["parts"]} == {(i * own, (i + 1) * own, own)}
+    assert "pretrain" in started.said[0]
+    assert not any("epoch 1" in said for said in started.said[1:])
+    mine, theirs = (load_params(folder / "ctr")[0] for folder in (tmp_path, alone))
+    assert jax.tree.map(np.shape, mine) == jax.tree.map(np.shape, theirs)
+
+
+def test_a_signal_to_one_stops_all_and_the_run_goes_on_elsewhere(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one process with eight devices, where it began on two with two each; all lies otherwise there."""
+    config = longer(config, epochs=12)
+    whole = tmp_path / "whole"
+    stages.pretrain(config, whole)
+    run, folder = tmp_path / "run", config_file(tmp_path, config)
+    arguments = ["pretrain", folder, "--run-dir", str(run)]
+    started = Processes(commands([[*arguments, "--sharding.tables", "split"]] * 2), 2, tmp_path)
+    while started.running() and not list(run.glob("checkpoints/[0-9]*")):
+        time.sleep(0.05)
+    started.send(1, signal.SIGTERM)
+    assert started.end() == [75, 75], started.said
+    steps = [said.split("stopped by SIGTERM at step ")[1].split()[0] for said in started.said]
+    assert steps[0] == steps[1]
+    assert cli.run(arguments) == 0
+    assert f"resumed at step {steps[0]} of 180" in capsys.readouterr().out
+    assert_close(records(run), records(whole))
+
+
+def test_all_say_what_one_finds_wrong(config: Config, tmp_path: Path) -> None:
+    """At once, and with exit code 2."""
+    arguments = ["pretrain", config_file(tmp_path, config), "--run-dir", str(tmp_path / "run")]
+    there = Processes(commands([arguments, [*arguments, "--seed", "7"]]), 1, tmp_path)
+    assert there.end() == [2, 2], there.said
+    assert all("process 1 differs from process 0 in seed: 7, not 0" in said for said in there.said)
+
+    gone = Processes(commands([arguments, [*arguments, "--data.dir", str(tmp_path / "nowhere")]]), 1, tmp_path)
+    assert gone.end() == [2, 2], gone.said
+    assert "process 1 of 2: " in gone.said[0]
+    assert all("nowhere/schema.json does not exist" in said for said in gone.said)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_waits_for_the_others_no_longer_than_said(process: int, config: Config, tmp_path: Path) -> None:
+    command = ["pretrain", config_file(tmp_path, config), "--run-dir", str(tmp_path / "run")]
+    command = ["-c", _COMMAND.format(join=2), *command, "--cluster", f"localhost:{free_port()},{process}/2"]
+    alone = Processes([command], 1, tmp_path)
+    assert alone.end() == [2]
+    assert "not all processes came together within 2 s" in alone.said[0]
+
+
+@pytest.mark.parametrize("where", ["localhost", "localhost:80", "localhost:80,2/2", "here,0/1", "Auto"])
+def test_what_is_no_cluster_is_refused(where: str) -> None:
+    with pytest.raises(InputError, match=f"--cluster {where} is neither"):
+        cluster.join(where)
+
+
+def test_auto_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "TPU_", "KUBERNETES_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(cluster, "first", lambda: True)
+    with pytest.raises(InputError, match="--cluster auto finds no other processes"):
+        cluster.join("auto")
+
+
+def test_texts_of_one_process() -> None:
+    assert cluster.gather("ö") == ["ö"]
+    cluster.check_same({"seed": 1})
+    with pytest.raises(InputError, match=r"^wrong$"), cluster.together():
+        raise InputError("wrong")
