@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import difflib
-import functools
 import io
 import os
 import signal
@@ -329,12 +328,12 @@ def _prepare(arguments: list[str]) -> None:
         prepare(options.config)
         return
     try:
-        from alt_jax.data.beam import Beam
+        from alt_jax.data.beam import engine
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "apache_beam":
             raise
         raise InputError("--engine beam needs Apache Beam; install it with pip install 'alt-jax[beam]'.") from None
-    prepare(options.config, functools.partial(Beam, runner=options.runner or "FnApiRunner", arguments=given))
+    prepare(options.config, engine(options.runner, given))
 
 
 def _pretrain(arguments: list[str]) -> None:

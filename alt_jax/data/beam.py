@@ -9,11 +9,12 @@ Parquet file; sources of other kinds are cut into chunks first) or what became o
    by shard → written, and their items counted.
 3. Rows: chunk → value ids by shard → a shard in order → written by the function that the other engine uses too.
 
-Launcher and workers share a folder (or URL): there the launcher says what becomes of a chunk's rows, and workers leave
+Launcher and workers share a folder or URL: there the launcher says what becomes of a chunk's rows, and workers leave
 counts, histories, shards, and the sentence with which they refuse a chunk. An error raised in a worker would come back
 as hundreds of lines, after a number of tries.
 """
 
+import contextlib
 import io
 import json
 import secrets
@@ -38,43 +39,69 @@ from alt_jax.data.protocols import SPLITS, Split
 from alt_jax.data.rows import Part
 from alt_jax.data.shards import PARTS, file_name
 from alt_jax.data.sources.raw import Columns, RawData
-from alt_jax.data.sources.table import row_groups
+from alt_jax.data.sources.table import read_group, row_groups
 from alt_jax.data.values import Tally, Values
 from alt_jax.data.workers import Chunk, Facts, Job
 from alt_jax.errors import InputError
 from alt_jax.schema import Shard
 
+LOCAL = "FnApiRunner"  # Beam's own for one machine; of several processes, if told so
 _CHUNK = 1 << 17  # rows of a chunk that is cut here
 _PART = 1 << 24  # rows whose strings, or users, one worker groups at a time
+
+
+def engine(runner: str, arguments: Sequence[str]) -> Callable[[RawData, Split, Path, int], Engine]:
+    """What `prepare` takes; a mistake in its arguments is told before any row is read.
+
+    Args:
+      runner: A name that Beam knows; empty: `LOCAL`.
+      arguments: Beam's options. Where `--temp_location` names a folder or URL, launcher and workers share one in there;
+        otherwise they share the folder that takes the dataset.
+
+    Raises:
+      InputError: There is no such runner, or no such option.
+    """
+    runner = runner or LOCAL
+    try:
+        create_runner(runner)
+    except (ValueError, ImportError, AttributeError, TypeError) as error:
+        raise InputError(f"--runner {runner} cannot be used: {str(error).splitlines()[0].rstrip('.')}.") from None
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options = PipelineOptions(list(arguments))
+            given = options.get_all_options(retain_unknown_options=True)
+    except SystemExit:
+        reason = said.getvalue().splitlines()[-1].split("error: ")[-1]
+        raise InputError(f"Beam refuses its options: {reason}.") from None
+    if given["runner"]:
+        raise InputError(f"--runner {given['runner']} belongs to alt-jax; give it before the `--`.")
+    # Other runners know more options than their Python part does.
+    unknown = given.keys() - options.get_all_options().keys() if runner == LOCAL else ()
+    if unknown:
+        raise InputError(f"{LOCAL} has no option --{min(unknown)}; correct what follows the `--`.")
+    return partial(Beam, runner=runner, arguments=list(arguments))
 
 
 class Beam(Engine):
     """Two or three pipelines, one after the other."""
 
     def __init__(
-        self, raw: RawData, split: Split, folder: Path, shard_rows: int, *, runner: str, arguments: Sequence[str]
+        self, raw: RawData, split: Split, folder: Path, shard_rows: int, *, runner: str, arguments: list[str]
     ) -> None:
-        """Leaves in the shared folder what becomes of every chunk's rows.
+        """Writes nothing yet.
 
         Args:
           raw: Raw rows.
           split: Their splits and labels.
           folder: Takes the dataset.
           shard_rows: Rows of a shard.
-          runner: A name that Beam knows.
-          arguments: Beam's options. Where `--temp_location` names a folder or URL, launcher and workers share one in
-            there; otherwise they share `folder`.
-
-        Raises:
-          InputError: There is no such runner, or the raw rows cannot be read.
+          runner: As `engine` has checked it.
+          arguments: Likewise.
         """
         super().__init__(raw, split, folder, shard_rows)
-        try:
-            create_runner(runner)
-        except (ValueError, ImportError, AttributeError) as error:
-            raise InputError(f"--runner {runner} cannot be used: {str(error).splitlines()[0].rstrip('.')}.") from None
-        self._runner, self._arguments = runner, list(arguments)
-        temporary = PipelineOptions(self._arguments).view_as(GoogleCloudOptions).temp_location
+        self._runner, self._arguments = runner, arguments
+        temporary = PipelineOptions(arguments).view_as(GoogleCloudOptions).temp_location
         self._job = Job(
             shared=f"{temporary}/alt-jax-{secrets.token_hex(8)}" if temporary else str(folder),
             fields=raw.fields,
@@ -85,21 +112,21 @@ class Beam(Engine):
             shard_rows=shard_rows,
             parts=1 + raw.table.num_rows // _PART,
         )
-        self._chunks = self._cut()
-        self._counted = False
+        self._chunks: list[Chunk] = []
 
     def tally(self, field: FieldConfig) -> Tally:
         """See `Engine`. The first time, those of all fields are counted."""
-        if not self._counted:
+        if not self._chunks:
+            self._chunks = self._cut()
             self._count_values()
-            self._counted = True
         found = self._found("values", self._job.number(field.column))
         slots = max(found["slots"].to_pylist(), default=1)
         return Tally(found["value"].to_pylist(), np.asarray(found["counts"]), np.asarray(found["kept"]), slots)
 
     def keep(self, field: FieldConfig, found: Values) -> None:
         """See `Engine`."""
-        self._write_table(f"strings/{self._job.number(field.column)}", {"value": pa.array(found.strings, pa.string())})
+        strings = pa.table({"value": pa.array(found.strings, pa.string())})
+        self._write_table(f"strings/{self._job.number(field.column)}", strings)
 
     def sequence(self, field: FieldConfig, item: Values) -> Values:
         """See `Engine`. The first time, the histories of all fields are made."""
@@ -152,7 +179,13 @@ class Beam(Engine):
             shutil.rmtree(self._job.shared, ignore_errors=True)
 
     def _cut(self) -> list[Chunk]:
-        """Divides the raw rows into chunks, and writes what becomes of each."""
+        """Divides the raw rows into chunks, and writes what becomes of each.
+
+        Workers read Parquet from where it lies; other rows, and all rows where only a URL is shared, are written, too.
+
+        Raises:
+          InputError: The raw rows cannot be read.
+        """
         raw, split = self.raw, self.split
         columns = {field.column: None for field in raw.fields if field.kind != "sequence"}
         timed = any(field.kind == "sequence" for field in raw.fields)
@@ -162,14 +195,17 @@ class Beam(Engine):
             groups, schema = row_groups(raw.table.parts, list(columns), raw.origin)
             chunks = [Chunk(number, group.first, group) for number, group in enumerate(groups)]
             sizes = [group.rows for group in groups]
+            if storage.is_url(self._job.shared):
+                for number, group in enumerate(groups):
+                    self._write_table(f"raw/{number}", read_group(group, schema))
+                chunks = [chunk._replace(group=None) for chunk in chunks]
         else:
             table = pa.table({column: _plain(raw.table[column]) for column in columns})
             schema, firsts = table.schema, range(0, table.num_rows, _CHUNK)
             chunks = [Chunk(number, first, None) for number, first in enumerate(firsts)]
             sizes = [min(_CHUNK, table.num_rows - first) for first in firsts]
             for chunk in chunks:
-                part = table.slice(chunk.first, _CHUNK)
-                self._write_table(f"raw/{chunk.number}", dict(zip(part.column_names, part.columns, strict=True)))
+                self._write_table(f"raw/{chunk.number}", table.slice(chunk.first, _CHUNK))
         self._job = replace(self._job, schema=schema)
 
         destination = np.full(raw.table.num_rows, workers.NOWHERE, np.int64)
@@ -227,8 +263,8 @@ class Beam(Engine):
         names = [name for name in self._job.written(kind) if name.startswith(f"{kind}/{f}-")]
         return pa.concat_tables([pq.read_table(self._job.read(name)) for name in names])
 
-    def _write_table(self, name: str, columns: dict[str, pa.Array | pa.ChunkedArray]) -> None:
-        self._write_arrays(name, lambda file: pq.write_table(pa.table(columns), file))
+    def _write_table(self, name: str, table: pa.Table) -> None:
+        self._write_arrays(name, partial(pq.write_table, table))
 
     def _write_arrays(self, name: str, write: Callable[[io.BytesIO], object]) -> None:
         content = io.BytesIO()

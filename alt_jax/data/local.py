@@ -30,7 +30,7 @@ class Local(Engine):
         super().__init__(raw, split, folder, shard_rows)
         self._scratch = folder / "scratch"
         self._scratch.mkdir()
-        self._remembered = values.remembered(raw)
+        self._remembered = values.remembered(raw.fields)
         self._spelled: Spelled | None = None
 
     def tally(self, field: FieldConfig) -> Tally:
@@ -59,11 +59,10 @@ class Local(Engine):
         items = values.positions(spelled, pa.array(item.strings, pa.string()))[:, 0]
         user = np.asarray(as_text(raw.table[raw.user], raw.user, raw.origin).indices)
         time = np.asarray(raw.table[raw.timestamp])
-        eligible = values.eligible(field, split.positive, split.known, train)
-        history = fields.history(user, time, items, eligible, field.slots)
-        codes, number = values.or_empty(history, len(item.strings)), len(item.strings) + 1
-        counts = values.count(codes, [split.rows["train"]], number)
-        kept = values.count(codes, list(split.rows.values()), number)
+        number = len(item.strings)
+        codes = values.histories(field, user, time, items, split.positive, split.known, train, number)
+        counts = values.count(codes, [split.rows["train"]], number + 1)
+        kept = values.count(codes, list(split.rows.values()), number + 1)
         found, place = values.of_sequence(field, item, self._titles(field, item, items), counts, kept)
         self._save(field, np.append(place, np.int32(-1))[codes])
         return found

@@ -3,7 +3,7 @@
 What is decided here depends on counts alone, so that whoever counts, on one machine or on many, gets the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -91,9 +91,9 @@ def check_sequences(raw: RawData) -> None:
             )
 
 
-def remembered(raw: RawData) -> set[str]:
+def remembered(fields: Iterable[FieldConfig]) -> set[str]:
     """Columns of items whose histories hold rows of any split, or of none where the protocol skips a user's first."""
-    return {field.of for field in raw.fields if field.kind == "sequence" and field.past == "all"}
+    return {field.of for field in fields if field.kind == "sequence" and field.past == "all"}
 
 
 def tally(spelled: Spelled, train: list[np.ndarray], kept: list[np.ndarray]) -> Tally:
@@ -192,25 +192,33 @@ def positions(spelled: Spelled, strings: pa.StringArray) -> Int[np.ndarray, "N S
     return np.append(np.asarray(found, np.int32), np.int32(-1))[spelled.codes]
 
 
-def eligible(
-    field: FieldConfig, positive: Bool[np.ndarray, " N"], known: Bool[np.ndarray, " N"], train: Bool[np.ndarray, " N"]
-) -> Bool[np.ndarray, " N"]:
-    """Rows that the field's histories may hold.
+def histories(
+    field: FieldConfig,
+    user: Int[np.ndarray, " N"],
+    time: np.ndarray,
+    item: Int[np.ndarray, " N"],
+    positive: Bool[np.ndarray, " N"],
+    known: Bool[np.ndarray, " N"],
+    train: Bool[np.ndarray, " N"],
+    items: int,
+) -> Int[np.ndarray, "N S"]:
+    """What a sequence holds in every row: which of the item's values; -1 behind the last.
 
     Args:
-      field: A sequence.
+      field: The sequence.
+      user: User of every row.
+      time: What rows are ordered by; of simultaneous ones, the later in these arrays is the newer.
+      item: Which of the item's values every row has.
       positive: Labels.
       known: `alt_jax.data.protocols.Split.known`.
       train: Rows of the training part.
+      items: How many values the item has; an empty history holds this number, which stands for the empty string.
     """
     outcome = {"positive": positive, "negative": ~positive, "any": known}[field.outcome]
-    return outcome & (train if field.past == "train" else known)
-
-
-def or_empty(history: Int[np.ndarray, "N S"], items: int) -> Int[np.ndarray, "N S"]:
-    """Histories in which an empty one holds the number behind the items', which stands for the empty string."""
-    history[history[:, 0] < 0, 0] = items
-    return history
+    eligible = outcome & (train if field.past == "train" else known)
+    found = fields.history(user, time, item, eligible, field.slots)
+    found[found[:, 0] < 0, 0] = items
+    return found
 
 
 def count(codes: Int[np.ndarray, "N S"], rows: list[np.ndarray], size: int) -> Int[np.ndarray, " V"]:

@@ -159,7 +159,7 @@ def tallies(chunk: Chunk, job: Job) -> Iterator[Any]:
         facts, table = _facts(job, chunk), _table(job, chunk)
         there, train = np.flatnonzero(facts.destination >= 0), np.flatnonzero(job.train(facts.destination))
         known = np.flatnonzero(facts.destination != NOWHERE)
-        remembered = {field.of for _, field in job.sequences if field.past == "all"}
+        remembered = values.remembered(job.fields)
         for f, field in enumerate(job.fields):
             if field.kind != "sequence":
                 kept = known if field.column in remembered else there
@@ -250,12 +250,11 @@ def histories(element: Any, job: Job) -> Iterator[Any]:
     whole = pa.concat_tables(tables).sort_by("row")  # of simultaneous rows, the later in the file is the newer
     column = {name: np.asarray(whole[name]) for name in whole.column_names if name != "user"}
     user = np.asarray(whole["user"].combine_chunks().dictionary_encode().indices)
+    known, train = np.ones(len(user), bool), job.train(column["destination"])
     found = []
     for _, field in job.sequences:
-        known, train = np.ones(len(user), bool), job.train(column["destination"])
-        eligible = values.eligible(field, column["positive"], known, train)
-        history = fields.history(user, column["time"], column[f"item {field.of}"], eligible, field.slots)
-        found.append(values.or_empty(history, len(_strings(job.shared, job.number(field.of)))))
+        item, items = column[f"item {field.of}"], len(_strings(job.shared, job.number(field.of)))
+        found.append(values.histories(field, user, column["time"], item, column["positive"], known, train, items))
     codes = np.concatenate(found, axis=1)
     for shard, chosen, position in job.by_shard(column["destination"]):
         yield shard, (position, codes[chosen])

@@ -1,7 +1,6 @@
 """The Beam engine against that of one machine: the same files, byte for byte, and the same sentences."""
 
 import dataclasses
-import functools
 import shutil
 import sys
 from collections.abc import Callable
@@ -77,7 +76,7 @@ def config(raw: Path, folder: Path, protocol: str = "random", **changes: object)
 
 
 def with_beam(config: Config, *arguments: str) -> None:
-    prepare.prepare(config, functools.partial(beam.Beam, runner="FnApiRunner", arguments=arguments))
+    prepare.prepare(config, beam.engine("", arguments))
 
 
 def check_same(raw: Path, folder: Path, *arguments: str, **changes: object) -> None:
@@ -212,6 +211,12 @@ def test_a_lost_or_doubled_row_is_noticed():
             ["--engine", "beam", "--runner", "FlinkRuner"],
             "FlinkRuner cannot be used: Unexpected pipeline runner",
         ),
+        (
+            ["--engine", "beam", "--", "--direct_num_workers", "two"],
+            "Beam refuses its options: argument --direct_num_workers: invalid int value: 'two'.",
+        ),
+        (["--engine", "beam", "--", "--direct_num_workres", "2"], "FnApiRunner has no option --direct_num_workres"),
+        (["--engine", "beam", "--", "--runner", "FlinkRunner"], "--runner FlinkRunner belongs to alt-jax"),
     ],
 )
 def test_refused(tmp_path: Path, tiny_config: Config, capsys: pytest.CaptureFixture[str], flags: list[str], said: str):

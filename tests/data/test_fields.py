@@ -313,20 +313,19 @@ def test_a_history_of_all_splits_never_holds_the_row_itself_or_later_ones(tmp_pa
     raw = table()
     history = FieldConfig("seen", kind="sequence", of="item", slots=4, past="all", outcome="positive")
     fields_ = (FieldConfig("user"), FieldConfig("item"), history)
-    before = prepare(config_of(tmp_path, raw, protocol="time", fields=fields_))
     time = raw["time"].to_numpy()
     moment = np.quantile(time, 0.9)
     labels = np.where(time >= moment, 1 - raw["label"].to_numpy(), raw["label"].to_numpy())
     changed = raw.set_column(raw.column_names.index("label"), "label", pa.array(labels))
-    after = prepare(config_of(tmp_path, changed, protocol="time", fields=fields_))
 
-    def histories(dataset: Dataset, name: str) -> list[list[str]]:
-        part, value = dataset.split(name), dataset.vocabulary().value
-        rows = part.values[time[part.rows] <= moment, dataset.schema.slot("seen") :]
+    def histories(table: pa.Table) -> list[list[str]]:
+        dataset = prepare(config_of(tmp_path, table, protocol="time", fields=fields_))
+        value, slot = dataset.vocabulary().value, dataset.schema.slot("seen")
+        parts = [dataset.split(name) for name in ("train", "valid", "test")]
+        rows = [row for part in parts for row in part.values[time[part.rows] <= moment, slot:]]
         return [[value[v] for v in row if v >= 0] for row in rows]
 
-    for name in ("train", "valid", "test"):
-        assert histories(before, name) == histories(after, name)
+    assert histories(raw) == histories(changed)
 
 
 def test_how_a_history_is_spelled_is_part_of_what_a_checkpoint_needs(tmp_path, prepared):
