@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners import create_runner
 
 from alt_jax.config import FieldConfig
@@ -59,11 +60,11 @@ def engine(runner: str, arguments: Sequence[str]) -> Callable[[RawData, Split, P
         otherwise they share the folder that takes the dataset.
 
     Raises:
-      InputError: There is no such runner, or no such option.
+      InputError: There is no such runner, or it lacks an option or refuses one.
     """
     runner = runner or LOCAL
     try:
-        create_runner(runner)
+        known = create_runner(runner)
     except (ValueError, ImportError, AttributeError, TypeError) as error:
         raise InputError(f"--runner {runner} cannot be used: {str(error).splitlines()[0].rstrip('.')}.") from None
     said = io.StringIO()
@@ -73,13 +74,15 @@ def engine(runner: str, arguments: Sequence[str]) -> Callable[[RawData, Split, P
             given = options.get_all_options(retain_unknown_options=True)
     except SystemExit:
         reason = said.getvalue().splitlines()[-1].split("error: ")[-1]
-        raise InputError(f"Beam refuses its options: {reason}.") from None
+        raise InputError(f"{runner} refuses its options: {reason}.") from None
     if given["runner"]:
         raise InputError(f"--runner {given['runner']} belongs to alt-jax; give it before the `--`.")
     # Other runners know more options than their Python part does.
     unknown = given.keys() - options.get_all_options().keys() if runner == LOCAL else ()
     if unknown:
         raise InputError(f"{LOCAL} has no option --{min(unknown)}; correct what follows the `--`.")
+    for problem in PipelineOptionsValidator(options, known).validate():
+        raise InputError(f"{runner} refuses its options: {problem.rstrip('.')}.")
     return partial(Beam, runner=runner, arguments=list(arguments))
 
 
@@ -259,8 +262,17 @@ class Beam(Engine):
             raise InputError(self._job.read(refused).read().decode())
 
     def _found(self, kind: str, f: int) -> pa.Table:
-        """What workers have stored of a field."""
+        """What workers have stored of a field.
+
+        Raises:
+          InputError: They have stored nothing, here.
+        """
         names = [name for name in self._job.written(kind) if name.startswith(f"{kind}/{f}-")]
+        if not names:
+            raise InputError(
+                f"{self._runner}'s workers left nothing in {self._job.shared}, so they do not share it with this "
+                "machine; name a folder or URL that they do with -- --temp_location."
+            )
         return pa.concat_tables([pq.read_table(self._job.read(name)) for name in names])
 
     def _write_table(self, name: str, table: pa.Table) -> None:

@@ -123,8 +123,10 @@ def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("shared", ["{}/shared", "memory://shared"])
-def test_what_is_shared_lies_where_beam_keeps_its_own(tmp_path: Path, shared: str):
+def test_what_is_shared_lies_where_beam_keeps_its_own(tmp_path: Path, shared: str, monkeypatch: pytest.MonkeyPatch):
     shared = shared.format(tmp_path)
+    if "://" in shared:  # such workers need not see the raw files
+        monkeypatch.setattr(workers, "read_group", None)
     check_same(write_parts(clicks(), tmp_path / "parts"), tmp_path, "--temp_location", shared, protocol="time")
     files, root = fsspec.url_to_fs(shared)
     assert not files.find(root)
@@ -193,6 +195,12 @@ def test_what_breaks_off_leaves_the_dataset_that_was_there(tmp_path: Path, monke
     assert not list((tmp_path / "shared").iterdir())
 
 
+def test_workers_that_write_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workers, "store", lambda element, kind, job: None)
+    with pytest.raises(InputError, match="FnApiRunner's workers left nothing in .*; name a folder or URL that they do"):
+        with_beam(config(write_parts(clicks(), tmp_path / "parts"), tmp_path / "out"))
+
+
 def test_a_lost_or_doubled_row_is_noticed():
     piece = np.arange(3), np.array([5, 6, 7])
     assert [a.tolist() for a in workers._in_order([(np.array([3]), np.array([8])), piece], 4)] == [[5, 6, 7, 8]]
@@ -213,8 +221,13 @@ def test_a_lost_or_doubled_row_is_noticed():
         ),
         (
             ["--engine", "beam", "--", "--direct_num_workers", "two"],
-            "Beam refuses its options: argument --direct_num_workers: invalid int value: 'two'.",
+            "FnApiRunner refuses its options: argument --direct_num_workers: invalid int value: 'two'.",
         ),
+        (
+            ["--engine", "beam", "--runner", "DataflowRunner", "--", "--project", "project", "--temp_location", "/tmp"],
+            "DataflowRunner refuses its options: Invalid GCS path (/tmp), given for the option: temp_location.",
+        ),
+        (["--engine", "beam", "--", "--temp_location", "/proc/none"], "cannot be written"),
         (["--engine", "beam", "--", "--direct_num_workres", "2"], "FnApiRunner has no option --direct_num_workres"),
         (["--engine", "beam", "--", "--runner", "FlinkRunner"], "--runner FlinkRunner belongs to alt-jax"),
     ],
