@@ -34,7 +34,7 @@ from apache_beam.runners import create_runner
 
 from alt_jax.config import FieldConfig
 from alt_jax.data import storage, values, workers
-from alt_jax.data.engine import Engine
+from alt_jax.data.engine import SCRATCH, Engine
 from alt_jax.data.prompt import Pieces
 from alt_jax.data.protocols import SPLITS, Split
 from alt_jax.data.rows import Part
@@ -64,7 +64,7 @@ def engine(runner: str, arguments: Sequence[str]) -> Callable[[RawData, Split, P
     """
     runner = runner or LOCAL
     try:
-        known = create_runner(runner)
+        made = create_runner(runner)
     except (ValueError, ImportError, AttributeError, TypeError) as error:
         raise InputError(f"--runner {runner} cannot be used: {str(error).splitlines()[0].rstrip('.')}.") from None
     said = io.StringIO()
@@ -81,7 +81,7 @@ def engine(runner: str, arguments: Sequence[str]) -> Callable[[RawData, Split, P
     unknown = given.keys() - options.get_all_options().keys() if runner == LOCAL else ()
     if unknown:
         raise InputError(f"{LOCAL} has no option --{min(unknown)}; correct what follows the `--`.")
-    for problem in PipelineOptionsValidator(options, known).validate():
+    for problem in PipelineOptionsValidator(options, made).validate():
         raise InputError(f"{runner} refuses its options: {problem.rstrip('.')}.")
     return partial(Beam, runner=runner, arguments=list(arguments))
 
@@ -106,7 +106,7 @@ class Beam(Engine):
         self._runner, self._arguments = runner, arguments
         temporary = PipelineOptions(arguments).view_as(GoogleCloudOptions).temp_location
         self._job = Job(
-            shared=f"{temporary}/alt-jax-{secrets.token_hex(8)}" if temporary else str(folder),
+            shared=f"{temporary.rstrip('/')}/alt-jax-{secrets.token_hex(8)}" if temporary else str(folder),
             fields=raw.fields,
             origin=raw.origin,
             user=raw.user,
@@ -177,7 +177,7 @@ class Beam(Engine):
             for name in shared.sizes():
                 shared.remove(name)
         elif self._job.shared == str(self.folder):
-            shutil.rmtree(self.folder / workers.SCRATCH, ignore_errors=True)
+            shutil.rmtree(self.folder / SCRATCH, ignore_errors=True)
         else:
             shutil.rmtree(self._job.shared, ignore_errors=True)
 

@@ -12,6 +12,8 @@ from alt_jax.data.sources.raw import RawData
 from alt_jax.data.values import Tally, Values
 from alt_jax.schema import FIRST_FIELD_ID
 
+SCRATCH = "scratch"  # a folder within the dataset's, for all that is no part of it
+
 
 class Engine(ABC):
     """Work on raw rows for `prepare`. An engine says who counts and writes; what comes of the counts is not its own.

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from alt_jax.config import FieldConfig
 from alt_jax.data import fields, rows, values
-from alt_jax.data.engine import Engine
+from alt_jax.data.engine import SCRATCH, Engine
 from alt_jax.data.fields import Spelled
 from alt_jax.data.prompt import Pieces
 from alt_jax.data.protocols import SPLITS, Split
@@ -28,7 +28,7 @@ class Local(Engine):
     def __init__(self, raw: RawData, split: Split, folder: Path, shard_rows: int) -> None:
         """Makes a folder for the codes."""
         super().__init__(raw, split, folder, shard_rows)
-        self._scratch = folder / "scratch"
+        self._scratch = folder / SCRATCH
         self._scratch.mkdir()
         self._remembered = values.remembered(raw.fields)
         self._spelled: Spelled | None = None

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from alt_jax.config import FieldConfig
 from alt_jax.data import fields, rows, storage, values
+from alt_jax.data.engine import SCRATCH
 from alt_jax.data.hashing import hashes
 from alt_jax.data.prompt import Pieces
 from alt_jax.data.protocols import SPLITS
@@ -27,7 +28,6 @@ from alt_jax.data.sources.raw import as_text
 from alt_jax.data.sources.table import RowGroup, read_group
 from alt_jax.errors import InputError
 
-SCRATCH = "scratch"  # folder for all that is no part of the dataset
 NOWHERE, PAST = -1, -2  # destinations of rows that are in no split: left out, or in histories all the same
 
 
