@@ -47,6 +47,7 @@ Cluster = Annotated[
         "pods, Slurm, Open MPI, Kubernetes); or HOST:PORT,I/N: process I of N, from 0, the address that of process 0."
     ),
 ]
+ClusterWait = Annotated[int, tyro.conf.arg(help="Seconds to wait for the other hosts.")]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class PretrainOptions:
     preset: str = ""
     """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options override them."""
     cluster: Cluster = "none"
+    cluster_wait: ClusterWait = 45
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class FinetuneOptions:
     preset: str = ""
     """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options override them."""
     cluster: Cluster = "none"
+    cluster_wait: ClusterWait = 45
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class EvaluateOptions:
     json: bool = False
     """Print one JSON object."""
     cluster: Cluster = "none"
+    cluster_wait: ClusterWait = 45
 
 
 @dataclass(frozen=True)
@@ -340,7 +344,7 @@ def _pretrain(arguments: list[str]) -> None:
     options = _configured(PretrainOptions, arguments, "pretrain")
     from alt_jax import cluster, stages
 
-    cluster.join(options.cluster)
+    cluster.join(options.cluster, options.cluster_wait)
     init_from = None if options.init_from == "none" else Path(options.init_from)
     stages.pretrain(options.config, options.run_dir, init_from)
 
@@ -349,7 +353,7 @@ def _finetune(arguments: list[str]) -> None:
     options = _configured(FinetuneOptions, arguments, "finetune")
     from alt_jax import cluster, stages
 
-    cluster.join(options.cluster)
+    cluster.join(options.cluster, options.cluster_wait)
     init_from = None if options.init_from == "none" else Path(options.init_from)
     result = stages.finetune(options.config, options.strategy, init_from, options.run_dir)
     print(stages.format_report(result["test"]))
@@ -361,7 +365,7 @@ def _evaluate(arguments: list[str]) -> None:
 
     if not options.run_dir:
         raise InputError("give the folder of a finished run, e.g. alt-jax evaluate runs/joint.")
-    cluster.join(options.cluster)
+    cluster.join(options.cluster, options.cluster_wait)
     found = stages.evaluate(options.run_dir, options.split)
     print(stages.to_json(found) if options.json else stages.format_report(found))
 

@@ -24,17 +24,20 @@ from jax.experimental import multihost_utils
 from alt_jax import signals
 from alt_jax.errors import InputError
 
-_JOIN_S = 45  # that processes wait for each other at the start
 _HEARTBEAT_S = 30  # without a sign of life after which a process is taken for dead
 _ADDRESS = re.compile(r"(?P<address>.+:\d+),(?P<process>\d+)/(?P<processes>\d+)")
 
 
-def join(cluster: str) -> None:
+def join(cluster: str, wait_s: int) -> None:
     """Joins the other processes; to be called before anything else is asked of JAX.
+
+    Where they do not come together in time, this process ends with a sentence: with exit code 2 where an address was
+    given, which may be wrong, and with 1 where none was and to start again may help.
 
     Args:
       cluster: `none`: this process is alone. `auto`: JAX finds the others by itself (TPU pods, Slurm, Open MPI, indexed
         jobs of Kubernetes). `HOST:PORT,I/N`: this is process I of N, from 0, and process 0 listens at that address.
+      wait_s: Seconds to wait for the others.
 
     Raises:
       InputError: `cluster` is none of these, or JAX finds no cluster.
@@ -54,13 +57,13 @@ def join(cluster: str) -> None:
             "num_processes": int(found["processes"]),
         }
     # JAX ends a process that has waited in vain without a word of what to do.
-    late = threading.Timer(_JOIN_S, _give_up, [cluster])
+    late = threading.Timer(wait_s, _give_up, [cluster, wait_s])
     late.daemon = True
     late.start()
     try:
         jax.distributed.initialize(
             **where,
-            initialization_timeout=2 * _JOIN_S,
+            initialization_timeout=2 * wait_s + 10,
             heartbeat_timeout_seconds=_HEARTBEAT_S,
             shutdown_timeout_seconds=_HEARTBEAT_S,
         )
@@ -75,14 +78,15 @@ def join(cluster: str) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
 
 
-def _give_up(cluster: str) -> None:
+def _give_up(cluster: str, wait_s: int) -> None:
     print(
-        f"alt-jax: --cluster {cluster}: not all processes came together within {_JOIN_S} s; see that each was started, "
-        "that all name the same address, of process 0, and that its port can be reached.",
+        f"alt-jax: --cluster {cluster}: not all processes came together within {wait_s} s; see that each was started "
+        "(hosts that start far apart need a longer --cluster-wait), that all name the same address, of process 0, and "
+        "that its port can be reached.",
         file=sys.stderr,
         flush=True,
     )
-    os._exit(2)  # the main thread is in JAX's own code, which no exception reaches
+    os._exit(1 if cluster == "auto" else 2)  # the main thread is in JAX's own code, which no exception reaches
 
 
 def first() -> bool:

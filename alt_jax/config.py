@@ -148,6 +148,8 @@ class TextConfig:
         with the architecture and the tokenizer of `model` all the same.
       max_length: Upper bound on prompt tokens; long values are cut, field by field, to keep every prompt within it.
       dtype: Precision of the tower's arithmetic. Parameters, softmaxes and losses are always float32.
+      remat: Whether the backward pass computes every layer again instead of keeping what is inside: less memory, for
+        about a third more time.
     """
 
     model: str = ""
@@ -160,6 +162,7 @@ class TextConfig:
     init: Literal["weights", "scratch"] = "weights"
     max_length: PositiveInt = 128
     dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -150,9 +150,10 @@ class Run:
         return _read_object(path) if path.is_file() else None
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Marks the run finished."""
-        if cluster.first():
-            write_json(self.folder / "result.json", result)
+        """Marks the run finished, for all processes."""
+        with cluster.together():
+            if cluster.first():
+                write_json(self.folder / "result.json", result)
 
     def log(self, records: Iterable[dict[str, Any]]) -> None:
         """Appends lines to metrics.jsonl."""

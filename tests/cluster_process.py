@@ -21,7 +21,8 @@ def main(cluster: str, config_file: str, folder: Path) -> None:
         return found
 
     train.batch_at = batch_at
-    if code := cli.run(["pretrain", config_file, "--run-dir", str(folder / "pretrain"), "--cluster", cluster]):
+    join = ["--cluster", cluster, "--cluster-wait", "120"]
+    if code := cli.run(["pretrain", config_file, "--run-dir", str(folder / "pretrain"), *join]):
         sys.exit(code)
     stages.finetune(load_config(config_file), "ctr", folder / "pretrain", folder / "ctr")
     found = {"parts": parts, "test": stages.evaluate([folder / "ctr"], "test")}

@@ -47,8 +47,9 @@ class ALT(nn.Module):
         config = self.config
         self.ctr = CTRTower(config.ctr, self.schema.num_ids, self.schema.fields)
         self.ctr_logit = CTRLogit(config.ctr, self.schema.num_ids, self.schema.fields)
-        self.text = text_tower(self.encoder, jnp.dtype(config.text.dtype))
-        self.text_second = text_tower(self.encoder, jnp.dtype(config.text.dtype))
+        dtype, remat = jnp.dtype(config.text.dtype), config.text.remat
+        self.text = text_tower(self.encoder, dtype, remat=remat)
+        self.text_second = text_tower(self.encoder, dtype, remat=remat)
         self.text_logit = TextLogit()
         self.two_text_logit = TwoTextLogit()
         self.fusion = Fusion(config.finetune.joint.fusion, config.finetune.joint.alpha)

@@ -4,7 +4,7 @@ BERT: Devlin et al. 2019 (arXiv 1810.04805). RoBERTa: Liu et al. 2019 (arXiv 190
 (arXiv 2003.10555), whose encoder is BERT's with embeddings of a width of their own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from alt_jax.errors import InputError
 from alt_jax.models.dropout import Dropout
-from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm
+from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm, rowwise, through
 from alt_jax.models.packing import Layout
 
 
@@ -97,8 +97,10 @@ class ElectraConfig(BertConfig):
         return self.embedding_size
 
 
-def _dense(config: BertConfig, features: int, dtype: DTypeLike, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
+def _dense(config: BertConfig, features: int, dtype: DTypeLike, name: str) -> Callable[[Array], Array]:
+    return rowwise(
+        nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
+    )
 
 
 class Embeddings(nn.Module):
@@ -112,9 +114,9 @@ class Embeddings(nn.Module):
         """Embeds the tokens; see `TextTower`."""
         config = self.config
 
-        def table(rows: int, name: str) -> nn.Embed:
+        def table(rows: int, name: str) -> Callable[[Array], Array]:
             init = nn.initializers.normal(config.initializer_range)
-            return nn.Embed(rows, config.embedding_width, embedding_init=init, name=name)
+            return rowwise(nn.Embed(rows, config.embedding_width, embedding_init=init, name=name))
 
         words = table(config.vocab_size, "word_embeddings")(layout.pack_ids(tokens))
         positions = table(config.max_position_embeddings, "position_embeddings")(
@@ -224,17 +226,22 @@ class Layers(nn.Module):
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
     ) -> Float[Array, "G U D"]:
         """All layers in order."""
-        last = self.config.num_hidden_layers - 1
-        for number in range(last + 1):
-            layer = Layer(self.config, self.dtype, name=str(number))
-            states = layer(states, keys, queries if number == last else keys, train=train)
-        return states
+        return through(
+            lambda number: Layer(self.config, self.dtype, name=str(number)),
+            self.config.num_hidden_layers,
+            states,
+            keys,
+            queries,
+            train=train,
+            remat=self.remat,
+        )
 
 
 class Encoder(nn.Module):
@@ -242,13 +249,14 @@ class Encoder(nn.Module):
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
     ) -> Float[Array, "G U D"]:
         """All layers in order."""
-        return Layers(self.config, self.dtype, name="layer")(states, keys, queries, train=train)
+        return Layers(self.config, self.dtype, self.remat, name="layer")(states, keys, queries, train=train)
 
 
 class Bert(TextTower):
@@ -263,4 +271,4 @@ class Bert(TextTower):
         states = Embeddings(config, self.dtype, name="embeddings")(tokens, keys, train=train)
         if config.embedding_width != config.hidden_size:
             states = _dense(config, config.hidden_size, self.dtype, "embeddings_project")(states)
-        return Encoder(self.config, self.dtype, name="encoder")(states, keys, queries, train=train)
+        return Encoder(self.config, self.dtype, self.remat, name="encoder")(states, keys, queries, train=train)

@@ -1,6 +1,6 @@
 """DistilBERT encoder in Flax Linen: half of BERT's layers, without token types (Sanh et al. 2019, arXiv 1910.01108)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from alt_jax.models.dropout import Dropout
-from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm
+from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm, rowwise, through
 from alt_jax.models.packing import Layout
 
 _EPSILON = 1e-12  # fixed in transformers
@@ -46,8 +46,10 @@ class DistilBertConfig(EncoderConfig):
     sinusoidal_pos_embds: bool = False
 
 
-def _dense(config: DistilBertConfig, features: int, dtype: DTypeLike, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
+def _dense(config: DistilBertConfig, features: int, dtype: DTypeLike, name: str) -> Callable[[Array], Array]:
+    return rowwise(
+        nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
+    )
 
 
 def _sinusoids(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Float[Array, "P D"]:
@@ -69,9 +71,9 @@ class Embeddings(nn.Module):
         config = self.config
         normal = nn.initializers.normal(config.initializer_range)
         at = _sinusoids if config.sinusoidal_pos_embds else normal
-        words = nn.Embed(config.vocab_size, config.hidden_size, embedding_init=normal, name="word_embeddings")
-        positions = nn.Embed(
-            config.max_position_embeddings, config.hidden_size, embedding_init=at, name="position_embeddings"
+        words = rowwise(nn.Embed(config.vocab_size, config.hidden_size, embedding_init=normal, name="word_embeddings"))
+        positions = rowwise(
+            nn.Embed(config.max_position_embeddings, config.hidden_size, embedding_init=at, name="position_embeddings")
         )
         states = words(layout.pack_ids(tokens)) + positions(layout.pack_ids(layout.position))
         states = layer_norm(_EPSILON, "LayerNorm")(states).astype(self.dtype)
@@ -140,17 +142,22 @@ class Layers(nn.Module):
 
     config: DistilBertConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
     ) -> Float[Array, "G U D"]:
         """All layers in order."""
-        last = self.config.num_hidden_layers - 1
-        for number in range(last + 1):
-            layer = Layer(self.config, self.dtype, name=str(number))
-            states = layer(states, keys, queries if number == last else keys, train=train)
-        return states
+        return through(
+            lambda number: Layer(self.config, self.dtype, name=str(number)),
+            self.config.num_hidden_layers,
+            states,
+            keys,
+            queries,
+            train=train,
+            remat=self.remat,
+        )
 
 
 class Transformer(nn.Module):
@@ -158,13 +165,14 @@ class Transformer(nn.Module):
 
     config: DistilBertConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
     ) -> Float[Array, "G U D"]:
         """All layers in order."""
-        return Layers(self.config, self.dtype, name="layer")(states, keys, queries, train=train)
+        return Layers(self.config, self.dtype, self.remat, name="layer")(states, keys, queries, train=train)
 
 
 class DistilBert(TextTower):
@@ -176,4 +184,4 @@ class DistilBert(TextTower):
     def encode(self, tokens: Int[Array, "B L"], keys: Layout, queries: Layout, *, train: bool) -> Float[Array, "G U D"]:
         """Embeds, then mixes; see `TextTower`."""
         states = Embeddings(self.config, self.dtype, name="embeddings")(tokens, keys, train=train)
-        return Transformer(self.config, self.dtype, name="transformer")(states, keys, queries, train=train)
+        return Transformer(self.config, self.dtype, self.remat, name="transformer")(states, keys, queries, train=train)

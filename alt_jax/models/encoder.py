@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from alt_jax.errors import InputError
 from alt_jax.models.dropout import Dropout
 from alt_jax.models.packing import Layout, Wanted, lay_out, select
-from alt_jax.sharding import shards
+from alt_jax.sharding import constrain_rows, shards
 
 # The backward pass computes the inside of a GELU, and of a layer norm, again from its input. To write it down and read
 # it back would cost three tenths of a tower's memory, and on a CPU time (docs/performance.md).
@@ -180,10 +180,12 @@ class TextTower(nn.Module):
     Attributes:
         config: Sizes and dropout rates.
         dtype: The type of activations and matrix products. Parameters, softmax and layer norms stay float32.
+        remat: Whether the backward pass computes each layer again, which keeps only what lies between the layers.
     """
 
     config: EncoderConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     def __call__(
         self,
@@ -231,6 +233,50 @@ class TextTower(nn.Module):
             train: Whether dropout is on.
         """
         raise NotImplementedError
+
+
+def rowwise(layer: nn.Module) -> Callable[[Array], Array]:
+    """A linear layer or a table whose result stays with its rows: a split kernel is gathered where they are (FSDP).
+
+    Left to itself XLA may split the states' columns instead, and send states around.
+    """
+
+    def call(x: Shaped[Array, "G T ..."]) -> Float[Array, "G T ..."]:
+        return constrain_rows(layer(x))  # type: ignore[operator]
+
+    return call
+
+
+def through(
+    layer: Callable[[int], nn.Module],
+    depth: int,
+    states: Float[Array, "G T D"],
+    keys: Layout,
+    queries: Layout,
+    *,
+    train: bool,
+    remat: bool,
+) -> Float[Array, "G U D"]:
+    """States after all layers, of which the last one computes those of `queries` only.
+
+    Args:
+        layer: Makes the layer of a number, from 0.
+        depth: How many.
+        states: Of the embeddings.
+        keys: Their layout.
+        queries: What is asked for.
+        train: Whether dropout is on.
+        remat: As in `TextTower`.
+    """
+
+    def run(layer: nn.Module, states: Array, queries: Layout) -> Array:
+        return layer(states, keys, queries, train=train)  # type: ignore[operator, no-any-return]
+
+    if remat:
+        run = nn.remat(run)
+    for number in range(depth):
+        states = run(layer(number), states, queries if number == depth - 1 else keys)
+    return states
 
 
 def attend(

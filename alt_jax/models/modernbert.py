@@ -5,7 +5,7 @@ residuals, GeGLU (Shazeer 2020, arXiv 2002.05202) for the feed-forward half, no 
 attention within a window in all layers but every n-th.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from alt_jax.errors import InputError
 from alt_jax.models.dropout import Dropout
-from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm
+from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm, rowwise, through
 from alt_jax.models.packing import Layout
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -146,12 +146,12 @@ def rotate(heads: Float[Array, "B L N H"], position: Int[Array, "b L"], theta: f
 
 def _dense(
     config: ModernBertConfig, features: int, dtype: DTypeLike, name: str, *, use_bias: bool, out: bool = False
-) -> nn.Dense:
+) -> Callable[[Array], Array]:
     """A linear layer; `out` marks those that write to the residual, whose start is scaled down with the depth."""
     std = config.initializer_range / (2 * config.num_hidden_layers) ** 0.5 if out else config.initializer_range
     cut = config.initializer_cutoff_factor
     init = nn.initializers.truncated_normal(std, lower=-cut, upper=cut)
-    return nn.Dense(features, dtype=dtype, use_bias=use_bias, kernel_init=init, name=name)
+    return rowwise(nn.Dense(features, dtype=dtype, use_bias=use_bias, kernel_init=init, name=name))
 
 
 def _norm(config: ModernBertConfig, name: str) -> nn.LayerNorm:
@@ -170,7 +170,7 @@ class Embeddings(nn.Module):
         config = self.config
         cut = config.initializer_cutoff_factor
         init = nn.initializers.truncated_normal(config.initializer_range, lower=-cut, upper=cut)
-        words = nn.Embed(config.vocab_size, config.hidden_size, embedding_init=init, name="tok_embeddings")
+        words = rowwise(nn.Embed(config.vocab_size, config.hidden_size, embedding_init=init, name="tok_embeddings"))
         states = _norm(config, "norm")(words(layout.pack_ids(tokens))).astype(self.dtype)
         return Dropout(config.embedding_dropout, name="drop")(states, train=train, number=layout.number)
 
@@ -256,17 +256,22 @@ class Layers(nn.Module):
 
     config: ModernBertConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
     ) -> Float[Array, "G U D"]:
         """All layers in order. Padding is never attended to."""
-        last = self.config.num_hidden_layers - 1
-        for number in range(last + 1):
-            layer = Layer(self.config, number, self.dtype, name=str(number))
-            states = layer(states, keys, queries if number == last else keys, train=train)
-        return states
+        return through(
+            lambda number: Layer(self.config, number, self.dtype, name=str(number)),
+            self.config.num_hidden_layers,
+            states,
+            keys,
+            queries,
+            train=train,
+            remat=self.remat,
+        )
 
 
 class ModernBert(TextTower):
@@ -278,5 +283,5 @@ class ModernBert(TextTower):
     def encode(self, tokens: Int[Array, "B L"], keys: Layout, queries: Layout, *, train: bool) -> Float[Array, "G U D"]:
         """Embeds, then mixes; see `TextTower`."""
         states = Embeddings(self.config, self.dtype, name="embeddings")(tokens, keys, train=train)
-        states = Layers(self.config, self.dtype, name="layers")(states, keys, queries, train=train)
+        states = Layers(self.config, self.dtype, self.remat, name="layers")(states, keys, queries, train=train)
         return _norm(self.config, "final_norm")(states).astype(self.dtype)

@@ -49,6 +49,6 @@ def read_config(values: Mapping[str, Any], source: str) -> EncoderConfig:
     return _CONFIGS[str(model_type)].from_hf(values, source)
 
 
-def text_tower(config: EncoderConfig, dtype: DTypeLike = jnp.float32) -> TextTower:
-    """The text tower of a configuration's family; `dtype` is that of its arithmetic."""
-    return _TOWERS[type(config)](config, dtype)
+def text_tower(config: EncoderConfig, dtype: DTypeLike = jnp.float32, *, remat: bool = False) -> TextTower:
+    """The text tower of a configuration's family; for `dtype` and `remat` see `TextTower`."""
+    return _TOWERS[type(config)](config, dtype, remat)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import runpy
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from text_families import (
 
 from alt_jax.data.batches import batch_at
 from alt_jax.errors import InputError
+from alt_jax.models.encoder import EncoderConfig
 from alt_jax.models.modernbert import GLOBAL
 from alt_jax.models.packing import first
 from alt_jax.models.text import names, read_config, text_tower
@@ -358,3 +360,25 @@ def test_config_errors_name_the_file_and_the_field(config, change, message):
 def test_an_unknown_family_is_told_the_known_ones():
     with pytest.raises(InputError, match="bert or roberta or distilbert or electra or modernbert"):
         read_config({"model_type": "gpt2"}, "x")
+
+
+@FAMILIES
+def test_layers_that_are_computed_again_are_the_same(config: EncoderConfig) -> None:
+    """States and gradients to the last bits, with the same dropout; the backward pass has more to do."""
+    params, (tokens, mask) = drawn(config), prompts(config)
+    config = with_rates(config, **dict.fromkeys(rates(config), 0.3))
+
+    def pulled(remat: bool) -> Any:
+        tower = text_tower(config, remat=remat)
+
+        def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+            states = tower.apply(params, tokens, mask, train=True, rngs={"dropout": jax.random.key(0)})
+            return jnp.sum(states * jnp.cos(jnp.arange(states.size).reshape(states.shape))), states
+
+        grad = jax.jit(jax.grad(loss, has_aux=True)).lower(params)
+        return grad.compile()(params), grad.cost_analysis()["flops"]
+
+    (kept, flops), (again, more_flops) = pulled(False), pulled(True)
+    assert more_flops > 1.15 * flops
+    for mine, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(kept), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-4)
