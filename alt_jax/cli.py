@@ -23,7 +23,7 @@ USAGE = """\
 usage: alt-jax COMMAND …
 
   demo                                                the whole story on generated data, without a network
-  prepare  CONFIG                                     raw ratings or clicks to a prepared dataset
+  prepare  CONFIG [--engine local|beam]               raw ratings or clicks to a prepared dataset
   pretrain CONFIG --run-dir D [--init-from D0]        align the CTR tower and the text tower
   finetune CONFIG --strategy ctr|plm|joint --init-from D|none --run-dir E
   evaluate E… [--split test] [--json]                 AUC, logloss, GAUC, ECE of a run, or of several runs' mean
@@ -58,6 +58,11 @@ class PrepareOptions:
     """
 
     config: _Values
+    engine: Literal["local", "beam"] = "local"
+    """This machine, or Apache Beam, for data larger than one machine; the dataset is the same. What follows `--` are
+    Beam's own options: --engine beam -- --direct_num_workers 4 --direct_running_mode multi_processing"""
+    runner: str = ""
+    """Of Beam, e.g. FlinkRunner; empty: FnApiRunner, on this machine."""
 
 
 @dataclass(frozen=True)
@@ -317,10 +322,22 @@ def _given(flags: list[str], option: str) -> list[str]:
 
 
 def _prepare(arguments: list[str]) -> None:
-    options = _configured(PrepareOptions, arguments, "prepare")
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    options, given = _configured(PrepareOptions, arguments[:at], "prepare"), arguments[at + 1 :]
     from alt_jax.data.prepare import prepare
 
-    prepare(options.config)
+    if options.engine == "local":
+        if options.runner or given:
+            raise InputError(f"{'--runner' if options.runner else given[0]} is for --engine beam; add that.")
+        prepare(options.config)
+        return
+    try:
+        from alt_jax.data.beam import engine
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "apache_beam":
+            raise
+        raise InputError("--engine beam needs Apache Beam; install it with pip install 'alt-jax[beam]'.") from None
+    prepare(options.config, engine(options.runner, given))
 
 
 def _pretrain(arguments: list[str]) -> None:

@@ -46,6 +46,7 @@ _KIND_OPTIONS = {
     **dict.fromkeys(("separator", "slots"), ("multi", "sequence")),
     **dict.fromkeys(("of", "spelled", "past", "outcome"), ("sequence",)),
     "bins": ("numeric",),
+    **dict.fromkeys(("max_ids", "hash_buckets"), ("category", "multi")),
 }
 
 
@@ -68,6 +69,10 @@ class FieldConfig:
         test part is ever an input; `all`: earlier rows of any split, which is what a live system would know when
         it serves the row only where the protocol is in order of time. Published baselines with histories often do so.
       outcome: Which rows: `positive`: clicked; `negative`: not clicked; `any`.
+      max_ids: Only so many values, the most frequent of training, have a feature id of their own; 0 for no such cap
+        (`category`, `multi`).
+      hash_buckets: A value is replaced by the number of its bucket, one of so many, for a field whose values have no
+        bound; 0 for none (`category`, `multi`). See `alt_jax.data.fields.bucket_of`.
     """
 
     column: str
@@ -80,13 +85,17 @@ class FieldConfig:
     spelled: str = ""
     past: Literal["train", "all"] = "train"
     outcome: Literal["positive", "negative", "any"] = "positive"
+    max_ids: Annotated[int, Constrained(ge=0)] = 0
+    hash_buckets: Annotated[int, Constrained(ge=0)] = 0
 
     def __post_init__(self) -> None:
-        """Refuses what the field's kind does not read."""
+        """Refuses what the field's kind does not read, and two bounds at once."""
         default = {field.name: field.default for field in dataclasses.fields(FieldConfig)}
         for name, kinds in _KIND_OPTIONS.items():
             if self.kind not in kinds and getattr(self, name) != default[name]:
                 raise ValueError(f"{name} of field {self.column!r} has no effect on kind {self.kind!r}; leave it out")
+        if self.max_ids and self.hash_buckets:
+            raise ValueError(f"hash_buckets of field {self.column!r} bound its ids already; leave max_ids out")
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -108,10 +108,11 @@ def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -
       probability: Of every row of it, in order.
 
     Returns:
-      rows, positives, auc, logloss, ece; gauc where the schema names a user; and where it names a user or an item, the
-      rows and AUC of those that training never saw. An undefined value is NaN.
+      rows, positives, auc, logloss, ece; gauc where the schema tells users apart; and where it tells users or items
+      apart, the rows and AUC of those that training never saw. An undefined value is NaN.
     """
     rows, schema = dataset.split(split), dataset.schema
+    entities = schema.entities
     label = np.asarray(rows.labels)
     found: dict[str, float] = {
         "rows": len(label),
@@ -121,13 +122,12 @@ def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -
         "ece": metrics.ece(label, probability),
         "gauc": float("nan"),
     }
-    if schema.user is not None:
-        found["gauc"] = metrics.gauc(label, probability, np.asarray(rows.values[:, schema.slot(schema.user)]))
-    for what, field in (("user", schema.user), ("item", schema.item)):
-        if field is not None:
-            new = unseen(dataset, split, field)
-            found[f"unseen_{what}_rows"] = int(new.sum())
-            found[f"unseen_{what}_auc"] = metrics.auc(label[new], probability[new])
+    if "user" in entities:
+        found["gauc"] = metrics.gauc(label, probability, np.asarray(rows.values[:, schema.slot(entities["user"])]))
+    for what, field in entities.items():
+        new = unseen(dataset, split, field)
+        found[f"unseen_{what}_rows"] = int(new.sum())
+        found[f"unseen_{what}_auc"] = metrics.auc(label[new], probability[new])
     return found
 
 

@@ -53,6 +53,7 @@ class Field:
       numeric: Bins of a numeric field.
       of, spelled: Columns of a `sequence`'s items and of their spelling; see `alt_jax.config.FieldConfig`.
       past, outcome: Which rows a `sequence` was made of, likewise.
+      hash_buckets: Values, those of a `sequence`'s item included, are numbers of buckets, so many; 0: as they are.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Field:
     spelled: str = ""
     past: Literal["train", "all"] = "train"
     outcome: Literal["positive", "negative", "any"] = "positive"
+    hash_buckets: int = 0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -130,7 +132,7 @@ class Schema:
       protocol: Name of the protocol preset that filtered, labelled and split the rows.
       fields: In prompt order.
       linked: Groups of field names that determine one another and may be masked together.
-      user, item: Field names used for GAUC and for "items unseen in training"; None when the table has none.
+      user, item: Field names of the user and the item; None when the table has none.
       text: Tokenisation of the prompts.
       splits: `train`, `valid` and `test`.
       vocabulary_hash: SHA-256 over the ordered training vocabulary of every field.
@@ -185,6 +187,12 @@ class Schema:
         return sum(self.widths[: self.index(name)])
 
     @property
+    def entities(self) -> dict[str, str]:
+        """The fields that tell users and items apart, as `user` and `item`; not one that is hashed: buckets do not."""
+        named = {"user": self.user, "item": self.item}
+        return {what: name for what, name in named.items() if name and not self.fields[self.index(name)].hash_buckets}
+
+    @property
     def tabular(self) -> tuple[int, ...]:
         """Positions of the fields that have feature ids, which are all but those of kind `text`."""
         return tuple(f for f, field in enumerate(self.fields) if field.kind != "text")
@@ -211,7 +219,10 @@ class Schema:
     def fingerprint(self) -> str:
         """What a checkpoint must share with a dataset: fields, vocabulary and tokenizer (not rows or lengths)."""
         parts = [
-            [(f.name, f.offset, f.size, f.kind, f.slots, f.of, f.spelled, f.past, f.outcome) for f in self.fields],
+            [
+                (f.name, f.offset, f.size, f.kind, f.slots, f.of, f.spelled, f.past, f.outcome, f.hash_buckets)
+                for f in self.fields
+            ],
             [dataclasses.asdict(f.numeric) for f in self.fields if f.numeric is not None],
             self.vocabulary_hash,
             self.text.fingerprint,

@@ -7,8 +7,12 @@
 | `multi` | a list, e.g. genres | its own |
 | `sequence` | the last items of the row's user, newest first | that of the item's field |
 | `text` | one | none: the CTR tower does not see it |
+
+A field whose values have no bound may be hashed: right where its column is spelled, a value is replaced by the number
+of its bucket, and from there on the buckets are its values.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +21,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from alt_jax.config import FieldConfig
+from alt_jax.data.hashing import hashes
 from alt_jax.data.sources.raw import as_text
 from alt_jax.errors import InputError
 from alt_jax.schema import Field, Numeric
@@ -35,8 +40,19 @@ def spell(column: pa.ChunkedArray, field: FieldConfig | Field, origin: str) -> S
     A list is cut to the field's slots; an empty or missing one holds the empty string, as a missing category does.
 
     Raises:
-      InputError: The column has no plain spelling, or a numeric one holds something else than numbers.
+      InputError: The column has no plain spelling.
     """
+    found = _spell(column, field, origin)
+    return _merged(bucket_of(found.strings, field.hash_buckets), found.codes) if field.hash_buckets else found
+
+
+def bucket_of(strings: list[str], buckets: int) -> list[str]:
+    """The number of each string's bucket, spelled out: its hash modulo `buckets`. A missing value stays missing."""
+    numbers = hashes(strings) % np.uint64(buckets)
+    return [str(number) if string else "" for string, number in zip(strings, numbers.tolist(), strict=True)]
+
+
+def _spell(column: pa.ChunkedArray, field: FieldConfig | Field, origin: str) -> Spelled:
     if field.kind not in ("multi", "sequence"):
         text = as_text(column, field.column, origin)
         return Spelled(text.dictionary.to_pylist(), np.asarray(text.indices, np.int32)[:, None])
@@ -91,16 +107,38 @@ def parse_numbers(strings: list[str], column: str, origin: str) -> Float[np.ndar
     return numbers
 
 
-def fit_numeric(numbers: Float[np.ndarray, " N"], bins: int) -> Numeric:
-    """Quantile bins, mean and standard deviation of a training column; missing numbers (NaN) do not count."""
-    present = numbers[np.isfinite(numbers)]
-    del numbers
-    if not len(present):
+def fit_numeric(numbers: Float[np.ndarray, " V"], counts: Int[np.ndarray, " V"], bins: int) -> Numeric:
+    """Quantile bins, mean and standard deviation of a training column; missing numbers (NaN) do not count.
+
+    The sums are rounded once, so that nothing depends on the order of the rows.
+
+    Args:
+      numbers: In any order.
+      counts: Training rows that have each.
+      bins: At most.
+    """
+    used = np.isfinite(numbers) & (counts > 0)
+    order = np.argsort(numbers[used])
+    numbers, counts = numbers[used][order], counts[used][order]
+    if not len(numbers):
         return Numeric((), 0.0, 1.0)
-    mean, std = float(present.mean()), float(present.std()) or 1.0
-    # Last, since it reorders the numbers. One more copy of a long column, here or above, would set `prepare`'s peak.
-    edges = np.unique(np.quantile(present, np.linspace(0, 1, bins + 1)[1:-1], overwrite_input=True))
+    rows = int(counts.sum())
+    mean = math.fsum(numbers * counts) / rows
+    std = math.sqrt(math.fsum(counts * (numbers - mean) ** 2) / rows) or 1.0
+    edges = np.unique(_quantiles(numbers, counts, np.linspace(0, 1, bins + 1)[1:-1]))
     return Numeric(tuple(edges.tolist()), mean, std)
+
+
+def _quantiles(
+    numbers: Float[np.ndarray, " V"], counts: Int[np.ndarray, " V"], shares: Float[np.ndarray, " Q"]
+) -> Float[np.ndarray, " Q"]:
+    """`np.quantile` of ascending numbers of which there are as many as counted."""
+    end = np.cumsum(counts)
+    at = (end[-1] - 1) * shares
+    low = np.floor(at)
+    below, above = (numbers[np.searchsorted(end, np.minimum(i, end[-1] - 1), side="right")] for i in (low, low + 1))
+    part = at - low
+    return np.where(part < 0.5, below + (above - below) * part, above - (above - below) * (1 - part))
 
 
 def bin_of(numeric: Numeric, numbers: Float[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:

@@ -1,17 +1,18 @@
 """`prepare`: raw rows to a prepared dataset (see `alt_jax.data.dataset` for what the folder holds)."""
 
+import contextlib
 import itertools
 import math
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from alt_jax.config import Config, FieldConfig
-from alt_jax.data import aggregates, protocols, rows, sources, values
+from alt_jax.data import aggregates, protocols, rows, sources
 from alt_jax.data.dataset import (
     CONFIG,
     PIECES,
@@ -22,8 +23,11 @@ from alt_jax.data.dataset import (
     Vocabulary,
     vocabulary_hash,
 )
+from alt_jax.data.engine import Engine
+from alt_jax.data.local import Local
 from alt_jax.data.prompt import sentence, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
+from alt_jax.data.sources import RawData
 from alt_jax.data.storage import place
 from alt_jax.data.summary import report
 from alt_jax.data.target import check_target, written
@@ -33,7 +37,7 @@ from alt_jax.errors import InputError
 from alt_jax.schema import Field, Schema, TextSchema
 
 
-def prepare(config: Config) -> Dataset:
+def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, int], Engine] = Local) -> Dataset:
     """Reads, filters, labels, splits and tokenises raw data, writes the prepared dataset and reports on it.
 
     A folder appears in one step when it is whole; behind a URL, `schema.json`, without which it is no dataset, is
@@ -51,12 +55,14 @@ def prepare(config: Config) -> Dataset:
     raw = aggregates.resolve(protocol, raw, split, named=[field.column for field in config.data.fields])
     names = tuple(f.name for f in raw.fields)
     name_of = {f.column: f.name for f in raw.fields}
+    buckets = {f.column: f.hash_buckets for f in raw.fields}
     clock.append(time.perf_counter())
 
-    with written(target, replace) as folder:
-        scratch = folder / "codes"
-        scratch.mkdir()
-        fields = values.collect(raw, split, config.data.min_count, scratch)
+    with (
+        written(target, replace) as folder,
+        contextlib.closing(engine(raw, split, folder, config.data.shard_rows)) as work,
+    ):
+        fields = work.collect(config.data.min_count)
         vocabulary = _vocabulary(fields)
         vocabulary.save(folder / VOCABULARY)
         clock.append(time.perf_counter())
@@ -75,22 +81,24 @@ def prepare(config: Config) -> Dataset:
         np.savez(folder / PIECES, **pieces._asdict())
         clock.append(time.perf_counter())
 
-        parts, data_hash = rows.write(folder, split, names, fields, vocabulary, pieces, config.data.shard_rows)
-        shutil.rmtree(scratch)
+        parts = work.write(fields, pieces)
         splits = {
             name: rows.prepared_split(parts[name], protocols.split_hash(raw, split.rows[name])) for name in SPLITS
         }
         schema = Schema(
             source=raw.source,
             protocol=protocol.name,
-            fields=tuple(map(_field, raw.fields, fields, caps)),
+            fields=tuple(
+                _field(declared, found, cap, buckets[declared.of or declared.column])
+                for declared, found, cap in zip(raw.fields, fields, caps, strict=True)
+            ),
             linked=tuple(tuple(name_of[column] for column in group) for group in raw.linked),
             user=None if raw.user is None else name_of[raw.user],
             item=None if raw.item is None else name_of[raw.item],
             text=_text_schema(config, tokenizer, max(len(part.prompts) for part in splits.values()) - 1),
             splits=splits,
             vocabulary_hash=vocabulary_hash(names, [found.offset for found in fields], vocabulary),
-            data_hash=data_hash,
+            data_hash=rows.data_hash(folder, splits, names, vocabulary),
         )
         (folder / CONFIG).write_text(config.to_json() + "\n", encoding="utf-8")
         schema.save(folder / SCHEMA)
@@ -167,7 +175,7 @@ def _training_texts(names: tuple[str, ...], fields: list[Values]) -> Iterator[st
                 yield text
 
 
-def _field(declared: FieldConfig, found: Values, cap: int) -> Field:
+def _field(declared: FieldConfig, found: Values, cap: int, buckets: int) -> Field:
     return Field(
         name=declared.name,
         column=declared.column,
@@ -182,6 +190,7 @@ def _field(declared: FieldConfig, found: Values, cap: int) -> Field:
         spelled=declared.spelled,
         past=declared.past,
         outcome=declared.outcome,
+        hash_buckets=buckets,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
+from alt_jax.data.hashing import hashes
 from alt_jax.data.sources.raw import RawData, as_text
 from alt_jax.errors import InputError, choices
 
@@ -260,9 +261,7 @@ def _parts(protocol: Protocol, raw: RawData, what: Literal["user", "item"]) -> I
     An id's BLAKE2b hash is a number u in [0, 1); its split is the interval between the cumulated fractions around u.
     """
     strings, codes = _entities(protocol, raw, what)
-    salt = protocol.seed.to_bytes(16, "little")
-    hashes = [hashlib.blake2b(string.encode(), digest_size=8, salt=salt).digest() for string in strings]
-    u = np.frombuffer(b"".join(hashes), "<u8") / 2.0**64
+    u = hashes(strings, protocol.seed) / 2.0**64
     return np.searchsorted(np.cumsum(protocol.fractions)[:2], u, side="right")[codes]
 
 

@@ -13,8 +13,8 @@ from jaxtyping import Int, UInt8
 from alt_jax.data import shards
 from alt_jax.data.dataset import Vocabulary, hash_strings
 from alt_jax.data.prompt import Pieces, prompt_lengths
-from alt_jax.data.protocols import SPLITS, Split
-from alt_jax.data.values import Values
+from alt_jax.data.protocols import SPLITS
+from alt_jax.data.storage import Folder
 from alt_jax.schema import Shard
 from alt_jax.schema import Split as Prepared
 
@@ -33,53 +33,6 @@ class Part(NamedTuple):
     shard: Shard
     positives: int
     prompts: Int[np.ndarray, " L"]
-
-
-def write(
-    folder: Path,
-    split: Split,
-    names: tuple[str, ...],
-    fields: list[Values],
-    vocabulary: Vocabulary,
-    pieces: Pieces,
-    shard_rows: int,
-) -> tuple[dict[str, list[Part]], str]:
-    """Writes the shards of every split.
-
-    Args:
-      folder: Of the dataset.
-      split: Rows and labels.
-      names: Of the fields.
-      fields: Their values, and which of them every row has.
-      vocabulary: All their values.
-      pieces: Tells how long a row's prompt is.
-      shard_rows: Rows of a shard.
-
-    Returns:
-      Every split's shards, and the `data_hash`.
-    """
-    digest = data_digest(names, vocabulary)
-    widths = tuple(found.slots for found in fields)
-    first, written = 0, {}
-    for name in SPLITS:
-        numbers, parts = split.rows[name], []
-        labels = split.positive[numbers].astype(np.uint8)
-        hash_strings(digest, [name, str(len(numbers))])
-        count = shards.shard_count(len(numbers), shard_rows)
-        for number in range(count):
-            low, high = number * shard_rows, min((number + 1) * shard_rows, len(numbers))
-            values = np.empty((high - low, sum(widths)), np.int32)
-            for at in range(low, high, _CHUNK):
-                end = min(at + _CHUNK, high)
-                values[at - low : end - low] = _value_ids(fields, first + at, first + end)
-            digest.update(values.data)
-            parts.append(
-                write_shard(folder, name, number, count, values, labels[low:high], numbers[low:high], pieces, widths)
-            )
-        digest.update(labels.data)
-        written[name] = parts
-        first += len(numbers)
-    return written, digest.hexdigest()
 
 
 def write_shard(
@@ -132,16 +85,21 @@ def prepared_split(parts: Iterable[Part], split_hash: str) -> Prepared:
     )
 
 
-def data_digest(names: Sequence[str], vocabulary: Vocabulary) -> "hashlib._Hash":
-    """The beginning of a `data_hash`: SHA-256 over the names and values of the fields.
+def data_hash(folder: Path, splits: dict[str, Prepared], names: Sequence[str], vocabulary: Vocabulary) -> str:
+    """SHA-256 over names and values of the fields, then over name, number of rows, value ids and labels of the splits.
 
-    Of every split, follow then its name and number of rows, by `hash_strings`, all value ids, and all labels.
+    It does not depend on the size of the shards, which are read again for it.
     """
     digest = hashlib.sha256()
     hash_strings(digest, names)
     hash_strings(digest, vocabulary.value)
     digest.update(vocabulary.field.astype("<i4").tobytes())
-    return digest
+    for name in SPLITS:
+        hash_strings(digest, [name, str(splits[name].rows)])
+        for part in ("values", "labels"):
+            for number in range(len(splits[name].shards)):
+                digest.update(shards.read_shard(Folder(folder), name, splits[name], part, number).data)
+    return digest.hexdigest()
 
 
 def _add(a: Int[np.ndarray, " _a"], b: Int[np.ndarray, " _b"]) -> Int[np.ndarray, " _c"]:
@@ -149,12 +107,15 @@ def _add(a: Int[np.ndarray, " _a"], b: Int[np.ndarray, " _b"]) -> Int[np.ndarray
     return np.array([x + y for x, y in itertools.zip_longest(a.tolist(), b.tolist(), fillvalue=0)], np.int64)
 
 
-def _value_ids(fields: list[Values], low: int, high: int) -> Int[np.ndarray, "N S"]:
-    """Value ids of rows, every field's slots side by side; -1 where a list is shorter than its slots."""
+def value_ids(codes: Iterable[Int[np.ndarray, "n _s"]], sizes: Iterable[int]) -> Int[np.ndarray, "n S"]:
+    """Value ids of rows, every field's slots side by side; -1 where a list is shorter than its slots.
+
+    Args:
+      codes: Which of a field's values each row has, field by field; -1 for none.
+      sizes: How many values the fields have.
+    """
     parts, base = [], 0
-    for found in fields:
-        # Opened anew every time: what is mapped would count as memory until the file is closed.
-        codes = np.load(found.codes, mmap_mode="r")[low:high]
-        parts.append(np.where(codes < 0, -1, codes + base))
-        base += len(found.strings)
+    for own, size in zip(codes, sizes, strict=True):
+        parts.append(np.where(own < 0, -1, own + base))
+        base += size
     return np.concatenate(parts, axis=1).astype("<i4")

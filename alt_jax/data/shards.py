@@ -22,7 +22,7 @@ from alt_jax.data.windows import Windows, shards_at_once
 from alt_jax.errors import InputError
 from alt_jax.schema import Shard, Split
 
-_TYPES: dict[str, np.dtype[Any]] = {"values": np.dtype("<i4"), "labels": np.dtype("u1"), "rows": np.dtype("<i8")}
+PARTS: dict[str, np.dtype[Any]] = {"values": np.dtype("<i4"), "labels": np.dtype("u1"), "rows": np.dtype("<i8")}
 
 
 def shard_count(rows: int, shard_rows: int) -> int:
@@ -61,7 +61,7 @@ def write_shard(
     hashes = {}
     for part, array in (("values", values), ("labels", labels), ("rows", rows)):
         buffer = io.BytesIO()
-        np.lib.format.write_array(buffer, np.ascontiguousarray(array, _TYPES[part]), (1, 0))
+        np.lib.format.write_array(buffer, np.ascontiguousarray(array, PARTS[part]), (1, 0))
         content = buffer.getbuffer()
         storage.write_bytes(folder, file_name(split, part, number, count), content)
         hashes[part] = hashlib.sha256(content).hexdigest()
@@ -87,7 +87,7 @@ class ShardedArray:
           open_shard: Opens that array of the shard of a number.
         """
         self.shape: tuple[int, ...] = (sum(sizes), *trailing)
-        self.dtype = _TYPES[part]
+        self.dtype = PARTS[part]
         self._sizes, self._part, self._open_shard = tuple(sizes), part, open_shard
         self._opened: dict[int, np.ndarray] = {}
 
@@ -180,7 +180,7 @@ def check_files(place: Place, sizes: dict[str, int], splits: dict[str, Split], s
         if sum(shard.rows for shard in split.shards) != split.rows or len({s.rows for s in split.shards[:-1]}) > 1:
             raise InputError(f"{place / storage.SCHEMA} has shards of {name} that do not add up; prepare again.")
         for number, shard in enumerate(split.shards):
-            for part, dtype in _TYPES.items():
+            for part, dtype in PARTS.items():
                 file = file_name(name, part, number, len(split.shards))
                 if file not in sizes:
                     raise InputError(f"{place / file} is missing; copy the dataset again, or prepare it again.")
@@ -208,7 +208,7 @@ def open_rows(place: Place, name: str, split: Split, slots: int) -> Rows:
 
     sizes = [shard.rows for shard in split.shards]
     values, labels, numbers = (
-        ShardedArray(sizes, (slots,) if part == "values" else (), part, open_shard) for part in _TYPES
+        ShardedArray(sizes, (slots,) if part == "values" else (), part, open_shard) for part in PARTS
     )
     if len(sizes) == 1 and isinstance(place, Folder):
         return Rows(values.shard(0), labels.shard(0), numbers.shard(0))
@@ -236,11 +236,15 @@ def open_for_training(place: Place, name: str, split: Split, slots: int, memory_
             if isinstance(array, ShardedArray):
                 array.open()
         return rows
-    return rows._replace(windows=Windows(sizes, at_once, functools.partial(_read_shard, place, name, split)))
+    return rows._replace(windows=Windows(sizes, at_once, functools.partial(read_shard, place, name, split)))
 
 
-def _read_shard(place: Place, name: str, split: Split, part: str, number: int) -> np.ndarray:
-    """An array of a shard, in memory."""
+def read_shard(place: Place, name: str, split: Split, part: str, number: int) -> np.ndarray:
+    """An array of a shard, in memory.
+
+    Raises:
+      InputError: The file is missing or is not as it was prepared.
+    """
     file = file_name(name, part, number, len(split.shards))
     content = place.read(file)
     _check_hash(place / file, hashlib.sha256(content), split.shards[number], part)

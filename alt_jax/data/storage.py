@@ -121,7 +121,7 @@ class Remote(Place):
         except (ImportError, ValueError) as error:
             raise InputError(
                 f"{url} cannot be opened ({_first_line(error)}); install what its protocol needs (for gs:// it is "
-                "`pip install 'alt-jax[gcs]'`) or correct data.dir."
+                "`pip install 'alt-jax[gcs]'`) or correct the URL."
             ) from None
 
     def has(self, name: str) -> bool:
@@ -185,8 +185,7 @@ class Remote(Place):
             with path.open("rb") as source, fsspec.open(self / name, "wb") as target:
                 shutil.copyfileobj(source, target, 1 << 24)
         except Exception as error:  # every kind of storage has its own
-            reason = _first_line(error)
-            raise InputError(f"{self / name} cannot be written ({reason}); choose another data.dir.") from None
+            raise _unwritable(self / name, error) from None
 
     def remove(self, name: str) -> None:
         """Removes a file."""
@@ -204,20 +203,31 @@ def is_url(name: str | Path) -> bool:
 
 
 def write_bytes(folder: str | Path, name: str, content: bytes | memoryview) -> None:
-    """Writes a file into a folder or under a URL."""
-    if is_url(folder):
-        with fsspec.open(f"{folder}/{name}", "wb") as file:
-            file.write(content)
-        return
-    path = Path(folder) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    """Writes a file into a folder or under a URL.
+
+    Raises:
+      InputError: It cannot be written.
+    """
+    try:
+        if is_url(folder):
+            with fsspec.open(f"{folder}/{name}", "wb") as file:
+                file.write(content)
+            return
+        path = Path(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except Exception as error:  # every kind of storage has its own
+        raise _unwritable(f"{folder}/{name}", error) from None
 
 
 def unreadable(name: str, error: Exception) -> InputError:
     """What to say of a file that cannot be read."""
     reason = "it does not exist" if isinstance(error, FileNotFoundError) else _first_line(error)
     return InputError(f"{name} cannot be read ({reason}); copy the dataset again, or prepare it again.")
+
+
+def _unwritable(name: str, error: Exception) -> InputError:
+    return InputError(f"{name} cannot be written ({_first_line(error)}); make room for it, or choose another place.")
 
 
 @functools.cache

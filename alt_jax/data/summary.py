@@ -19,10 +19,9 @@ def report(raw: RawData, split: Split, dataset: Dataset, vocabulary: Vocabulary,
         part = schema.splits[name]
         print(f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive  split {part.hash[:12]}")
     absent = vocabulary.count == 0
-    for what, column in (("user", schema.user), ("item", schema.item)):
-        if column is not None:
-            share = absent[dataset.test.values[:, schema.slot(column)]].mean()
-            print(f"  test rows whose {what} is unseen in training: {share:.1%}")
+    for what, name in schema.entities.items():
+        share = absent[dataset.test.values[:, schema.slot(name)]].mean()
+        print(f"  test rows whose {what} is unseen in training: {share:.1%}")
     print(f"vocabulary ({schema.num_ids:,} feature ids)")
     for field, found in zip(schema.fields, fields, strict=True):
         seen = int((found.counts > 0).sum())

@@ -1,6 +1,9 @@
-"""The values of a dataset: which strings each field has, how they are spelled, and their feature ids."""
+"""The values of a dataset: which strings each field has, how they are spelled, and their feature ids.
 
-from pathlib import Path
+What is decided here depends on counts alone, so that whoever counts, on one machine or on many, gets the same.
+"""
+
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,12 +13,28 @@ from jaxtyping import Bool, Float, Int
 
 from alt_jax.config import FieldConfig
 from alt_jax.data import fields
-from alt_jax.data.protocols import Split
-from alt_jax.data.sources.raw import RawData, as_text
+from alt_jax.data.fields import Spelled
+from alt_jax.data.sources.raw import RawData
 from alt_jax.errors import InputError, nearest
-from alt_jax.schema import FIRST_FIELD_ID, PAD_ID, Numeric
+from alt_jax.schema import PAD_ID, Numeric
 
 _CHUNK = 1 << 22  # rows
+
+
+class Tally(NamedTuple):
+    """What rows have of a field.
+
+    Attributes:
+      strings: Distinct ones, in any order.
+      counts: Training rows (for lists: occurrences in training rows) of each.
+      kept: More than 0 if the dataset needs the string: some split has it, or a history may.
+      slots: Longest list of any split.
+    """
+
+    strings: list[str]
+    counts: Int[np.ndarray, " V"]
+    kept: Int[np.ndarray, " V"]
+    slots: int
 
 
 class Values(NamedTuple):
@@ -26,8 +45,6 @@ class Values(NamedTuple):
       spelled: As in the prompt.
       counts: Training rows (for lists: occurrences in training rows).
       known: Values with a feature id of their own; of a numeric field, those seen in training.
-      codes: File of int32[U, S], so that one field's at a time is in memory: positions in `strings` of every slot of
-        the rows of all splits, one split after the other; -1 for none.
       slots: S.
       feature: Feature ids.
       offset, size: The field's range of feature ids.
@@ -39,7 +56,6 @@ class Values(NamedTuple):
     spelled: list[str]
     counts: Int[np.ndarray, " V"]
     known: int
-    codes: Path
     slots: int
     feature: Int[np.ndarray, " V"]
     offset: int
@@ -48,65 +64,76 @@ class Values(NamedTuple):
     number: Float[np.ndarray, " V"]
 
 
-def collect(raw: RawData, split: Split, min_count: int, folder: Path) -> list[Values]:
-    """The values of every field. Only training rows decide which are in the vocabulary, and where bins lie.
-
-    Args:
-      raw: Raw rows.
-      split: Their splits and labels.
-      min_count: Training rows that a value of a category must have.
-      folder: Takes the codes, a file for each field.
+def check_sequences(raw: RawData) -> None:
+    """Refuses a sequence whose items or their spelling are not there.
 
     Raises:
-      InputError: A field's column cannot be read as its kind, no value of it is frequent enough, or the data cannot
-        fill it.
+      InputError: As the sentence says.
     """
-    remembered = {field.of for field in raw.fields if field.kind == "sequence" and field.past == "all"}
-    found: dict[str, Values] = {}
-    offset = FIRST_FIELD_ID
+    categories = {field.column: field for field in raw.fields if field.kind == "category"}
     for field in raw.fields:
         if field.kind != "sequence":
-            path = folder / f"{len(found)}.npy"
-            found[field.column] = _own(raw, field, split, offset, min_count, path, field.column in remembered)
-            offset += found[field.column].size
-    for field in raw.fields:
-        if field.kind == "sequence":
-            found[field.column] = _sequence(raw, field, split, found, folder / f"{len(found)}.npy")
-    return [found[field.column] for field in raw.fields]
+            continue
+        if field.of not in categories:
+            raise InputError(
+                f"Field {field.column!r} is a sequence of {field.of!r}, which is no category among data.fields; "
+                f"{nearest(field.of, list(categories))}"
+            )
+        if field.spelled and field.spelled not in raw.table.column_names:
+            raise InputError(
+                f"Field {field.column!r} is spelled by column {field.spelled!r}, which {raw.origin} has not; "
+                f"{nearest(field.spelled, raw.table.column_names)}"
+            )
+        if field.spelled and categories[field.of].hash_buckets:
+            raise InputError(
+                f"Field {field.column!r} is spelled by column {field.spelled!r}, but its items are hashed, and a "
+                "bucket holds several; leave spelled out."
+            )
 
 
-def _own(
-    raw: RawData,
-    field: FieldConfig,
-    split: Split,
-    offset: int,
-    min_count: int,
-    path: Path,
-    remembered: bool,
-) -> Values:
-    """Values of a field whose column the raw table holds; if they are `remembered`, those of all known rows."""
-    strings, codes = fields.spell(raw.table[field.column], field, raw.origin)
-    kept = _count(codes[split.known], len(strings)) if remembered else 0
-    codes = _arranged(codes, split)
-    if codes.shape[1] > 1:  # no more slots than the longest list fills
-        codes = codes[:, : max(1, int((codes >= 0).sum(axis=1).max(initial=1)))]
-    train = codes[: len(split.rows["train"])]
-    counts = _count(train, len(strings))
-    known = counts >= (min_count if field.kind in ("category", "multi") else 1)
+def remembered(fields: Iterable[FieldConfig]) -> set[str]:
+    """Columns of items whose histories hold rows of any split, or of none where the protocol skips a user's first."""
+    return {field.of for field in fields if field.kind == "sequence" and field.past == "all"}
+
+
+def tally(spelled: Spelled, train: list[np.ndarray], kept: list[np.ndarray]) -> Tally:
+    """Counts strings in rows.
+
+    Args:
+      spelled: A column.
+      train: Numbers of its training rows, in one or several arrays.
+      kept: Those of the rows whose strings the dataset needs.
+    """
+    strings, codes = spelled
+    return Tally(strings, count(codes, train, len(strings)), count(codes, kept, len(strings)), _longest(codes, kept))
+
+
+def of_column(field: FieldConfig, tally: Tally, offset: int, min_count: int, origin: str) -> Values:
+    """Values of a field whose column the raw table holds. Only training rows decide which have ids, and where bins lie.
+
+    Args:
+      field: Not a sequence.
+      tally: What its column holds.
+      offset: Its first feature id.
+      min_count: Training rows that a value of a category must have.
+      origin: Of the raw rows, for messages.
+
+    Raises:
+      InputError: A number is none, or no value is frequent enough.
+    """
+    known = tally.counts >= (min_count if field.kind in ("category", "multi") else 1)
     if not known.any():
         raise InputError(
-            f"No value of column {field.column!r} of {raw.origin} occurs {min_count} times in training; "
+            f"No value of column {field.column!r} of {origin} occurs {min_count} times in training; "
             "lower data.min_count or leave the column out."
         )
-    order = _order(strings, counts, known, kept + _count(codes, len(strings)))
-    codes = _recode(codes, order, len(strings))
-    np.save(path, codes)
-    strings, counts = [strings[i] for i in order], counts[order]
-    many = int(known.sum())
+    order = _order(tally.strings, tally.counts, known, tally.kept)
+    strings, counts = [tally.strings[i] for i in order], tally.counts[order]
+    many = min(int(known.sum()), field.max_ids or len(strings))
     numeric, number = None, np.zeros(len(strings), np.float32)
     if field.kind == "numeric":
-        numbers = fields.parse_numbers(strings, field.column, raw.origin)
-        numeric = fields.fit_numeric(numbers[codes[: len(train), 0]], field.bins)
+        numbers = fields.parse_numbers(strings, field.column, origin)
+        numeric = fields.fit_numeric(numbers, counts, field.bins)
         feature, size = offset + fields.bin_of(numeric, numbers), 2 + len(numeric.edges)
         number = fields.standardised(numeric, numbers)
     elif field.kind == "text":
@@ -114,45 +141,41 @@ def _own(
     else:
         position = np.arange(len(strings))
         feature, size = np.where(position < many, offset + 1 + position, offset), 1 + many
-    slots, feature = codes.shape[1], feature.astype(np.int32)
-    return Values(strings, strings, counts, many, path, slots, feature, offset, size, numeric, number)
+    feature = feature.astype(np.int32)
+    return Values(strings, strings, counts, many, tally.slots, feature, offset, size, numeric, number)
 
 
-def _sequence(raw: RawData, field: FieldConfig, split: Split, found: dict[str, Values], path: Path) -> Values:
-    """The last items of each row's user, as the field declares; they share the feature ids of the item's field."""
-    assert raw.user is not None, "protocols.apply refuses it"
-    assert raw.timestamp is not None, "protocols.apply refuses it"
-    categories = [f.column for f in raw.fields if f.kind == "category"]
-    if field.of not in categories:
-        raise InputError(
-            f"Field {field.column!r} is a sequence of {field.of!r}, which is no category among data.fields; "
-            f"{nearest(field.of, categories)}"
-        )
-    item, items = found[field.of], _items(raw, field, found[field.of])
-    eligible = {"positive": split.positive, "negative": ~split.positive, "any": split.known}[field.outcome]
-    past = split.known
-    if field.past == "train":
-        past = np.zeros_like(split.known)
-        past[split.rows["train"]] = True
-    user = np.asarray(as_text(raw.table[raw.user], raw.user, raw.origin).indices)
-    time = np.asarray(raw.table[raw.timestamp])
-    codes = _arranged(fields.history(user, time, items, eligible & past, field.slots), split)
-    none = len(item.strings)
-    codes[codes[:, 0] < 0, 0] = none
-    strings = [*item.strings, ""]
-    spelled = [*_spellings(raw, field, item, items), ""]
+def of_sequence(
+    field: FieldConfig,
+    item: Values,
+    titles: list[str],
+    counts: Int[np.ndarray, " V"],
+    kept: Int[np.ndarray, " V"],
+) -> tuple[Values, Int[np.ndarray, " V"]]:
+    """Values of a sequence; they share the feature ids of the item's field.
+
+    Args:
+      field: The sequence.
+      item: The values of its items.
+      titles: How the prompt spells each of them.
+      counts: Occurrences in training rows of each item's value, then of the empty history.
+      kept: Occurrences in all splits.
+
+    Returns:
+      The values, and where among them each of those counted stands: -1 for none.
+    """
+    strings, spelled = [*item.strings, ""], [*titles, ""]
     feature = np.append(item.feature, np.int32(PAD_ID))
-    counts = _count(codes[: len(split.rows["train"])], len(strings))
     # Every known item, in a history or not, so that `predict` can spell any history of known items
     known = (feature > item.offset) | (counts > 0)
-    order = _order(strings, counts, known, np.maximum(known, _count(codes, len(strings))))
-    np.save(path, _recode(codes, order, len(strings)))
-    return Values(
+    order = _order(strings, counts, known, np.maximum(known, kept))
+    place = np.full(len(strings), -1, np.int32)
+    place[order] = np.arange(len(order))
+    found = Values(
         strings=[strings[i] for i in order],
         spelled=[spelled[i] for i in order],
         counts=counts[order],
         known=int(known.sum()),
-        codes=path,
         slots=field.slots,
         feature=feature[order],
         offset=item.offset,
@@ -160,43 +183,65 @@ def _sequence(raw: RawData, field: FieldConfig, split: Split, found: dict[str, V
         numeric=None,
         number=np.zeros(len(order), np.float32),
     )
+    return found, place
 
 
-def _items(raw: RawData, field: FieldConfig, item: Values) -> Int[np.ndarray, " N"]:
-    """Positions among the item's values of every raw row, in whatever split or none; -1 for what is not among them."""
-    text = as_text(raw.table[field.of], field.of, raw.origin)
-    position = pc.index_in(text.dictionary, value_set=pa.array(item.strings, pa.string()))
-    return np.asarray(pc.fill_null(position, -1))[np.asarray(text.indices)]
+def positions(spelled: Spelled, strings: pa.StringArray) -> Int[np.ndarray, "N S"]:
+    """Where among a field's values each row's strings stand; -1 for none, and for what is not among them."""
+    found = pc.fill_null(pc.index_in(pa.array(spelled.strings, pa.string()), value_set=strings), -1)
+    return np.append(np.asarray(found, np.int32), np.int32(-1))[spelled.codes]
 
 
-def _spellings(raw: RawData, field: FieldConfig, item: Values, code: Int[np.ndarray, " N"]) -> list[str]:
-    """How the prompt spells each item: what stands beside its first row in the column that the field names."""
-    if not field.spelled:
-        return item.strings
-    if field.spelled not in raw.table.column_names:
-        raise InputError(
-            f"Field {field.column!r} is spelled by column {field.spelled!r}, which {raw.origin} has not; "
-            f"{nearest(field.spelled, raw.table.column_names)}"
-        )
-    title = as_text(raw.table[field.spelled], field.spelled, raw.origin)
-    rows = np.flatnonzero(code >= 0)[::-1]
-    first = np.zeros(len(item.strings), np.int64)
-    first[code[rows]] = rows  # the last assignment, which is the first row, stays
-    return pc.take(title.dictionary, pa.array(np.asarray(title.indices)[first])).to_pylist()
+def histories(
+    field: FieldConfig,
+    user: Int[np.ndarray, " N"],
+    time: np.ndarray,
+    item: Int[np.ndarray, " N"],
+    positive: Bool[np.ndarray, " N"],
+    known: Bool[np.ndarray, " N"],
+    train: Bool[np.ndarray, " N"],
+    items: int,
+) -> Int[np.ndarray, "N S"]:
+    """What a sequence holds in every row: which of the item's values; -1 behind the last.
+
+    Args:
+      field: The sequence.
+      user: User of every row.
+      time: What rows are ordered by; of simultaneous ones, the later in these arrays is the newer.
+      item: Which of the item's values every row has.
+      positive: Labels.
+      known: `alt_jax.data.protocols.Split.known`.
+      train: Rows of the training part.
+      items: How many values the item has; an empty history holds this number, which stands for the empty string.
+    """
+    outcome = {"positive": positive, "negative": ~positive, "any": known}[field.outcome]
+    eligible = outcome & (train if field.past == "train" else known)
+    found = fields.history(user, time, item, eligible, field.slots)
+    found[found[:, 0] < 0, 0] = items
+    return found
 
 
-def _arranged(codes: Int[np.ndarray, "N S"], split: Split) -> Int[np.ndarray, "U S"]:
-    """Codes of raw rows as those of all splits, one after the other."""
-    # `take`, since `codes[rows]` is slower, three times on long tables.
-    return np.concatenate([codes.take(rows, axis=0) for rows in split.rows.values()])
-
-
-def _count(codes: Int[np.ndarray, "N S"], size: int) -> Int[np.ndarray, " V"]:
+def count(codes: Int[np.ndarray, "N S"], rows: list[np.ndarray], size: int) -> Int[np.ndarray, " V"]:
+    """How often each of `size` codes stands in these rows."""
     counts = np.zeros(size, np.int64)
-    for low in range(0, len(codes), _CHUNK):  # since what NumPy counts it first copies as int64
-        part = codes[low : low + _CHUNK]
+    for part in _parts(codes, rows):
         counts += np.bincount(part[part >= 0], minlength=size)
     return counts
+
+
+def _longest(codes: Int[np.ndarray, "N S"], rows: list[np.ndarray]) -> int:
+    """Slots that the longest list in these rows fills; at least one."""
+    if codes.shape[1] == 1:
+        return 1
+    return max((int((part >= 0).sum(axis=1).max(initial=1)) for part in _parts(codes, rows)), default=1)
+
+
+def _parts(codes: Int[np.ndarray, "N S"], rows: list[np.ndarray]) -> Iterator[Int[np.ndarray, "n S"]]:
+    """The codes of these rows, some at a time, since what NumPy counts it first copies as int64."""
+    for numbers in rows:
+        for low in range(0, len(numbers), _CHUNK):
+            # `take`, since `codes[rows]` is slower, three times on long tables.
+            yield codes.take(numbers[low : low + _CHUNK], axis=0)
 
 
 def _order(
@@ -207,9 +252,3 @@ def _order(
     rank[np.asarray(pc.sort_indices(pa.array(strings, pa.string())))] = np.arange(len(strings))
     order = np.lexsort((rank, -counts, ~known))
     return order[kept[order] > 0]
-
-
-def _recode(codes: Int[np.ndarray, "N S"], order: Int[np.ndarray, " W"], size: int) -> Int[np.ndarray, "N S"]:
-    remap = np.full(size + 1, -1, np.int32)  # the last entry serves code -1
-    remap[order] = np.arange(len(order))
-    return remap[codes]

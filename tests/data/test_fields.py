@@ -243,6 +243,24 @@ def past_rows(raw: pa.Table, dataset: Dataset, past: str, outcome: str, row: int
     return sorted(found, key=lambda r: (time[r], r), reverse=True)[:slots]
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, 1.0, 2.5]), min_size=1, max_size=60),
+    st.integers(1, 8),
+    st.randoms(use_true_random=False),
+)
+def test_bins_are_numpys_whatever_the_order_and_the_spelling(rows, bins, random):
+    numbers, counts = np.unique(np.array(rows), return_counts=True)
+    expected = np.unique(np.quantile(rows, np.linspace(0, 1, bins + 1)[1:-1]))
+    found = fields.fit_numeric(numbers, counts, bins)
+    assert found.edges == tuple(expected.tolist())
+    assert found.mean == pytest.approx(np.mean(rows))
+    assert found.std == pytest.approx(np.std(rows) or 1.0, abs=1e-6)
+    random.shuffle(rows)
+    apart = np.array([*rows, np.nan, 7.0])  # every row spelled in another way, one missing, one not in training
+    assert fields.fit_numeric(apart, np.array([1] * len(rows) + [5, 0]), bins).edges == found.edges
+
+
 @pytest.mark.parametrize("protocol", ["time", "random", "time_skip5", "cold_users"])
 def test_whose_rows_and_which_a_history_holds(tmp_path, protocol):
     raw = table().append_column("other", pa.array([f"o{n}" for n in range(ROWS)]))  # every row an item of its own
@@ -295,20 +313,19 @@ def test_a_history_of_all_splits_never_holds_the_row_itself_or_later_ones(tmp_pa
     raw = table()
     history = FieldConfig("seen", kind="sequence", of="item", slots=4, past="all", outcome="positive")
     fields_ = (FieldConfig("user"), FieldConfig("item"), history)
-    before = prepare(config_of(tmp_path, raw, protocol="time", fields=fields_))
     time = raw["time"].to_numpy()
     moment = np.quantile(time, 0.9)
     labels = np.where(time >= moment, 1 - raw["label"].to_numpy(), raw["label"].to_numpy())
     changed = raw.set_column(raw.column_names.index("label"), "label", pa.array(labels))
-    after = prepare(config_of(tmp_path, changed, protocol="time", fields=fields_))
 
-    def histories(dataset: Dataset, name: str) -> list[list[str]]:
-        part, value = dataset.split(name), dataset.vocabulary().value
-        rows = part.values[time[part.rows] <= moment, dataset.schema.slot("seen") :]
+    def histories(table: pa.Table) -> list[list[str]]:
+        dataset = prepare(config_of(tmp_path, table, protocol="time", fields=fields_))
+        value, slot = dataset.vocabulary().value, dataset.schema.slot("seen")
+        parts = [dataset.split(name) for name in ("train", "valid", "test")]
+        rows = [row for part in parts for row in part.values[time[part.rows] <= moment, slot:]]
         return [[value[v] for v in row if v >= 0] for row in rows]
 
-    for name in ("train", "valid", "test"):
-        assert histories(before, name) == histories(after, name)
+    assert histories(raw) == histories(changed)
 
 
 def test_how_a_history_is_spelled_is_part_of_what_a_checkpoint_needs(tmp_path, prepared):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alt_jax.config import Config, DataConfig, FieldConfig, TextConfig
-from alt_jax.data import rows, sources, values
+from alt_jax.data import local, sources, values
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import prompt_lengths
@@ -64,7 +64,7 @@ def test_the_dataset_is_the_same_in_parts_of_any_size(tmp_path: Path, monkeypatc
     pq.write_table(table, tmp_path / "whole.parquet")
     whole = prepare(config(tmp_path / "whole.parquet", tmp_path / "whole", protocol))
 
-    monkeypatch.setattr(rows, "_CHUNK", 3)
+    monkeypatch.setattr(local, "_CHUNK", 3)
     monkeypatch.setattr(values, "_CHUNK", 5)
     pq.write_table(table, tmp_path / "groups.parquet", row_group_size=7)
     parts.mkdir()
@@ -77,7 +77,7 @@ def test_the_dataset_is_the_same_in_parts_of_any_size(tmp_path: Path, monkeypatc
 
 
 def test_what_is_written_in_parts_is_what_numpy_would_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rows, "_CHUNK", 8)
+    monkeypatch.setattr(local, "_CHUNK", 8)
     pq.write_table(clicks(), tmp_path / "t.parquet")
     dataset = prepare(config(tmp_path / "t.parquet", tmp_path / "out", "random"))
     lengths = []

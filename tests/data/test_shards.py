@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_rows import clicks, config, contents
 
 from alt_jax.config import Config
-from alt_jax.data import rows, shards, values
+from alt_jax.data import local, rows, shards, values
 from alt_jax.data.batches import batch_at
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prepare import prepare
@@ -105,7 +105,7 @@ def test_parts_of_any_size_make_the_same_shards(
 ):
     raw = pair[0].folder.parent / "t.parquet"
     expected = prepare(sharded(config(raw, tmp_path / "a", "time"), shard_rows))
-    monkeypatch.setattr(rows, "_CHUNK", 3)
+    monkeypatch.setattr(local, "_CHUNK", 3)
     monkeypatch.setattr(values, "_CHUNK", 5)
     other = prepare(sharded(config(raw, tmp_path / "b", "time"), shard_rows))
     assert contents(other.folder) == contents(expected.folder)

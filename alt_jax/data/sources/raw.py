@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -45,10 +46,12 @@ class Columns:
     Attributes:
       readers: Reads a column, by its name.
       num_rows: Rows of every column.
+      parts: Parquet files that hold the rows, one after the other, with the fields' columns; empty where none do.
     """
 
     readers: Mapping[str, Callable[[], pa.Array | pa.ChunkedArray]]
     num_rows: int
+    parts: tuple[Path, ...] = ()
 
     @property
     def column_names(self) -> list[str]:

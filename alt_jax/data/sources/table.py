@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +42,7 @@ def load(config: DataConfig) -> RawData:
     readers: dict[str, Callable[[], Any]] = {column: partial(rows.__getitem__, column) for column in columns}
     for column, (name, convert) in special.items():
         readers[column] = partial(_converted, rows, name, convert, path)
-    table = Columns(readers, rows.num_rows)
+    table = Columns(readers, rows.num_rows, rows.parts if isinstance(rows, Columns) else ())
     for column in special:
         table[column]  # what is wrong with it is said before anything else is done
     return RawData(
@@ -87,7 +87,7 @@ def _open(path: Path, columns: Sequence[str]) -> pa.Table | Columns:
     for part in parts:
         with _parquet(part, columns, encoded=False) as file:
             rows += file.metadata.num_rows
-    return Columns({column: partial(_read_one, path, column) for column in columns}, rows)
+    return Columns({column: partial(_read_one, path, column) for column in columns}, rows, tuple(parts))
 
 
 def _read_one(path: Path, column: str) -> pa.ChunkedArray:
@@ -120,6 +120,53 @@ def read(path: Path, columns: Collection[str], *, encoded: bool = False) -> pa.T
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowTypeError as error:
         raise InputError(f"The parts in {path} have columns of different types ({_line(error)}).") from None
+
+
+class RowGroup(NamedTuple):
+    """Some consecutive rows of a table, as they lie in a Parquet file.
+
+    Attributes:
+      path: Of the file.
+      group: Number of the row group.
+      first: Number of its first row in the table.
+      rows: How many.
+    """
+
+    path: Path
+    group: int
+    first: int
+    rows: int
+
+
+def row_groups(parts: Sequence[Path], columns: Collection[str], origin: str) -> tuple[list[RowGroup], pa.Schema]:
+    """The row groups of Parquet files, and the types that the columns have in all of them together.
+
+    Raises:
+      InputError: A file cannot be read, lacks a column, or has one of a type that does not go with the others'.
+    """
+    groups, schemas, first = [], [], 0
+    for part in parts:
+        with _parquet(part, columns, encoded=True) as file:
+            schemas.append(pa.schema([file.schema_arrow.field(column) for column in columns]))
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                groups.append(RowGroup(part, group, first, rows))
+                first += rows
+    try:
+        return [group for group in groups if group.rows], pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise InputError(f"The parts in {origin} have columns of different types ({_line(error)}).") from None
+
+
+def read_group(group: RowGroup, schema: pa.Schema) -> pa.Table:
+    """The rows of a group: the columns of `schema`, of the types that it has.
+
+    Raises:
+      InputError: The file cannot be read, or lacks a column.
+    """
+    with _parquet(group.path, schema.names, encoded=True) as file:
+        table = file.read_row_group(group.group, columns=schema.names).select(schema.names)
+    return table.cast(schema)
 
 
 def _parquet_parts(path: Path) -> list[Path]:
