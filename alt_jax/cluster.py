@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from alt_jax import signals
 from alt_jax.errors import InputError
 
 _HEARTBEAT_S = 30  # without a sign of life after which a process is taken for dead
+T = TypeVar("T")
 _ADDRESS = re.compile(r"(?P<address>.+:\d+),(?P<process>\d+)/(?P<processes>\d+)")
 
 
@@ -167,3 +168,34 @@ def stop_requests(notice: str) -> Iterator[Callable[[int], str | None]]:
     # SIGTERM is left to JAX
     with signals.stop_requests(notice, (signal.SIGINT,), pass_on=lambda: signal.raise_signal(signal.SIGTERM)):
         yield lambda step: "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
+
+
+class Trouble:
+    """What one process finds wrong while the others train on: all raise it together, and nothing after it is kept."""
+
+    def __init__(self) -> None:
+        """There is none yet."""
+        self._error: InputError | None = None
+
+    def or_else(self, work: Callable[[], T], stand_in: Callable[[], T]) -> T:
+        """What `work` returns, or `stand_in` where it fails; the others would wait for this process's share for ever.
+
+        All are asked to stop then, and have to call `tell` before they save or stop.
+
+        Raises:
+          InputError: It has failed, and there are no others.
+        """
+        try:
+            return work()
+        except InputError as error:
+            if jax.process_count() == 1:
+                raise
+            self._error = error
+            signal.raise_signal(signal.SIGTERM)
+            return stand_in()
+
+    def tell(self) -> None:
+        """Raises what one process has found as an InputError of all."""
+        with together():
+            if self._error is not None:
+                raise self._error

@@ -118,6 +118,8 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
             return done
         mesh = make_mesh()
         _steps(mesh, dataset, plan)
+        for split in ("valid", "test"):
+            dataset.split(split).open()  # what is damaged is found now, not after training
         task = Finetune(ALT(config, dataset.schema, encoder), strategy)
         if task.packs:
             task = dataclasses.replace(task, lengths=dataset.prompt_tokens())
@@ -200,7 +202,7 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
     runs = [load_finetuned(folder) for folder in folders]
     with cluster.together():
         dataset = open_dataset(runs[0].run)
-    values = dataset.split(split).values
+        values = dataset.split(split).open().values
     mesh = make_mesh()
     probability = np.zeros(len(values))
     for trained in runs:

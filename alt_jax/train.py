@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from alt_jax import cluster, lazy
 from alt_jax.checkpoint import Checkpoints
-from alt_jax.data.batches import Batch, batch_at, epochs_over, updates
+from alt_jax.data.batches import Batch, batch_at, blank, epochs_over, updates
 from alt_jax.data.dataset import Rows
 from alt_jax.data.prompt import Pieces, feature_ids
 from alt_jax.errors import InputError, Stopped
@@ -154,7 +155,7 @@ def train(
         progress, step = Progress(**loop), resumed
         print(f"resumed at step {step} of {last}")
     run.rewind(step)
-    log = _Log(run, plan.batch_size)
+    log, trouble = _Log(run, plan.batch_size), cluster.Trouble()
 
     requests = cluster.stop_requests("stopping after this step…")
     with jax.set_mesh(mesh), requests as stop_at, closing(checkpoints):  # closing waits for what is being saved
@@ -169,15 +170,18 @@ def train(
                     score = _evaluate(evaluate, state.params, run, step, progress)
                 log.epoch(over, plan.epochs, progress if evaluate else None)
             stop = stop_at(step)
-            if fresh and (epoch_ends or stop or (plan.checkpoint_every and step % plan.checkpoint_every == 0)):
+            save = fresh and (epoch_ends or stop or (plan.checkpoint_every and step % plan.checkpoint_every == 0))
+            if save or stop:
+                trouble.tell()
+            if save:
                 log.flush()
                 checkpoints.save(step, state.params, state.optimizer, asdict(progress), score)
             if stop:
                 raise Stopped(f"stopped by {stop} at step {step} of {last}, saved")
             if step == last or (plan.patience and progress.waited >= plan.patience):
                 break
-            batch = batch_at(rows, seed=plan.seed, step=step, batch_size=plan.batch_size, part=own)
-            batch = split_rows(mesh, batch)
+            read = partial(batch_at, rows, seed=plan.seed, step=step, batch_size=plan.batch_size, part=own)
+            batch = split_rows(mesh, trouble.or_else(read, partial(blank, rows, own)))
             state, metrics = update(state, pieces, batch, key)
             step += 1
             log.add(step, metrics)

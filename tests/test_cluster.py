@@ -178,6 +178,35 @@ def test_all_say_what_one_finds_wrong(config: Config, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+_BREAKS = """
+import sys
+from alt_jax import cli, train
+from alt_jax.errors import InputError
+
+whole = train.batch_at
+
+def batch_at(rows, *, step, **options):
+    if step >= 4 and sys.argv[-1].endswith(",1/2"):
+        raise InputError("train/values-00001-of-00002.npy is not as it was prepared")
+    return whole(rows, step=step, **options)
+
+train.batch_at = batch_at
+sys.exit(cli.run(sys.argv[1:]))
+"""
+
+
+def test_all_say_what_one_finds_wrong_in_training(config: Config, tmp_path: Path) -> None:
+    """Such as a shard behind a URL, which is read when its turn comes. What followed is not saved."""
+    run = tmp_path / "run"
+    arguments = ["finetune", config_file(tmp_path, config), "--strategy", "ctr", "--init-from", "none"]
+    started = [["-c", _BREAKS, *own[2:]] for own in commands([[*arguments, "--run-dir", str(run)]] * 2)]
+    there = Processes(started, 1, tmp_path)
+    assert there.end() == [2, 2], there.said
+    assert "process 1 of 2: train/values-00001-of-00002.npy is not as it was prepared" in there.said[0]
+    assert "alt-jax finetune: train/values-00001-of-00002.npy is not as it was prepared" in there.said[1]
+    assert not list(run.glob("checkpoints/[0-9]*"))
+
+
 @pytest.mark.parametrize("process", [0, 1])
 def test_waits_for_the_others_no_longer_than_said(process: int, config: Config, tmp_path: Path) -> None:
     command = ["pretrain", config_file(tmp_path, config), "--run-dir", str(tmp_path / "run")]

@@ -69,6 +69,14 @@ def batch_at(rows: Rows, *, seed: int, step: int, batch_size: int, part: slice =
     return Batch(values, label.astype(np.float32), weight)
 
 
+def blank(rows: Rows, part: slice) -> Batch:
+    """A batch of the shape that `batch_at` gives, without anything read."""
+    count = part.stop - part.start
+    values: Any = np.zeros((count, rows.values.shape[1]), np.int32)
+    label, weight = (values[:, 0].astype(np.float32) + x for x in (0, 1))
+    return Batch(values, label, weight)
+
+
 def _stream(rows: Rows, seed: int, start: int, stop: int) -> Iterator[tuple[Any, Any, Int[np.ndarray, " n"]]]:
     """Rows at these positions of the stream: arrays of values and labels, and which rows of those."""
     ahead = rows.windows

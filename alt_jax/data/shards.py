@@ -160,6 +160,20 @@ class Rows(NamedTuple):
     rows: Int[np.ndarray | ShardedArray, " N"]
     windows: Windows | None = None
 
+    def open(self) -> "Rows":
+        """Opens, and checks, values and labels of all shards now, which is when they are first needed otherwise.
+
+        Returns:
+          Itself.
+
+        Raises:
+          InputError: A file is missing or is not as it was prepared.
+        """
+        for array in (self.values, self.labels):
+            if isinstance(array, ShardedArray):
+                array.open()
+        return self
+
 
 OpenShard = Callable[[str, int], np.ndarray]
 
@@ -232,10 +246,7 @@ def open_for_training(place: Place, name: str, split: Split, slots: int, memory_
     at_once = shards_at_once(sizes, slots, memory_gib, place / name)
     # Not from the map where memory does not hold it: row by row a disk is a thousand times slower than from end to end.
     if isinstance(place, Folder) and at_once == len(sizes):
-        for array in (rows.values, rows.labels):  # the first batch has rows of every shard anyway
-            if isinstance(array, ShardedArray):
-                array.open()
-        return rows
+        return rows.open()  # the first batch has rows of every shard anyway
     return rows._replace(windows=Windows(sizes, at_once, functools.partial(read_shard, place, name, split)))
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_rows import clicks, config, contents
 
-from alt_jax.config import Config
+from alt_jax import stages
+from alt_jax.config import Config, FinetuneConfig
 from alt_jax.data import local, rows, shards, values
 from alt_jax.data.batches import batch_at
 from alt_jax.data.dataset import Dataset
@@ -173,6 +174,18 @@ def test_a_changed_training_shard_is_found_before_training_begins(
         batch_at(windowed, seed=0, step=SHARD * window, batch_size=1)
     with pytest.raises(InputError, match=rf"train/{path.name} is not as it was prepared"):
         batch_at(windowed, seed=0, step=SHARD * last, batch_size=1)
+
+
+def test_a_changed_test_shard_is_found_before_training_begins(pair: tuple[Dataset, Dataset], tmp_path: Path):
+    """And not after it, when its rows are read."""
+    folder = shutil.copytree(pair[1].folder, tmp_path / "copy")
+    path = folder / shards.file_name("test", "labels", 1, 2)
+    path.write_bytes(path.read_bytes()[:-1] + b"\7")
+    experiment = sharded(config(pair[1].folder.parent / "t.parquet", folder, "random"), SHARD)
+    recipes = dataclasses.replace(experiment.finetune, ctr=FinetuneConfig(batch_size=16))
+    with pytest.raises(InputError, match=rf"test/{path.name} is not as it was prepared"):
+        stages.finetune(dataclasses.replace(experiment, finetune=recipes), "ctr", None, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_shards_of_another_count_are_not_taken_for_these(pair: tuple[Dataset, Dataset], tmp_path: Path):
