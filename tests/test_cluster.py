@@ -231,6 +231,16 @@ def test_auto_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         cluster.join("auto", 1)
 
 
+@pytest.mark.parametrize("name", ["the code of alt-jax", "the version of jax", "the dataset", "seed"])
+def test_processes_that_would_do_different_things_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(text: str) -> list[str]:
+        return [text, text, json.dumps(json.loads(text) | {name: "another"})]
+
+    monkeypatch.setattr(cluster, "gather", gather)
+    with pytest.raises(InputError, match=f"process 2 differs from process 0 in {name}: 'another', not "):
+        cluster.check_same({"seed": 1, "the dataset": ["hash"]})
+
+
 def test_texts_of_one_process() -> None:
     assert cluster.gather("ö") == ["ö"]
     cluster.check_same({"seed": 1})
