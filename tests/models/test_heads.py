@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alt_jax.models.heads import Fusion, MLMHead, MTMHead, Projection, TextLogit
+from alt_jax.models.table import table_rows
 from alt_jax.schema import Field, Schema, Split, TextSchema
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -129,8 +130,8 @@ def test_mtm_head_is_the_equation(mtm):
             attended[b] += w / sum(weights) * STATES[b, t]
     expected = dense(np.concatenate([H, attended], axis=1), params["output"]).reshape(B, 2, E)
     assert np.asarray(vectors) == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert table.shape == (9, E)
-    assert bias.shape == (9,)
+    assert table.shape == (table_rows(9), E)
+    assert bias.shape == (table_rows(9),)
 
 
 def test_mtm_pays_no_attention_to_padding(mtm):
