@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from alt_jax import cluster
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, Stopped
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file at INFO and WARNING
 _CHECKSUMS = "checksums.json"
@@ -123,8 +123,21 @@ class Checkpoints:
         """Returns when everything is on disk."""
         self._manager.wait_until_finished()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Waits, for all processes, and gives back the background threads.
+
+        What all processes raise lets them wait for each other. With another error one of several just leaves: the
+        others are in the midst of a step that needs it, so to wait for them would be to wait for ever.
+        """
+        if error is not None and not isinstance(error, InputError | Stopped) and jax.process_count() > 1:
+            return
+        self.close()
+
     def close(self) -> None:
-        """Waits, for all processes, and gives back the background threads."""
+        """As `__exit__`, without an error."""
         self._manager.close()
         cluster.gather("closed")  # the first process commits, the others would go on without seeing it
 

@@ -344,7 +344,7 @@ def _pretrain(arguments: list[str]) -> None:
     options = _configured(PretrainOptions, arguments, "pretrain")
     from alt_jax import cluster, stages
 
-    cluster.join(options.cluster, options.cluster_wait)
+    cluster.join(options.cluster, options.cluster_wait, saves=True)
     init_from = None if options.init_from == "none" else Path(options.init_from)
     stages.pretrain(options.config, options.run_dir, init_from)
 
@@ -353,7 +353,7 @@ def _finetune(arguments: list[str]) -> None:
     options = _configured(FinetuneOptions, arguments, "finetune")
     from alt_jax import cluster, stages
 
-    cluster.join(options.cluster, options.cluster_wait)
+    cluster.join(options.cluster, options.cluster_wait, saves=True)
     init_from = None if options.init_from == "none" else Path(options.init_from)
     result = stages.finetune(options.config, options.strategy, init_from, options.run_dir)
     print(stages.format_report(result["test"]))
@@ -365,7 +365,7 @@ def _evaluate(arguments: list[str]) -> None:
 
     if not options.run_dir:
         raise InputError("give the folder of a finished run, e.g. alt-jax evaluate runs/joint.")
-    cluster.join(options.cluster, options.cluster_wait)
+    cluster.join(options.cluster, options.cluster_wait, saves=False)
     found = stages.evaluate(options.run_dir, options.split)
     print(stages.to_json(found) if options.json else stages.format_report(found))
 

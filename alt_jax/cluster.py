@@ -6,15 +6,18 @@ finds wrong is raised by all, so that none waits for one that has gone.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
@@ -29,7 +32,7 @@ T = TypeVar("T")
 _ADDRESS = re.compile(r"(?P<address>.+:\d+),(?P<process>\d+)/(?P<processes>\d+)")
 
 
-def join(cluster: str, wait_s: int) -> None:
+def join(cluster: str, wait_s: int, *, saves: bool) -> None:
     """Joins the other processes; to be called before anything else is asked of JAX.
 
     Where they do not come together in time, this process ends with a sentence: with exit code 2 where an address was
@@ -39,6 +42,7 @@ def join(cluster: str, wait_s: int) -> None:
       cluster: `none`: this process is alone. `auto`: JAX finds the others by itself (TPU pods, Slurm, Open MPI, indexed
         jobs of Kubernetes). `HOST:PORT,I/N`: this is process I of N, from 0, and process 0 listens at that address.
       wait_s: Seconds to wait for the others.
+      saves: Whether this command saves and stops when it is sent SIGTERM (`stop_requests`); else SIGTERM ends it.
 
     Raises:
       InputError: `cluster` is none of these, or JAX finds no cluster.
@@ -57,6 +61,7 @@ def join(cluster: str, wait_s: int) -> None:
             "process_id": int(found["process"]),
             "num_processes": int(found["processes"]),
         }
+    jax.config.update("jax_enable_preemption_service", saves)
     # JAX ends a process that has waited in vain without a word of what to do.
     late = threading.Timer(wait_s, _give_up, [cluster, wait_s])
     late.daemon = True
@@ -75,8 +80,17 @@ def join(cluster: str, wait_s: int) -> None:
         ) from None
     finally:
         late.cancel()
+    sys.excepthook = _crash
     if not first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
+def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ends the process at once: at its regular end JAX would wait for the others, and they for it."""
+    traceback.print_exception(kind, error, trace)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(1)
 
 
 def _give_up(cluster: str, wait_s: int) -> None:
@@ -93,6 +107,11 @@ def _give_up(cluster: str, wait_s: int) -> None:
 def first() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
+
+
+def from_first(value: Any) -> Any:
+    """The first process's JSON value, in all."""
+    return json.loads(gather(json.dumps(value))[0])
 
 
 def gather(text: str) -> list[str]:
@@ -152,8 +171,8 @@ def code_hash() -> str:
 
 
 @contextmanager
-def stop_requests(notice: str) -> Iterator[Callable[[int], str | None]]:
-    """Yields a function that is to be called at every step, and names the signal at the one where to save and stop.
+def stop_requests(notice: str) -> Iterator[Callable[[], str | None]]:
+    """Yields a function that is to be called before every step, and names the signal where to save and stop.
 
     Of several processes it is enough that one is sent SIGTERM (or SIGINT): JAX's preemption service carries the news,
     and they agree on a step that none has passed yet.
@@ -163,11 +182,14 @@ def stop_requests(notice: str) -> Iterator[Callable[[int], str | None]]:
     """
     if jax.process_count() == 1:
         with signals.stop_requests(notice) as received:
-            yield lambda step: received[0].name if received else None
+            yield lambda: received[0].name if received else None
         return
+    calls = (
+        itertools.count()
+    )  # not steps: a signal from before the first one means JAX's number 1, wherever that begins
     # SIGTERM is left to JAX
     with signals.stop_requests(notice, (signal.SIGINT,), pass_on=lambda: signal.raise_signal(signal.SIGTERM)):
-        yield lambda step: "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
+        yield lambda: "SIGTERM" if multihost_utils.reached_preemption_sync_point(next(calls)) else None
 
 
 class Trouble:

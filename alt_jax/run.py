@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -50,16 +51,26 @@ class Run:
     schema: Schema
     encoder: EncoderConfig
 
+    def __post_init__(self) -> None:
+        """Refuses a URL, which a path has already lost a slash of."""
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(self.folder)):
+            raise InputError(
+                f"--run-dir {self.folder} is a URL, but runs are kept on a file system; mount it, and give the path."
+            )
+
     def finished(self) -> dict[str, Any] | None:
-        """What this run wrote when it finished, or None if it has not.
+        """What this run wrote when it finished, or None if it has not. The first of several processes looks.
 
         Raises:
           InputError: The folder belongs to another run.
         """
-        if not (self.folder / "run.json").is_file():
-            return None
-        self._check_same(Run.load(self.folder))
-        return self.result()
+        found = None
+        with cluster.together():
+            if cluster.first() and (self.folder / "run.json").is_file():
+                self._check_same(Run.load(self.folder))
+                found = self.result()
+        result: dict[str, Any] | None = cluster.from_first(found)
+        return result
 
     def start(self) -> "Run":
         """Makes the run folder, or goes on with the one that the same command made before.
@@ -126,7 +137,7 @@ class Run:
                 f"{self.folder} holds another run ({_sentence(other.origin)}, not {_sentence(self.origin)}); "
                 "give another --run-dir."
             )
-        # Where the parameters lie changes no number, so a run may go on with more or larger devices
+        # Where the parameters lie changes numbers by rounding only, so a run may go on with more or larger devices
         changed = {k: v for k, v in self.config.differences(other.config).items() if not k.startswith("sharding.")}
         if changed:
             name, (new, old) = next(iter(changed.items()))

@@ -1,6 +1,7 @@
 """The stages of an experiment: pretrain, finetune, and the scoring of a finished run."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,14 +66,15 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
         pretraining.check(config, dataset.schema)
         encoder = bridge.encoder_config(config.text, dataset.schema)
         run = Run(run_dir, origin, config, dataset.schema, encoder)
-        if (done := run.finished()) is not None:
-            print(f"{run_dir} is already finished.")
-            return done
+    cluster.check_same(_facts(run, dataset))
+    if (done := run.finished()) is not None:
+        print(f"{run_dir} is already finished.")
+        return done
+    with cluster.together():
         mesh = make_mesh()
         check_batch(mesh, recipe.batch_size, recipe.microbatches)
         steps = _steps(mesh, dataset, plan)
         task = Pretrain.build(config, dataset, encoder)
-    cluster.check_same(_facts(run))
     params, summary = _start(task, mesh, run, init_from, rules)
     run.start()
 
@@ -113,9 +115,11 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
             bridge.check_towers(config.finetune.plm, dataset.schema)
         encoder = bridge.encoder_config(config.text, dataset.schema)
         run = Run(run_dir, origin, config, dataset.schema, encoder)
-        if (done := run.finished()) is not None:
-            print(f"{run_dir} is already finished.")
-            return done
+    cluster.check_same(_facts(run, dataset))
+    if (done := run.finished()) is not None:
+        print(f"{run_dir} is already finished.")
+        return done
+    with cluster.together():
         mesh = make_mesh()
         _steps(mesh, dataset, plan)
         for split in ("valid", "test"):
@@ -123,7 +127,6 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         task = Finetune(ALT(config, dataset.schema, encoder), strategy)
         if task.packs:
             task = dataclasses.replace(task, lengths=dataset.prompt_tokens())
-    cluster.check_same(_facts(run))
     params, summary = _start(task, mesh, run, init_from, rules)
     run.start()
 
@@ -200,10 +203,16 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
       InputError: A run or its dataset is missing or damaged, or the runs have different datasets.
     """
     runs = [load_finetuned(folder) for folder in folders]
+    mesh = make_mesh()
+    facts: dict[str, object] = {"what it does": f"evaluate {split}"}
     with cluster.together():
         dataset = open_dataset(runs[0].run)
         values = dataset.split(split).open().values
-    mesh = make_mesh()
+        for number, trained in enumerate(runs):
+            facts |= {f"{name} of run {number}": fact for name, fact in _facts(trained.run, dataset).items()}
+            facts[f"the step of run {number}"] = trained.step
+            check_rules(mesh, sharding.rules(trained.run.config))
+    cluster.check_same(facts)
     probability = np.zeros(len(values))
     for trained in runs:
         if trained.run.schema.data_hash != dataset.schema.data_hash:
@@ -228,13 +237,14 @@ def _steps(mesh: Mesh, dataset: Dataset, plan: Plan) -> int:
     return updates(len(dataset.train.labels), plan.batch_size, plan.epochs)
 
 
-def _facts(run: Run) -> dict[str, object]:
-    """What all processes of a run have to agree on."""
+def _facts(run: Run, dataset: Dataset) -> dict[str, object]:
+    """What all processes have to agree on, of a run and the dataset that they have."""
     return {
         "what it does": dataclasses.asdict(run.origin),
         "the run folder": str(run.folder),
         **run.config.flat(),
-        "the dataset": [run.schema.data_hash, run.schema.fingerprint],
+        "the dataset": [dataset.schema.data_hash, dataset.schema.fingerprint],
+        "the prompts": hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in dataset.pieces)).hexdigest(),
         "the text tower": run.encoder.to_hf(),
     }
 

@@ -6,7 +6,6 @@ so a run that goes on from it repeats nothing and loses nothing.
 
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -158,7 +157,7 @@ def train(
     log, trouble = _Log(run, plan.batch_size), cluster.Trouble()
 
     requests = cluster.stop_requests("stopping after this step…")
-    with jax.set_mesh(mesh), requests as stop_at, closing(checkpoints):  # closing waits for what is being saved
+    with jax.set_mesh(mesh), requests as requested, checkpoints:  # which waits for what is being saved
         while True:
             fresh = step > 0 and step != resumed
             over, before = (epochs_over(len(rows.labels), plan.batch_size, n) for n in (step, step - 1))
@@ -169,7 +168,7 @@ def train(
                 if evaluate is not None:
                     score = _evaluate(evaluate, state.params, run, step, progress)
                 log.epoch(over, plan.epochs, progress if evaluate else None)
-            stop = stop_at(step)
+            stop = requested()
             save = fresh and (epoch_ends or stop or (plan.checkpoint_every and step % plan.checkpoint_every == 0))
             if save or stop:
                 trouble.tell()

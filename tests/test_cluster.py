@@ -187,7 +187,7 @@ whole = train.batch_at
 
 def batch_at(rows, *, step, **options):
     if step >= 4 and sys.argv[-1].endswith(",1/2"):
-        raise InputError("train/values-00001-of-00002.npy is not as it was prepared")
+        raise {error}("train/values-00001-of-00002.npy is not as it was prepared")
     return whole(rows, step=step, **options)
 
 train.batch_at = batch_at
@@ -195,16 +195,44 @@ sys.exit(cli.run(sys.argv[1:]))
 """
 
 
+def test_processes_that_would_score_different_parts_are_refused(alone: Path, tmp_path: Path) -> None:
+    parts = ["test", "valid"]
+    there = Processes(commands([["evaluate", str(alone / "ctr"), "--split", part] for part in parts]), 1, tmp_path)
+    assert there.end() == [2, 2], there.said
+    assert all("differs from process 0 in what it does: 'evaluate valid', not 'evaluate test'" in s for s in there.said)
+
+
+def broken(error: str, config: Config, folder: Path) -> Processes:
+    """Two processes, of which one raises an error in the midst of training."""
+    arguments = ["finetune", config_file(folder, config), "--strategy", "ctr", "--init-from", "none"]
+    started = commands([[*arguments, "--run-dir", str(folder / "run")]] * 2)
+    return Processes([["-c", _BREAKS.format(error=error), *own[2:]] for own in started], 1, folder)
+
+
 def test_all_say_what_one_finds_wrong_in_training(config: Config, tmp_path: Path) -> None:
     """Such as a shard behind a URL, which is read when its turn comes. What followed is not saved."""
-    run = tmp_path / "run"
-    arguments = ["finetune", config_file(tmp_path, config), "--strategy", "ctr", "--init-from", "none"]
-    started = [["-c", _BREAKS, *own[2:]] for own in commands([[*arguments, "--run-dir", str(run)]] * 2)]
-    there = Processes(started, 1, tmp_path)
+    there = broken("InputError", config, tmp_path)
     assert there.end() == [2, 2], there.said
     assert "process 1 of 2: train/values-00001-of-00002.npy is not as it was prepared" in there.said[0]
     assert "alt-jax finetune: train/values-00001-of-00002.npy is not as it was prepared" in there.said[1]
-    assert not list(run.glob("checkpoints/[0-9]*"))
+    assert not list(tmp_path.glob("run/checkpoints/[0-9]*"))
+
+
+def test_one_that_crashes_ends_all(config: Config, tmp_path: Path) -> None:
+    """With a code that launchers start again."""
+    there = broken("MemoryError", config, tmp_path)
+    codes = there.end()
+    assert codes[1] == 1, there.said
+    assert codes[0] not in (0, 2, 75, -signal.SIGKILL), there.said  # which `end` sends to what hangs
+    assert "MemoryError: train/values-00001-of-00002.npy is not as it was prepared" in there.said[1]
+
+
+def test_a_signal_from_before_the_first_step_counts_on_a_resumed_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX agrees on number 1 then, and looks at numbers for equality."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(cluster.multihost_utils, "reached_preemption_sync_point", lambda number: number == 1)
+    with cluster.stop_requests("stopping") as requested:
+        assert [requested() for _ in range(3)] == [None, "SIGTERM", None]
 
 
 @pytest.mark.parametrize("process", [0, 1])
@@ -219,7 +247,7 @@ def test_waits_for_the_others_no_longer_than_said(process: int, config: Config, 
 @pytest.mark.parametrize("where", ["localhost", "localhost:80", "localhost:80,2/2", "here,0/1", "Auto"])
 def test_what_is_no_cluster_is_refused(where: str) -> None:
     with pytest.raises(InputError, match=f"--cluster {where} is neither"):
-        cluster.join(where, 1)
+        cluster.join(where, 1, saves=True)
 
 
 def test_auto_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +256,7 @@ def test_auto_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
             monkeypatch.delenv(name)
     monkeypatch.setattr(cluster, "first", lambda: True)
     with pytest.raises(InputError, match="--cluster auto finds no other processes"):
-        cluster.join("auto", 1)
+        cluster.join("auto", 1, saves=True)
 
 
 @pytest.mark.parametrize("name", ["the code of alt-jax", "the version of jax", "the dataset", "seed"])

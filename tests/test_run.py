@@ -162,3 +162,8 @@ def test_write_json_leaves_no_partial_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"x": 2}
+
+
+def test_a_url_is_no_run_folder(run: Run) -> None:
+    with pytest.raises(InputError, match=r"gs:/bucket/run is a URL, but runs are kept on a file system; mount it"):
+        dataclasses.replace(run, folder=Path("gs://bucket/run"))

@@ -19,6 +19,7 @@ import io
 import json
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -174,8 +175,11 @@ class Beam(Engine):
         """See `Engine`."""
         shared = storage.place(self._job.shared)
         if isinstance(shared, storage.Remote):
-            for name in shared.sizes():
-                shared.remove(name)
+            try:
+                for name in shared.sizes():
+                    shared.remove(name)
+            except InputError as error:  # what is left over is no reason to lose a dataset
+                print(error, file=sys.stderr)
         elif self._job.shared == str(self.folder):
             shutil.rmtree(self.folder / SCRATCH, ignore_errors=True)
         else:

@@ -137,7 +137,8 @@ class Dataset:
                 raise InputError(f"{found / SCHEMA} has no split {split}; prepare again.")
         check_files(found, sizes, schema.splits, sum(schema.widths))
         for file in sizes:
-            if file.split("/")[0] not in SPLITS:
+            entry = file.split("/")[0]
+            if entry in ENTRIES and entry not in SPLITS:
                 found.local(file)
         return cls(found, schema, _load_pieces(found.folder / PIECES, schema), memory_gib)
 

@@ -165,6 +165,8 @@ class Remote(Place):
     def local(self, name: str) -> Path:
         """See `Place`."""
         path = self.folder / name
+        if ".." in path.parts:  # which names of objects may have, and folders would follow
+            raise InputError(f"{self / name} is no name of a file of a dataset; remove it, or prepare again.")
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.partial")
@@ -188,8 +190,15 @@ class Remote(Place):
             raise _unwritable(self / name, error) from None
 
     def remove(self, name: str) -> None:
-        """Removes a file."""
-        self._files.rm_file(f"{self._root}/{name}")
+        """Removes a file.
+
+        Raises:
+          InputError: It cannot be removed.
+        """
+        try:
+            self._files.rm_file(f"{self._root}/{name}")
+        except Exception as error:  # every kind of storage has its own
+            raise InputError(f"{self / name} cannot be removed ({_first_line(error)}); remove it by hand.") from None
 
 
 def place(name: str | Path) -> Place:

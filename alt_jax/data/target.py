@@ -29,7 +29,9 @@ def check_target(name: str) -> tuple[Place, bool]:
         if target.folder.exists() and not target.folder.is_dir():
             raise InputError(f"{name} is a file; choose another data.dir.")
         present = {entry.name for entry in target.folder.iterdir()} if target.folder.exists() else set()
-    if present and (SCHEMA not in present or not present <= set(ENTRIES)):
+    # An upload that broke off has left entries without a schema.
+    begun = SCHEMA in present or isinstance(target, Remote)
+    if present and not (begun and present <= set(ENTRIES)):
         raise InputError(f"{name} is not empty and not (only) a prepared dataset; choose another data.dir or empty it.")
     return target, SCHEMA in present
 
@@ -94,7 +96,8 @@ def _upload(folder: Path, target: Remote, replace: bool) -> None:
     for file in sorted(files - {SCHEMA}):
         target.write(file, folder / file)
     for file in before.keys() - files:
-        target.remove(file)
+        if file.split("/")[0] in ENTRIES:
+            target.remove(file)
     target.write(SCHEMA, folder / SCHEMA)
 
 

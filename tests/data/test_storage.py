@@ -122,6 +122,17 @@ def test_a_killed_upload_leaves_nothing_that_passes_for_a_dataset(
         prepare(at(base, URL, protocol="time"))
     with pytest.raises(InputError, match=rf"{URL}/schema.json does not exist; run `alt-jax prepare` first"):
         Dataset.load(URL)
+    monkeypatch.undo()
+    assert prepare(at(base, URL, protocol="time")).schema == Dataset.load(URL).schema
+
+
+def test_nothing_but_a_dataset_is_copied_and_nothing_elsewhere(base: Config, memory: fsspec.AbstractFileSystem):
+    prepare(at(base, URL))
+    memory.pipe_file("/bucket/clicks/large.bin", b"not ours")
+    assert not (Dataset.load(URL).folder / "large.bin").exists()
+    memory.pipe_file("/bucket/clicks/tokenizer/../../../escaped", b"not ours")
+    with pytest.raises(InputError, match=r"tokenizer/\.\./\.\./\.\./escaped is no name of a file of a dataset"):
+        Dataset.load(URL)
 
 
 @pytest.mark.parametrize("other", [False, True])
