@@ -396,7 +396,7 @@ class FinetuneConfigs:
 
 @dataclass(frozen=True, config=_STRICT)
 class ShardingConfig:
-    """What every device has a copy of, and what is split over all devices. No number of a run depends on it.
+    """What every device has a copy of, and what is split over all devices. A run depends on it by rounding only.
 
     Attributes:
       tables: The tables of ids and their optimiser state: `split` by rows where they are too large for a device.

@@ -62,6 +62,7 @@ fi
 
 command=("$@")
 if ((hosts > 1)); then
+  command+=(--cluster-wait 300) # pods know each other's names before they start, but do not start at once
   if [[ $kind == tpu ]]; then
     command+=(--cluster auto)
   else

@@ -59,7 +59,8 @@ def test_what_is_applied(kind: str, hosts: int, world: World) -> None:
         ("gpu", 4): ["--cluster", "ctr-1-workers-0-0.ctr-1:8476,$(JOB_COMPLETION_INDEX)/4"],
         ("tpu", 4): ["--cluster", "auto"],
     }
-    assert container["args"] == TRAIN + cluster.get((kind, hosts), [])
+    wait = ["--cluster-wait", "300"] if hosts > 1 else []
+    assert container["args"] == TRAIN + wait + cluster.get((kind, hosts), [])
     assert container["env"] == [{"name": "JAX_PLATFORMS", "value": {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}[kind]}]
     assert container["resources"]["limits"] == {{"gpu": "nvidia.com/gpu", "tpu": "google.com/tpu"}[kind]: 4}
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
