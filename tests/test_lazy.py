@@ -13,6 +13,7 @@ from alt_jax.config import LossConfig
 from alt_jax.data.batches import Batch, batch_at
 from alt_jax.data.prompt import feature_ids
 from alt_jax.models.alt import ALT
+from alt_jax.models.table import table_rows
 from alt_jax.optim import adagrad_by_rows, finetune_optimizer, pretrain_optimizer
 from alt_jax.sharding import make_mesh, replicate, split_rows
 from alt_jax.tasks import Finetune
@@ -70,7 +71,7 @@ def test_where_every_id_is_held_lazy_is_dense(tables, towards, plain_config, tin
         assert leaf(lazy.params, path)[ids] == pytest.approx(leaf(dense.params, path)[ids], rel=1e-3, abs=1e-4)
         assert np.abs(leaf(lazy.params, path)[ids] - leaf(start.params, path)[ids]).max(axis=1).min() > 1e-5
     for (name, one), other in zip(jax.tree_util.tree_leaves_with_path(dense), jax.tree.leaves(lazy), strict=True):
-        if one.ndim and one.shape[0] != tiny_dataset.schema.num_ids:
+        if one.ndim and one.shape[0] != table_rows(tiny_dataset.schema.num_ids):
             assert other == pytest.approx(one, rel=1e-3, abs=1e-4), name
 
 

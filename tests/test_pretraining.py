@@ -301,7 +301,7 @@ def test_a_weight_of_0_removes_the_term_from_the_program(weights, make_pretrain,
     assert set(params) == {"ctr", "text"} | heads
 
     schema, encoder = task.model.schema, task.model.encoder
-    words, features = (encoder.vocab_size, encoder.hidden_size), (schema.num_ids, plain_config.ctr.dim)
+    words, features = (encoder.vocab_size, encoder.hidden_size), (table_rows(schema.num_ids), plain_config.ctr.dim)
     program = list(equations(jax.make_jaxpr(task.loss)(params, pieces, batch, jax.random.key(0)).jaxpr))
     looked_up = [eqn.invars[0].aval.shape for eqn in program if eqn.primitive.name == "gather"]
     assert looked_up.count(words) == text_passes
