@@ -20,6 +20,7 @@ from alt_jax.data.prompt import compose
 from alt_jax.errors import InputError
 from alt_jax.masking import choose_masks
 from alt_jax.models import packing
+from alt_jax.models.table import table_rows
 from alt_jax.pretraining import Pretrain
 from alt_jax.schema import MASK_ID
 from alt_jax.train import State, make_step
