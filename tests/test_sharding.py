@@ -60,9 +60,10 @@ def test_rules_split_tables_by_rows_and_matrices_along_their_longest_axis(plain_
 
 
 def test_no_number_depends_on_how_a_table_is_rounded_up(monkeypatch):
-    """So that rows without an id, and a table that is split, change no run."""
-    few, many = (jax.random.normal(jax.random.key(0), (rows, 4)) for rows in (71, 256))
-    assert np.array_equal(few, many[:71])
+    """So that rows without an id, and a table that is split, change no run, but for the last bits of erf⁻¹."""
+    for draw, error in ((jax.random.bits, 0), (jax.random.normal, 1e-6)):
+        few, many = (draw(jax.random.key(0), (rows, 4)) for rows in (71, 256))
+        np.testing.assert_allclose(few, many[:71], rtol=error)
     assert [table.table_rows(n) for n in (1, 256, 257)] == [256, 256, 512]
 
 
