@@ -183,7 +183,7 @@ def uncut(x: jax.Array) -> jax.Array:
 
 def constrain_rows(x: jax.Array) -> jax.Array:
     """Inside jit: asks that the leading axis be split, so that work on gathered rows is shared out, not repeated."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % mesh.shape["data"]:
+    count = jax.sharding.get_abstract_mesh().shape.get("data", 0)
+    if not count or x.shape[0] % count:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec("data"))

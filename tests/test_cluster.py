@@ -119,6 +119,7 @@ def alone(config: Config, quick_compile: None, tmp_path_factory: pytest.TempPath
 def test_several_processes_are_as_one(
     processes: int, devices: int, sharding: ShardingConfig, config: Config, alone: Path, tmp_path: Path
 ) -> None:
+    """In all stages, and how they are evaluated."""
     experiment = config_file(tmp_path, dataclasses.replace(config, sharding=sharding))
     port = free_port()
     commands = [

@@ -360,7 +360,7 @@ def test_mtm_learns_to_recover_features(method, make_pretrain, plain_config, tin
 
 
 def test_replaced_features_are_found(make_pretrain, plain_config, tiny_dataset, pieces):
-    """Sixty updates on one batch, replacements drawn anew: those are found more often than other fields are blamed."""
+    """120 updates on one batch, replacements drawn anew: those are found more often than other fields are blamed."""
     task = make_pretrain(
         plain_config.override({"mtm.method": "rfd", "mask.rate": 0.5}), LossConfig(icl=0, mlm=0, mtm=1)
     )
@@ -370,7 +370,7 @@ def test_replaced_features_are_found(make_pretrain, plain_config, tiny_dataset, 
     state = State(jnp.int32(0), params, optimizer.init(params))
     rows = jax.tree.map(jnp.asarray, batch_at(tiny_dataset.train, seed=0, step=0, batch_size=16))
     losses, logged = [], []
-    for _ in range(60):
+    for _ in range(120):
         state, metrics = step(state, pieces, rows, jax.random.key(1))
         losses.append(float(metrics["mtm"].value))
         logged.append(metrics)

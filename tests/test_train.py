@@ -286,13 +286,13 @@ def test_killed_and_stopped_pretraining_ends_like_an_undisturbed_one(
     process = start(command, log)
     reached = wait_for_checkpoint(run, 0, process, log)
     process.kill()
-    assert process.wait(60) == -signal.SIGKILL
+    assert process.wait(300) == -signal.SIGKILL
     assert not (run / "result.json").exists()
 
     process = start(command, log)
     wait_for_checkpoint(run, reached, process, log)
     process.terminate()
-    assert process.wait(60) == 75, log.read_text(encoding="utf-8")
+    assert process.wait(300) == 75, log.read_text(encoding="utf-8")
     said = log.read_text(encoding="utf-8")
     assert "Traceback" not in said
     assert f"resumed at step {reached}" in said
