@@ -184,9 +184,8 @@ def stop_requests(notice: str) -> Iterator[Callable[[], str | None]]:
         with signals.stop_requests(notice) as received:
             yield lambda: received[0].name if received else None
         return
-    calls = (
-        itertools.count()
-    )  # not steps: a signal from before the first one means JAX's number 1, wherever that begins
+    # Calls, not steps: a signal from before the first call means JAX's number 1, also where a run is resumed.
+    calls = itertools.count()
     # SIGTERM is left to JAX
     with signals.stop_requests(notice, (signal.SIGINT,), pass_on=lambda: signal.raise_signal(signal.SIGTERM)):
         yield lambda: "SIGTERM" if multihost_utils.reached_preemption_sync_point(next(calls)) else None

@@ -9,7 +9,7 @@ import dataclasses
 
 import jax
 import measure
-from pretraining import experiment
+from pretraining import experiment, parser
 
 from alt_jax.data.batches import batch_at
 from alt_jax.optim import pretrain_optimizer
@@ -19,14 +19,7 @@ from alt_jax.train import initial_state, make_step
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
-    parser.add_argument("dataset")
-    parser.add_argument("--tower", choices=measure.TOWERS, default="tinybert")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--vocab", type=int, default=0, help="tokens of the tower, where it has more than the dataset")
-    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a config value")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__).parse_args()
     config, dataset, encoder = experiment(arguments)
     optimizer, mesh, key = pretrain_optimizer(config.pretrain, 1000), make_mesh(), jax.random.key(0)
     pieces = replicate(mesh, dataset.pieces)

@@ -12,20 +12,19 @@ Programs are compiled for virtual CPU devices, or for TPU chips that need not be
    ICL's vectors, and the rates that the makers publish. A projection, not a measurement.
 """
 
+import argparse
+import dataclasses
+import math
 import os
+import re
 import sys
+from collections import Counter
+from typing import Any, NamedTuple
 
 _DEVICES = sys.argv[sys.argv.index("--devices") + 1] if "--devices" in sys.argv[:-1] else "8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_DEVICES}"
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}  # libtpu asks for no TPU here
-
-import argparse  # noqa: E402
-import dataclasses  # noqa: E402
-import math  # noqa: E402
-import re  # noqa: E402
-from collections import Counter  # noqa: E402
-from typing import Any, NamedTuple  # noqa: E402
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

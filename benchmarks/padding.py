@@ -12,7 +12,7 @@ from unittest import mock
 
 import jax
 import measure
-from pretraining import experiment
+from pretraining import experiment, parser
 
 from alt_jax import mlm
 from alt_jax.data.batches import batch_at
@@ -29,14 +29,7 @@ PLAIN = {  # what stands in for each of the two
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
-    parser.add_argument("dataset")
-    parser.add_argument("--tower", choices=measure.TOWERS, default="tinybert")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--vocab", type=int, default=0, help="tokens of the tower, where it has more than the dataset")
-    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a config value")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__).parse_args()
     config, dataset, encoder = experiment(arguments)
     task, optimizer = Pretrain.build(config, dataset, encoder), pretrain_optimizer(config.pretrain, 1000)
     mesh, params, key = make_mesh(), jax.jit(task.init)(jax.random.key(0)), jax.random.key(0)

@@ -8,6 +8,7 @@ the rate of a large product in the tower's type, `tower products` that of the pr
 the step's number of tokens. All rates are of this process, taken in turn.
 """
 
+import argparse
 import dataclasses
 from typing import Any
 
@@ -49,16 +50,21 @@ def experiment(arguments: Any) -> tuple[Config, Dataset, BertConfig]:
     return config, dataset, encoder
 
 
-def main() -> None:
-    parser = measure.parser(__doc__)
-    parser.add_argument("dataset")
-    parser.add_argument("--tower", choices=measure.TOWERS, default="tinybert")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--vocab", type=int, default=0, help="tokens of the tower, where it has more than the dataset")
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments that `experiment` reads."""
+    found = measure.parser(doc)
+    found.add_argument("dataset")
+    found.add_argument("--tower", choices=measure.TOWERS, default="tinybert")
+    found.add_argument("--batch", type=int, default=128)
+    found.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    found.add_argument("--vocab", type=int, default=0, help="tokens of the tower, where it has more than the dataset")
     pair = ("NAME", "VALUE")
-    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=pair, help="any config value")
-    arguments = parser.parse_args()
+    found.add_argument("--set", nargs=2, action="append", default=[], metavar=pair, help="any config value")
+    return found
+
+
+def main() -> None:
+    arguments = parser(__doc__).parse_args()
     config, dataset, encoder = experiment(arguments)
     task = Pretrain.build(config, dataset, encoder)
     mesh = make_mesh()

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from alt_jax.errors import InputError
 from alt_jax.models.dropout import Dropout
-from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm, rowwise, through
+from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, Layers, TextTower, attend, layer_norm, rowwise
 from alt_jax.models.packing import Layout
 
 
@@ -221,29 +221,6 @@ class Layer(nn.Module):
         return ResidualOutput(self.config, self.dtype, name="output")(wide, states, queries, train=train)
 
 
-class Layers(nn.Module):
-    """The stack; a module of its own only for the name `layer` in the parameter tree."""
-
-    config: BertConfig
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
-
-    @nn.compact
-    def __call__(
-        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
-    ) -> Float[Array, "G U D"]:
-        """All layers in order."""
-        return through(
-            lambda number: Layer(self.config, self.dtype, name=str(number)),
-            self.config.num_hidden_layers,
-            states,
-            keys,
-            queries,
-            train=train,
-            remat=self.remat,
-        )
-
-
 class Encoder(nn.Module):
     """Holds the stack under the name `encoder`."""
 
@@ -256,7 +233,13 @@ class Encoder(nn.Module):
         self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
     ) -> Float[Array, "G U D"]:
         """All layers in order."""
-        return Layers(self.config, self.dtype, self.remat, name="layer")(states, keys, queries, train=train)
+        layers = Layers(
+            lambda number: Layer(self.config, self.dtype, name=str(number)),
+            self.config.num_hidden_layers,
+            self.remat,
+            name="layer",
+        )
+        return layers(states, keys, queries, train=train)
 
 
 class Bert(TextTower):

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from alt_jax.models.dropout import Dropout
-from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm, rowwise, through
+from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, Layers, TextTower, attend, layer_norm, rowwise
 from alt_jax.models.packing import Layout
 
 _EPSILON = 1e-12  # fixed in transformers
@@ -137,29 +137,6 @@ class Layer(nn.Module):
         return layer_norm(_EPSILON, "output_layer_norm")(wide + states).astype(self.dtype)
 
 
-class Layers(nn.Module):
-    """The stack; a module of its own only for the name `layer` in the parameter tree."""
-
-    config: DistilBertConfig
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
-
-    @nn.compact
-    def __call__(
-        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
-    ) -> Float[Array, "G U D"]:
-        """All layers in order."""
-        return through(
-            lambda number: Layer(self.config, self.dtype, name=str(number)),
-            self.config.num_hidden_layers,
-            states,
-            keys,
-            queries,
-            train=train,
-            remat=self.remat,
-        )
-
-
 class Transformer(nn.Module):
     """Holds the stack under the name `transformer`."""
 
@@ -172,7 +149,13 @@ class Transformer(nn.Module):
         self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
     ) -> Float[Array, "G U D"]:
         """All layers in order."""
-        return Layers(self.config, self.dtype, self.remat, name="layer")(states, keys, queries, train=train)
+        layers = Layers(
+            lambda number: Layer(self.config, self.dtype, name=str(number)),
+            self.config.num_hidden_layers,
+            self.remat,
+            name="layer",
+        )
+        return layers(states, keys, queries, train=train)
 
 
 class DistilBert(TextTower):

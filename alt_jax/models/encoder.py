@@ -235,48 +235,45 @@ class TextTower(nn.Module):
         raise NotImplementedError
 
 
-def rowwise(layer: nn.Module) -> Callable[[Array], Array]:
+def rowwise(layer: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """A linear layer or a table whose result stays with its rows: a split kernel is gathered where they are (FSDP).
 
     Left to itself XLA may split the states' columns instead, and send states around.
     """
 
     def call(x: Shaped[Array, "G T ..."]) -> Float[Array, "G T ..."]:
-        return constrain_rows(layer(x))  # type: ignore[operator]
+        return constrain_rows(layer(x))
 
     return call
 
 
-def through(
-    layer: Callable[[int], nn.Module],
-    depth: int,
-    states: Float[Array, "G T D"],
-    keys: Layout,
-    queries: Layout,
-    *,
-    train: bool,
-    remat: bool,
-) -> Float[Array, "G U D"]:
-    """States after all layers, of which the last one computes those of `queries` only.
+class Layers(nn.Module):
+    """The stack; a module of its own only for its name in the parameter tree.
 
-    Args:
+    Attributes:
         layer: Makes the layer of a number, from 0.
         depth: How many.
-        states: Of the embeddings.
-        keys: Their layout.
-        queries: What is asked for.
-        train: Whether dropout is on.
         remat: As in `TextTower`.
     """
 
-    def run(layer: nn.Module, states: Array, queries: Layout) -> Array:
-        return layer(states, keys, queries, train=train)  # type: ignore[operator, no-any-return]
+    layer: Callable[[int], Callable[..., Array]]
+    depth: int
+    remat: bool = False
 
-    if remat:
-        run = nn.remat(run)
-    for number in range(depth):
-        states = run(layer(number), states, queries if number == depth - 1 else keys)
-    return states
+    @nn.compact
+    def __call__(
+        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
+    ) -> Float[Array, "G U D"]:
+        """All layers in order, of which the last one computes the states of `queries` only."""
+
+        def run(layer: Callable[..., Array], states: Array, queries: Layout) -> Array:
+            return layer(states, keys, queries, train=train)
+
+        if self.remat:
+            run = nn.remat(run)
+        for number in range(self.depth):
+            states = run(self.layer(number), states, queries if number == self.depth - 1 else keys)
+        return states
 
 
 def attend(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from alt_jax.errors import InputError
 from alt_jax.models.dropout import Dropout
-from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, TextTower, attend, layer_norm, rowwise, through
+from alt_jax.models.encoder import ACTIVATIONS, EncoderConfig, Layers, TextTower, attend, layer_norm, rowwise
 from alt_jax.models.packing import Layout
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -251,29 +251,6 @@ class Layer(nn.Module):
         return states + GeGLU(config, self.dtype, name="mlp")(normed, queries, train=train)
 
 
-class Layers(nn.Module):
-    """The stack; a module of its own only for the name `layers` in the parameter tree."""
-
-    config: ModernBertConfig
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
-
-    @nn.compact
-    def __call__(
-        self, states: Float[Array, "G T D"], keys: Layout, queries: Layout, *, train: bool = False
-    ) -> Float[Array, "G U D"]:
-        """All layers in order. Padding is never attended to."""
-        return through(
-            lambda number: Layer(self.config, number, self.dtype, name=str(number)),
-            self.config.num_hidden_layers,
-            states,
-            keys,
-            queries,
-            train=train,
-            remat=self.remat,
-        )
-
-
 class ModernBert(TextTower):
     """The encoder of ModernBERT."""
 
@@ -283,5 +260,11 @@ class ModernBert(TextTower):
     def encode(self, tokens: Int[Array, "B L"], keys: Layout, queries: Layout, *, train: bool) -> Float[Array, "G U D"]:
         """Embeds, then mixes; see `TextTower`."""
         states = Embeddings(self.config, self.dtype, name="embeddings")(tokens, keys, train=train)
-        states = Layers(self.config, self.dtype, self.remat, name="layers")(states, keys, queries, train=train)
+        layers = Layers(
+            lambda number: Layer(self.config, number, self.dtype, name=str(number)),
+            self.config.num_hidden_layers,
+            self.remat,
+            name="layers",
+        )
+        states = layers(states, keys, queries, train=train)
         return _norm(self.config, "final_norm")(states).astype(self.dtype)
