@@ -86,16 +86,13 @@ class Checkpoints:
 
         Args:
           step: Which one.
-          params: Tree of arrays with the shapes, types and shardings to restore to.
+          params: Tree of arrays, or of what describes them, with the shapes, types and shardings to restore to.
           optimizer: The same for the optimiser state.
 
         Raises:
           InputError: The checkpoint is damaged or has other shapes.
         """
-        template = {
-            "params": jax.tree.map(ocp.utils.to_shape_dtype_struct, params),
-            "optimizer": jax.tree.map(ocp.utils.to_shape_dtype_struct, optimizer),
-        }
+        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"params": params, "optimizer": optimizer})
         path = self._folder / str(step)
         with cluster.together():
             if cluster.first():
@@ -147,6 +144,12 @@ def _score(metrics: Any) -> Any:
     return metrics["score"], -metrics["step"]
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the whole checkpoints in a run folder, in order."""
+    root = folder / "checkpoints"
+    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit()) if root.is_dir() else []
+
+
 def load_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], int]:
     """Reads the parameters of a run as NumPy arrays, whatever devices wrote them.
 
@@ -162,12 +165,12 @@ def load_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], 
     """
     root = folder / "checkpoints"
     with cluster.together():
-        steps = sorted(int(p.name) for p in root.iterdir() if p.name.isdigit()) if root.is_dir() else []
-        if not steps:
+        found = saved_steps(folder)
+        if not found:
             raise InputError(f"{folder} holds no checkpoint; is it a run folder, and did the run save one?")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            known = ", ".join(map(str, steps))
+        step = found[-1] if step is None else step
+        if step not in found:
+            known = ", ".join(map(str, found))
             raise InputError(f"{root} has no checkpoint of step {step} (only {known}); run it again.")
         if cluster.first():
             _verify_checksums(root / str(step))

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alt_jax import bridge, cluster, pretraining, sharding
-from alt_jax.checkpoint import load_params
+from alt_jax.checkpoint import load_params, saved_steps
 from alt_jax.config import Config, FinetuneConfig, Strategy
 from alt_jax.data.batches import updates
 from alt_jax.data.dataset import Dataset
@@ -137,9 +137,9 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         return report(dataset, "valid", scorer(params, dataset.valid.values))
 
     pieces = replicate(mesh, dataset.pieces)
-    _, progress = train(task, run, mesh, dataset.train, pieces, params, finetune_optimizer(recipe), plan, validate)
-    best, _ = load_params(run_dir, progress.best_step)
-    best = place(mesh, best, rules)
+    optimizer = finetune_optimizer(recipe)
+    progress = train(task, run, mesh, dataset.train, pieces, params, optimizer, plan, validate)[1]
+    best = place(mesh, load_params(run_dir, progress.best_step)[0], rules)
     result = {
         "stage": "finetune",
         "strategy": strategy,
@@ -251,8 +251,13 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, object]:
 
 def _start(
     task: Pretrain | Finetune, mesh: Mesh, run: Run, init_from: Path | None, rules: Rules
-) -> tuple[Params, list[str]]:
-    """Parameters to start from, where they belong, and where each sub-tree of them comes from."""
+) -> tuple[Params | None, list[str]]:
+    """Parameters to start from, where they belong, and where each sub-tree of them comes from.
+
+    None for a run that has a checkpoint to go on from: it needs nothing of them, nor the memory twice.
+    """
+    if cluster.from_first(saved_steps(run.folder)):
+        return None, []
     params: Params = jit_init(mesh, task.init, run.config.seed, rules)
     if init_from is None:
         params, summary = bridge.load_text(params, run.config.text, run.encoder)

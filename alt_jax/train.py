@@ -110,7 +110,7 @@ def train(
     mesh: Mesh,
     rows: Rows,
     pieces: Pieces,
-    params: Params,
+    params: Params | None,
     optimizer: optax.GradientTransformation,
     plan: Plan,
     evaluate: Callable[[Params], dict[str, float]] | None = None,
@@ -123,7 +123,8 @@ def train(
       mesh: Devices.
       rows: Training rows.
       pieces: Prompt pieces, replicated on the mesh.
-      params: Where a run that has no checkpoint yet starts, placed by the plan's rules.
+      params: Where a run that has no checkpoint yet starts; the run takes them over (`initial_state`). None for a run
+        that goes on.
       optimizer: Gradient transformation.
       plan: Length, batch, seed.
       evaluate: Called at the end of every epoch with the parameters; its "auc" decides the best step and stopping.
@@ -138,21 +139,23 @@ def train(
     check_batch(mesh, plan.batch_size)
     last = updates(len(rows.labels), plan.batch_size, plan.epochs)
     key = jax.random.key(plan.seed)
-    state = initial_state(mesh, params, optimizer, plan.rules)
+    own = own_rows(mesh, plan.batch_size)
+    checkpoints = Checkpoints(run.folder)
+    progress, step = Progress(), 0
+    resumed = checkpoints.latest()
+    if resumed is None:
+        assert params is not None
+        state = initial_state(mesh, params, optimizer, plan.rules)
+    else:
+        params, opt_state, loop = checkpoints.restore(resumed, *_shapes(mesh, task, optimizer, plan.rules))
+        state = State(replicate(mesh, jnp.int32(resumed)), params, opt_state)
+        progress, step = Progress(**loop), resumed
+        print(f"resumed at step {step} of {last}")
     update = jax.jit(
         make_step(task, optimizer, lazy_tables=plan.lazy_tables),
         donate_argnums=0,
         out_shardings=(layout(mesh, state, plan.rules), replicated(mesh)),
     )
-    own = own_rows(mesh, plan.batch_size)
-    checkpoints = Checkpoints(run.folder)
-    progress, step = Progress(), 0
-    resumed = checkpoints.latest()
-    if resumed is not None:
-        params, opt_state, loop = checkpoints.restore(resumed, state.params, state.optimizer)
-        state = State(replicate(mesh, jnp.int32(resumed)), params, opt_state)
-        progress, step = Progress(**loop), resumed
-        print(f"resumed at step {step} of {last}")
     run.rewind(step)
     log, trouble = _Log(run, plan.batch_size), cluster.Trouble()
 
@@ -188,14 +191,30 @@ def train(
 
 
 def initial_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation, rules: Rules = ()) -> State:
-    """Step 0 of a run that starts from `params`, which are placed by the rules, as the state is."""
+    """Step 0 of a run that starts from `params`, placed by the rules.
+
+    Arrays that are on the devices already become the state's own, so that there is no second copy of a large model: the
+    caller cannot use them any more.
+    """
 
     def start(params: Params) -> State:
-        # Copied: the step donates its state, and the caller keeps its parameters.
-        return State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params))
+        return State(jnp.int32(0), params, optimizer.init(params))
 
     params = place(mesh, params, rules)
-    return jax.jit(start, out_shardings=layout(mesh, jax.eval_shape(start, params), rules))(params)
+    places = layout(mesh, jax.eval_shape(start, params), rules)
+    return jax.jit(start, donate_argnums=0, out_shardings=places)(params)
+
+
+def _shapes(mesh: Mesh, task: Task, optimizer: optax.GradientTransformation, rules: Rules) -> tuple[Any, Any]:
+    """Shapes, types and places of the parameters and the optimiser's state, of which nothing is made."""
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    shapes = params, jax.eval_shape(optimizer.init, params)
+
+    def of(leaf: jax.ShapeDtypeStruct, place: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    found: tuple[Any, Any] = jax.tree.map(of, shapes, layout(mesh, shapes, rules))
+    return found
 
 
 def _evaluate(

@@ -8,8 +8,9 @@ Programs are compiled for virtual CPU devices, or for TPU chips that need not be
 
 1. bytes on each device of an ID-only step whose tables have 10⁷ rows, copied and split;
 2. the same of a pretraining step, with its collectives and their bytes;
-3. the time of that step on 8 to 256 chips, from FLOPs counted by hand (`measure.py`), the bytes of the gradient and of
-   ICL's vectors, and the rates that the makers publish. A projection, not a measurement.
+3. the time of that step on 8 to 256 chips with everything copied, from FLOPs counted by hand (`measure.py`), the bytes
+   of the optimiser's state, of the gradient and of ICL's vectors, and the rates that the makers publish. A projection,
+   not a measurement.
 """
 
 import argparse
@@ -53,17 +54,22 @@ UTILISATION = 0.5  # of a chip's peak: a goal, not a measured figure
 
 
 class Chip(NamedTuple):
-    """Published figures: bf16 FLOP/s, and bytes/s that a chip can send within a pod or node, and beyond."""
+    """Published figures: bf16 FLOP/s, bytes/s of its memory, bytes/s it can send within a pod or node and beyond."""
 
     flops: float
+    memory: float
     inside: float
     outside: float
     group: int  # chips that are joined by the inner links
 
 
-# https://cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 400 GB/s both ways together; pods of 256.
-# NVIDIA's H100 SXM data sheet: 989 TFLOP/s dense, NVLink 900 GB/s both ways together; ConnectX-7: 400 Gbit/s a GPU.
-CHIPS = {"TPU v5e": Chip(197e12, 200e9, 200e9, 256), "H100 SXM": Chip(989e12, 450e9, 50e9, 8)}
+# https://cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 819 GB/s, 400 GB/s both ways together; pods of 256.
+# NVIDIA's H100 SXM data sheet: 989 TFLOP/s dense, 3.35 TB/s, NVLink 900 GB/s both ways together; ConnectX-7: 400 Gbit/s
+# a GPU.
+CHIPS = {
+    "TPU v5e": Chip(197e12, 819e9, 200e9, 200e9, 256),
+    "H100 SXM": Chip(989e12, 3350e9, 450e9, 50e9, 8),
+}
 
 
 def shapes(tree: Any, found: Any) -> Any:
@@ -133,7 +139,7 @@ def table_memory(mesh: Mesh, rows: int) -> None:
 
 
 def projection(flops: float, params: Any, batch: int, width: int) -> None:
-    """Prints the step time on more and more chips, computing and then sending; XLA can overlap some of it.
+    """Prints the step time on more and more chips: computing, then sending, then updating; XLA can overlap some of it.
 
     Args:
       flops: Of a step of one chip, without ICL's comparisons.
@@ -143,8 +149,12 @@ def projection(flops: float, params: Any, batch: int, width: int) -> None:
     """
     gradient = 4.0 * sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"\n{flops / batch / 1e9:.2f} GFLOP a row, {gradient / 1e9:.3f} GB of gradients, {batch} rows on each chip\n")
-    print("| chip | chips | computing, ms | sending, ms | rows/s | of perfect scaling |\n|---|---|---|---|---|---|")
+    print("| chip | chips | computing, ms | sending, ms | updating, ms | rows/s | of one chip's rate, for each |")
+    print("|---|---|---|---|---|---|---|")
     for name, chip in CHIPS.items():
+        # AdamW reads gradient, parameter and two moments, and writes the last three.
+        updating = 7 * gradient / chip.memory
+        alone = flops / (UTILISATION * chip.flops) + updating
         for chips in (8, 16, 32, 64, 128, 256):
             # Each of its rows is compared with all rows: in two directions, and twice as much backward.
             contrast = 2 * 3 * 2 * batch * chips * batch * width
@@ -155,10 +165,10 @@ def projection(flops: float, params: Any, batch: int, width: int) -> None:
             sent = gradient + 2 * 4 * batch * chips * width
             sending = 2 * (inside - 1) / inside * sent / chip.inside
             sending += 2 * (groups - 1) / groups * sent / inside / chip.outside
-            step = computing + sending
+            step = computing + sending + updating
             print(
-                f"| {name} | {chips} | {1e3 * computing:.1f} | {1e3 * sending:.1f} | {chips * batch / step:,.0f} | "
-                f"{computing / step:.2f} |"
+                f"| {name} | {chips} | {1e3 * computing:.1f} | {1e3 * sending:.1f} | {1e3 * updating:.1f} | "
+                f"{chips * batch / step:,.0f} | {alone / step:.2f} |"
             )
 
 
@@ -189,8 +199,8 @@ def main() -> None:
         print(f"\npretraining, {arguments.tower}, batch {arguments.batch}, {mesh.size} {kind}; tables and text tower:")
         print(f"{how}{', text.remat' * remat}. On each device {state:.3f} GB of state, and {beyond:.2f} GB beyond it\n")
         print("| collective | number | MB of results | MB of the largest |\n|---|---|---|---|")
-        for kind, (number, total, largest) in collectives(program).items():
-            print(f"| {kind} | {number} | {total / 1e6:.2f} | {largest / 1e6:.2f} |")
+        for what, (number, total, largest) in collectives(program).items():
+            print(f"| {what} | {number} | {total / 1e6:.2f} | {largest / 1e6:.2f} |")
     params = jax.eval_shape(task.init, jax.random.key(0))
     own = arguments.batch // mesh.size
     config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, batch_size=own))

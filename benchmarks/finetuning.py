@@ -45,7 +45,7 @@ def main() -> None:
         finetune_optimizer(recipe),
     )
     mesh, key, numbers = make_mesh(), jax.random.key(0), itertools.count()
-    pieces, params = replicate(mesh, dataset.pieces), jax.jit(task.init)(key)
+    pieces, params = replicate(mesh, dataset.pieces), jax.eval_shape(task.init, key)
 
     def made(number: int) -> Batch:
         found = batch_at(dataset.train, seed=0, step=number, batch_size=arguments.batch)
@@ -53,7 +53,7 @@ def main() -> None:
         return there
 
     with jax.set_mesh(mesh):
-        state: Any = initial_state(mesh, params, optimizer)
+        state: Any = initial_state(mesh, jax.jit(task.init)(key), optimizer)
         update = jax.jit(make_step(task, optimizer, lazy_tables=recipe.tables != "adam"), donate_argnums=0)
         step = update.lower(state, pieces, made(0), key).compile()
         there = [made(number) for number in range(STEPS)]

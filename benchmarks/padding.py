@@ -32,14 +32,14 @@ def main() -> None:
     arguments = parser(__doc__).parse_args()
     config, dataset, encoder = experiment(arguments)
     task, optimizer = Pretrain.build(config, dataset, encoder), pretrain_optimizer(config.pretrain, 1000)
-    mesh, params, key = make_mesh(), jax.jit(task.init)(jax.random.key(0)), jax.random.key(0)
+    mesh, key = make_mesh(), jax.random.key(0)
     pieces = replicate(mesh, dataset.pieces)
     batch = split_rows(mesh, batch_at(dataset.train, seed=0, step=0, batch_size=arguments.batch))
     works: dict[str, Callable[[], Any]] = {}
     temporaries = {}
     with jax.set_mesh(mesh):
         for names in ((), *((name,) for name in PLAIN), tuple(PLAIN)):
-            state = initial_state(mesh, params, optimizer)
+            state = initial_state(mesh, jax.jit(task.init)(key), optimizer)
             with contextlib.ExitStack() as patches:
                 for name in names:
                     patches.enter_context(PLAIN[name])

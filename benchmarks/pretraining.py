@@ -69,11 +69,11 @@ def main() -> None:
     task = Pretrain.build(config, dataset, encoder)
     mesh = make_mesh()
     optimizer = pretrain_optimizer(config.pretrain, 1000)
-    params = jax.jit(task.init)(jax.random.key(0))
     pieces, key = replicate(mesh, dataset.pieces), jax.random.key(0)
+    params = jax.eval_shape(task.init, key)
     batches = [batch_at(dataset.train, seed=0, step=i, batch_size=arguments.batch) for i in range(8)]
     with jax.set_mesh(mesh):
-        state = initial_state(mesh, params, optimizer)
+        state = initial_state(mesh, jax.jit(task.init)(key), optimizer)
         update, first = jax.jit(make_step(task, optimizer), donate_argnums=0), split_rows(mesh, batches[0])
         step = update.lower(state, pieces, first, key).compile()
         number = 0

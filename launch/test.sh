@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs alt-jax with its development tools into .venv where that is still to do, then runs the linters, the type
-# checker and pytest, which gets the arguments given here.
+# checker and pytest, which gets the arguments given here (`--numprocesses 0` to debug).
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
@@ -22,4 +22,5 @@ fi
 "$python" -m mypy
 .venv/bin/shellcheck launch/*.sh launch/slurm.sbatch
 "$python" benchmarks/results_page.py --check
-exec "$python" -m pytest "$@"
+# A worker for each core, up to four, and whole files to each: modules share what they have trained and compiled.
+exec "$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

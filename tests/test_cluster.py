@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from tiny_runs import config_file, longer
 
-from alt_jax import cli, cluster, stages
-from alt_jax.checkpoint import load_params
+from alt_jax import cluster, stages
+from alt_jax.checkpoint import load_params, saved_steps
 from alt_jax.config import Config, ShardingConfig
 from alt_jax.data.dataset import Dataset
 from alt_jax.errors import InputError
@@ -144,25 +144,31 @@ def test_several_processes_are_as_one(
     assert jax.tree.map(np.shape, mine) == jax.tree.map(np.shape, theirs)
 
 
-def test_a_signal_to_one_stops_all_and_the_run_goes_on_elsewhere(
-    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On one process with eight devices, where it began on two with two each; all lies otherwise there."""
+def test_a_signal_to_one_stops_all_and_the_run_goes_on_elsewhere(config: Config, tmp_path: Path) -> None:
+    """It begins on eight devices, goes on with four in two processes, where all lies otherwise, and ends on sixteen."""
     config = longer(config, epochs=12)
-    whole = tmp_path / "whole"
+    whole, run = tmp_path / "whole", tmp_path / "run"
     stages.pretrain(config, whole)
-    run, folder = tmp_path / "run", config_file(tmp_path, config)
-    arguments = ["pretrain", folder, "--run-dir", str(run)]
-    started = Processes(commands([[*arguments, "--sharding.tables", "split"]] * 2), 2, tmp_path)
-    while started.running() and not list(run.glob("checkpoints/[0-9]*")):
-        time.sleep(0.05)
-    started.send(1, signal.SIGTERM)
-    assert started.end() == [75, 75], started.said
-    steps = [said.split("stopped by SIGTERM at step ")[1].split()[0] for said in started.said]
-    assert steps[0] == steps[1]
-    assert cli.run(arguments) == 0
-    assert f"resumed at step {steps[0]} of 180" in capsys.readouterr().out
+    arguments = ["-m", "alt_jax", "pretrain", config_file(tmp_path, config), "--run-dir", str(run)]
+    eight = Processes([arguments], 8, tmp_path)
+    step = stopped_at(eight, 0, run, after=0)
+    four = Processes(commands([[*arguments[2:], "--sharding.tables", "split"]] * 2), 2, tmp_path)
+    later = stopped_at(four, 1, run, after=step)
+    assert f"resumed at step {step} of 180" in four.said[0]
+    sixteen = Processes([arguments], 16, tmp_path)
+    assert sixteen.end() == [0], sixteen.said
+    assert f"resumed at step {later} of 180" in sixteen.said[0]
     assert_same_curves(run, whole)
+
+
+def stopped_at(started: Processes, process: int, run: Path, after: int) -> int:
+    """Sends SIGTERM to one process once a checkpoint beyond `after` is there; the step at which all of them stop."""
+    while started.running() and max(saved_steps(run), default=0) <= after:
+        time.sleep(0.05)
+    started.send(process, signal.SIGTERM)
+    assert set(started.end()) == {75}, started.said
+    (step,) = {said.split("stopped by SIGTERM at step ")[1].split()[0] for said in started.said}
+    return int(step)
 
 
 def test_all_say_what_one_finds_wrong(config: Config, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,43 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     assert progress.best_step == PER_EPOCH
     load_params(run.folder, progress.best_step)  # the best was made before the stop and is still there
     assert without_speed(records(run)) == without_speed(records(open_run("whole")))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_run_takes_its_first_parameters_over(devices: int) -> None:
+    """There is one copy of them: a model that fills a device is not held twice. NumPy's arrays stay the caller's."""
+    mesh = make_mesh(jax.devices()[:devices])
+    for given in (np.ones((300, 1000), np.float32), replicate(mesh, np.ones((300, 1000), np.float32))):
+        state = loop.initial_state(mesh, {"w": given}, optax.sgd(0.1))
+        np.testing.assert_array_equal(state.params["w"], 1)
+        if isinstance(given, jax.Array):
+            assert given.is_deleted()
+        else:
+            jax.block_until_ready(jax.jit(lambda w: w + 1, donate_argnums=0)(state.params["w"]))
+            np.testing.assert_array_equal(given, 1)
+
+
+def test_a_run_that_goes_on_needs_no_first_parameters(
+    tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the memory for them, nor the pretraining that they came from."""
+    config = tiny_config.override({"finetune.ctr.epochs": 2})
+    pretrained, run = tmp_path / "pretrained", tmp_path / "run"
+    shutil.copytree(trained(tiny_config).pretrain, pretrained)
+    validate = stages.report
+
+    def stop_after(*arguments: Any) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(*arguments)
+
+    monkeypatch.setattr(stages, "report", stop_after)
+    with pytest.raises(Stopped):
+        stages.finetune(config, "ctr", pretrained, run)
+    shutil.rmtree(pretrained)
+    monkeypatch.setattr(stages, "report", validate)
+    monkeypatch.setattr(stages, "jit_init", lambda *_: pytest.fail("fresh parameters were made"))
+    stages.finetune(config, "ctr", pretrained, run)
+    assert [record["step"] for record in records(run) if "loss" in record] == list(range(1, 61))
 
 
 def test_patience_counts_across_a_stop(open_run: Callable[[str], Run], fit: Fit) -> None:
