@@ -400,8 +400,8 @@ class ShardingConfig:
 
     Attributes:
       tables: The tables of ids and their optimiser state: `split` by rows where they are too large for a device.
-      text: The text tower and its optimiser state: `split`, every matrix along its longest axis (FSDP), where the
-        tower is too large; costs communication in every layer.
+      text: The text tower, MLM's head and their optimiser state: `split`, every matrix along its longest axis (FSDP),
+        where the tower is too large; costs communication in every layer.
     """
 
     tables: Literal["replicate", "split"] = "replicate"

@@ -36,7 +36,7 @@ def rules(config: Config) -> Rules:
         if config.mtm.method in ("sampled", "nce"):
             found.append(("mtm/(table|bias)", "rows"))
     if config.sharding.text == "split":
-        found.append(("text(_second)?/.*", "longest"))
+        found.append(("(text(_second)?|mlm)/.*", "longest"))
     return tuple(found)
 
 

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -17,6 +18,7 @@ from alt_jax.data.dataset import Dataset
 from alt_jax.errors import InputError
 from alt_jax.models import table
 from alt_jax.models.alt import ALT
+from alt_jax.models.heads import MLMHead
 from alt_jax.optim import finetune_optimizer
 from alt_jax.sharding import jit_init, layout, make_mesh, own_rows, place, replicate, replicated, split_rows
 from alt_jax.tasks import Finetune
@@ -153,6 +155,30 @@ def test_tables_by_rows(optimizer: Any, plain_config: Config, tiny_dataset: Data
     sent = collectives(found.program)
     assert sent
     assert max(math.prod(shape) for shapes in sent.values() for shape in shapes) < ROWS // 8
+
+
+def test_the_mlm_head_in_shards(plain_config: Config) -> None:
+    """Its matrices are gathered; the logits, which are larger, stay where their rows are."""
+    head, mesh, rows, width, vocab = MLMHead(4096, 0.0), make_mesh(), 512, 64, 4096
+    rng = np.random.default_rng(0)
+    states = jnp.asarray(rng.normal(size=(rows, width)), jnp.float32)
+    params = {"mlm": head.init(jax.random.key(0), states, None, train=False)["params"]}
+
+    def loss(params: Any, states: Any) -> jax.Array:
+        return jnp.mean(head.apply({"params": params["mlm"]}, states, None, train=False) ** 2)
+
+    expected = jax.grad(loss)(params, states)
+    rules = sharding.rules(split(plain_config, text="split"))
+    places = layout(mesh, params, rules)
+    assert places["mlm"]["output"]["kernel"].spec == PartitionSpec(None, "data")
+    with jax.set_mesh(mesh):
+        there = place(mesh, params, rules), split_rows(mesh, states)
+        program = jax.jit(jax.grad(loss), out_shardings=places).lower(*there).compile()
+        for mine, theirs in zip(*map(jax.tree.leaves, (program(*there), expected)), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+    sent = collectives(program.as_text())
+    assert (width, vocab) in sent["all-gather"]
+    assert max(math.prod(shape) for shapes in sent.values() for shape in shapes) == width * vocab
 
 
 def test_a_text_tower_in_shards(plain_config: Config, tiny_dataset: Dataset) -> None:

@@ -241,7 +241,7 @@ def rowwise(layer: Callable[[Array], Array]) -> Callable[[Array], Array]:
     Left to itself XLA may split the states' columns instead, and send states around.
     """
 
-    def call(x: Shaped[Array, "G T ..."]) -> Float[Array, "G T ..."]:
+    def call(x: Shaped[Array, "G ..."]) -> Float[Array, "G ..."]:
         return constrain_rows(layer(x))
 
     return call

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
 from alt_jax.models.dropout import Dropout
+from alt_jax.models.encoder import rowwise
 from alt_jax.models.table import table_rows
 from alt_jax.schema import Schema
 
@@ -67,9 +68,9 @@ class MLMHead(nn.Module):
         """
         x = states.astype(jnp.float32)
         x = x if representation is None else jnp.concatenate([x, representation], axis=-1)
-        x = jnp.tanh(nn.Dense(states.shape[-1], name="hidden")(x))
+        x = jnp.tanh(rowwise(nn.Dense(states.shape[-1], name="hidden"))(x))
         x = Dropout(self.dropout)(x, train=train, number=number)
-        return nn.Dense(self.vocab_size, name="output")(x)
+        return rowwise(nn.Dense(self.vocab_size, name="output"))(x)
 
 
 class Similarity(nn.Module):
