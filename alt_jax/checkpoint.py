@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,17 @@ class Checkpoints:
           loop: JSON values of the training loop.
           score: Validation score, the higher the better, or None.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                optimizer=ocp.args.StandardSave(optimizer),
-                loop=ocp.args.JsonSave(dict(loop)),
-            ),
-            metrics=None if score is None else {"score": score, "step": step},
-            force=True,
-        )
+        with self._writing():  # this one, or the one before in the background
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    optimizer=ocp.args.StandardSave(optimizer),
+                    loop=ocp.args.JsonSave(dict(loop)),
+                ),
+                metrics=None if score is None else {"score": score, "step": step},
+                force=True,
+            )
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Reads a whole checkpoint, one whose checksums were right when this was opened.
@@ -121,9 +123,20 @@ class Checkpoints:
             raise InputError(f"{_damaged(path, error)}; delete it to go on from an older one.") from error
         return found["params"], found["optimizer"], found["loop"]
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many types for a disk that is full or read-only
+            raise InputError(
+                f"A checkpoint in {self._folder} cannot be written ({_first_line(error)}); mend that, and start the "
+                "same command again to go on from the one before."
+            ) from error
+
     def wait(self) -> None:
         """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -140,7 +153,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """As `__exit__`, without an error."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
         cluster.gather("closed")  # the first process commits, the others would go on without seeing it
 
 
@@ -241,8 +255,11 @@ def _checksum(path: Path) -> str:
 
 
 def _damaged(path: Path, reason: str | Exception) -> str:
-    reason = str(reason).strip().splitlines()[0][:200] if str(reason).strip() else type(reason).__name__
-    return f"Checkpoint {path} is damaged ({reason})"
+    return f"Checkpoint {path} is damaged ({_first_line(reason)})"
+
+
+def _first_line(reason: str | Exception) -> str:
+    return str(reason).strip().splitlines()[0][:200] if str(reason).strip() else type(reason).__name__
 
 
 def _verify_shapes(saved: Any, expected: Any, path: Path) -> None:
