@@ -1,15 +1,18 @@
 """Checkpoints of a run folder. No other file knows Orbax.
 
-A checkpoint holds parameters, optimiser state and the loop's own state. The newest one is kept to resume from, the best
-one (by validation, where there is any) to evaluate. Orbax commits a checkpoint by renaming its folder when all of it is
-on disk, so what a killed run leaves half-written is never taken for whole. What happens to a file later is found by its
-checksum before Orbax reads it: Orbax' own errors leave readers behind, which fail loudly and late.
+A checkpoint holds parameters, optimiser state and the loop's own state. The newest one is kept to resume from, the one
+before in case that is damaged, the best one (by validation, where there is any) to evaluate. Orbax commits a checkpoint
+by renaming its folder when all of it is on disk, so what a killed run leaves half-written is never taken for whole.
+What happens to a file later is found by its checksum before Orbax reads it: Orbax' own errors leave readers behind,
+which fail loudly and late.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from alt_jax.errors import InputError, Stopped
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file at INFO and WARNING
 _CHECKSUMS = "checksums.json"
+_REPLACE = "put back a copy of it, or train again in another --run-dir."
 
 
 class Checkpoints:
@@ -31,16 +35,21 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         """Opens `folder/checkpoints`, which is made when the first checkpoint is saved.
 
+        Damaged checkpoints that are newer than the newest whole one go to `folder/damaged`, and standard error says so.
+
         Args:
           folder: The run folder.
         """
         # best_fn with max_to_keep would delete the newest step when it is not the best; a union of policies does not
         policy = AnyPreservationPolicy(
             [
-                LatestN(1),
+                LatestN(2),
                 BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
+        with cluster.together():
+            if cluster.first():
+                _set_aside_damaged(folder)
         self._folder = folder / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self._folder.absolute(),
@@ -70,19 +79,20 @@ class Checkpoints:
           loop: JSON values of the training loop.
           score: Validation score, the higher the better, or None.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                optimizer=ocp.args.StandardSave(optimizer),
-                loop=ocp.args.JsonSave(dict(loop)),
-            ),
-            metrics=None if score is None else {"score": score, "step": step},
-            force=True,
-        )
+        with self._writing():  # this one, or the one before in the background
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    optimizer=ocp.args.StandardSave(optimizer),
+                    loop=ocp.args.JsonSave(dict(loop)),
+                ),
+                metrics=None if score is None else {"score": score, "step": step},
+                force=True,
+            )
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Reads a whole checkpoint.
+        """Reads a whole checkpoint, one whose checksums were right when this was opened.
 
         Args:
           step: Which one.
@@ -90,13 +100,10 @@ class Checkpoints:
           optimizer: The same for the optimiser state.
 
         Raises:
-          InputError: The checkpoint is damaged or has other shapes.
+          InputError: The checkpoint has other shapes, or can no longer be read.
         """
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"params": params, "optimizer": optimizer})
         path = self._folder / str(step)
-        with cluster.together():
-            if cluster.first():
-                _verify_checksums(path)
         try:
             # The manager knows an item's metadata only once it has saved or restored one itself
             with ocp.StandardCheckpointer() as reader:
@@ -113,12 +120,23 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many types for a damaged file
-            raise InputError(_damaged(path, error)) from error
+            raise InputError(f"{_damaged(path, error)}; delete it to go on from an older one.") from error
         return found["params"], found["optimizer"], found["loop"]
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many types for a disk that is full or read-only
+            raise InputError(
+                f"A checkpoint in {self._folder} cannot be written ({_first_line(error)}); mend that, and start the "
+                "same command again to go on from the one before."
+            ) from error
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -135,7 +153,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """As `__exit__`, without an error."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
         cluster.gather("closed")  # the first process commits, the others would go on without seeing it
 
 
@@ -173,14 +192,17 @@ def load_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], 
             known = ", ".join(map(str, found))
             raise InputError(f"{root} has no checkpoint of step {step} (only {known}); run it again.")
         if cluster.first():
-            _verify_checksums(root / str(step))
+            try:
+                _verify_checksums(root / str(step))
+            except InputError as error:
+                raise InputError(f"{error}; {_REPLACE}") from None
     path = (root / str(step) / "params").absolute()
     try:
         with ocp.StandardCheckpointer() as reader:
             template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _saved_tree(reader, path))
             params = reader.restore(path, template)
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged file
-        raise InputError(_damaged(root / str(step), error)) from error
+        raise InputError(f"{_damaged(root / str(step), error)}; {_REPLACE}") from error
     return params, step
 
 
@@ -213,14 +235,31 @@ def _verify_checksums(folder: Path) -> None:
             raise InputError(_damaged(folder, f"{name} is not as it was saved"))
 
 
+def _set_aside_damaged(folder: Path) -> None:
+    for step in reversed(saved_steps(folder)):
+        path = folder / "checkpoints" / str(step)
+        try:
+            _verify_checksums(path)
+            return
+        except InputError as error:
+            aside = folder / "damaged"
+            aside.mkdir(exist_ok=True)
+            kept = aside / f"{step}-{len(list(aside.iterdir()))}"
+            path.rename(kept)
+            print(f"{error}; it was moved to {kept}.", file=sys.stderr)
+
+
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(path: Path, reason: str | Exception) -> str:
-    reason = str(reason).strip().splitlines()[0][:200] if str(reason).strip() else type(reason).__name__
-    return f"Checkpoint {path} cannot be read ({reason}); delete that folder to go on from an older one."
+    return f"Checkpoint {path} is damaged ({_first_line(reason)})"
+
+
+def _first_line(reason: str | Exception) -> str:
+    return str(reason).strip().splitlines()[0][:200] if str(reason).strip() else type(reason).__name__
 
 
 def _verify_shapes(saved: Any, expected: Any, path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import os
 import signal
@@ -37,6 +38,8 @@ CONFIG is a Python file with get_config(), see configs/. Any of its values can b
 
 exit codes: 0 done · 2 the input is wrong · 75 stopped by a signal after saving (start again to go on)
 """
+# What a file system says where it is full, broken or not ours to write to.
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 T = TypeVar("T")
 # A config value that is true or false is given as such: a flag would be named after what the config file says.
 _Values = Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
@@ -229,6 +232,16 @@ def run(arguments: list[str]) -> int:
     except Stopped as stopped:
         print(f"alt-jax {name}: {stopped}; start the same command again to go on.", file=sys.stderr)
         return STOPPED
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        where = error.filename or "a file"
+        print(
+            f"alt-jax {name}: {where} cannot be written or read ({error.strerror}); mend that, and start the same "
+            "command again to go on.",
+            file=sys.stderr,
+        )
+        return 2
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     return 0

@@ -288,6 +288,7 @@ class MaskConfig:
 
 
 Tables = Literal["adam", "lazy_adam", "lazy_adagrad"]
+Nonfinite = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -410,7 +411,12 @@ class ShardingConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class Config:
-    """A whole experiment. `seed` moves initialisation, batch order, masks, noise and dropout, but never the split."""
+    """A whole experiment. `seed` moves initialisation, batch order, masks, noise and dropout, but never the split.
+
+    Attributes:
+      nonfinite: What becomes of a training step whose loss or gradient is not finite, and changes nothing: `stop` the
+        run, or `skip` it, ten in a row at most.
+    """
 
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
@@ -423,6 +429,7 @@ class Config:
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfigs = FinetuneConfigs()
     sharding: ShardingConfig = ShardingConfig()
+    nonfinite: Nonfinite = "stop"
     seed: Seed = 0
 
     def __post_init__(self) -> None:

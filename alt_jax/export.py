@@ -118,8 +118,9 @@ def _writing(path: Path) -> Iterator[None]:
     """Turns what the file system says against `path` into one sentence."""
     try:
         yield
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}); give another place.") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be written ({reason}); give another place.") from error
 
 
 def export(folder: Path, out: Path) -> None:

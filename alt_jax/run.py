@@ -5,22 +5,29 @@ run.json        stage, strategy, what it started from; written last, so a folder
 config.json     every value of the configuration
 schema.json     of the dataset it trains on
 encoder.json    the text tower's Hugging Face config
-checkpoints/    the newest and the best
+checkpoints/    the newest two and the best
+damaged/        checkpoints that were found to be so, and set aside
+nonfinite/      batches whose loss or gradient was not finite
 metrics.jsonl   one line a step and one an evaluation
 result.json     written when the run is finished
 ```
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import re
-from collections.abc import Iterable
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -30,6 +37,8 @@ from alt_jax.errors import InputError
 from alt_jax.models.encoder import EncoderConfig
 from alt_jax.models.text import read_config
 from alt_jax.schema import Schema
+
+_LOCK = "run.lock"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -72,6 +81,24 @@ class Run:
         result: dict[str, Any] | None = cluster.from_first(found)
         return result
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """As `start`, and inside, no other process does the same; the first of several holds the folder for all.
+
+        A folder that was made for what then fails before anything is logged goes again.
+
+        Raises:
+          InputError: As `start` does, or the folder is in use.
+        """
+        made = not (self.folder / "run.json").is_file()
+        self.start()
+        with contextlib.ExitStack() as stack:
+            with cluster.together():
+                if cluster.first():
+                    stack.enter_context(_lock(self.folder))
+                    stack.callback(self._unmake, made)
+            yield
+
     def start(self) -> "Run":
         """Makes the run folder, or goes on with the one that the same command made before.
 
@@ -93,12 +120,16 @@ class Run:
                 )
         return self
 
+    def _unmake(self, made: bool) -> None:
+        if made and not (self.folder / "metrics.jsonl").exists():
+            shutil.rmtree(self.folder)
+
     def _make(self) -> None:
         folder = self.folder
         if (folder / "run.json").is_file():
             self._check_same(Run.load(folder))
             return
-        ours = {"config.json", "schema.json", "encoder.json"}
+        ours = {"config.json", "schema.json", "encoder.json", _LOCK}
         present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
         if any(name not in ours and not fnmatch(name, ".run.json.*.partial") for name in present):
             raise InputError(f"{folder} is not empty and not a run folder; give another --run-dir.")
@@ -189,6 +220,24 @@ class Run:
                 break
             kept.append(line + "\n")
         _replace(path, "".join(kept))
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Holds a folder against other processes; a process that dies lets go of it."""
+    lock = filelock.FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(
+            f"{folder} is in use by another process; wait until it has ended, or give another --run-dir."
+        ) from None
+    except NotImplementedError:  # some network file systems
+        print(f"{folder} cannot be locked there; see that no other process trains in it.", file=sys.stderr)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alt_jax import bridge, cluster, pretraining, sharding
-from alt_jax.checkpoint import load_params, saved_steps
+from alt_jax.checkpoint import Checkpoints, load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
 from alt_jax.data.batches import updates
 from alt_jax.data.dataset import Dataset
@@ -57,7 +57,15 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
     """
     rules = sharding.rules(config)
     recipe, lazy = config.pretrain, config.pretrain.tables != "adam"
-    plan = Plan(recipe.batch_size, recipe.epochs, config.seed, recipe.checkpoint_every, lazy_tables=lazy, rules=rules)
+    plan = Plan(
+        recipe.batch_size,
+        recipe.epochs,
+        config.seed,
+        checkpoint_every=recipe.checkpoint_every,
+        lazy_tables=lazy,
+        rules=rules,
+        nonfinite=config.nonfinite,
+    )
     origin = Origin("pretrain", init_from=None if init_from is None else str(init_from))
     with cluster.together():
         interactions.build(config.ctr)  # refused before data is read
@@ -75,14 +83,13 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
         check_batch(mesh, recipe.batch_size, recipe.microbatches)
         steps = _steps(mesh, dataset, plan)
         task = Pretrain.build(config, dataset, encoder)
-    params, summary = _start(task, mesh, run, init_from, rules)
-    run.start()
-
-    _announce(run, mesh, summary)
     optimizer = pretrain_optimizer(config.pretrain, steps)
-    train(task, run, mesh, dataset.train, replicate(mesh, dataset.pieces), params, optimizer, plan)
-    result = {"stage": "pretrain", "init_from": origin.init_from, "steps": steps, "seed": config.seed}
-    run.finish(result)
+    with run.held():
+        with Checkpoints(run_dir) as checkpoints:
+            params = _start(task, checkpoints, mesh, run, init_from, rules)
+            train(task, run, checkpoints, mesh, dataset.train, replicate(mesh, dataset.pieces), params, optimizer, plan)
+        result = {"stage": "pretrain", "init_from": origin.init_from, "steps": steps, "seed": config.seed}
+        run.finish(result)
     return result
 
 
@@ -105,7 +112,15 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     rules = sharding.rules(config)
     recipe: FinetuneConfig = getattr(config.finetune, strategy)
     lazy = recipe.tables != "adam"
-    plan = Plan(recipe.batch_size, recipe.epochs, config.seed, patience=recipe.patience, lazy_tables=lazy, rules=rules)
+    plan = Plan(
+        recipe.batch_size,
+        recipe.epochs,
+        config.seed,
+        patience=recipe.patience,
+        lazy_tables=lazy,
+        rules=rules,
+        nonfinite=config.nonfinite,
+    )
     origin = Origin("finetune", strategy, None if init_from is None else str(init_from))
     with cluster.together():
         interactions.build(config.ctr)  # refused before data is read
@@ -127,30 +142,30 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         task = Finetune(ALT(config, dataset.schema, encoder), strategy)
         if task.packs:
             task = dataclasses.replace(task, lengths=dataset.prompt_tokens())
-    params, summary = _start(task, mesh, run, init_from, rules)
-    run.start()
+    with run.held():
+        scorer = Scorer(task, mesh, dataset.pieces)
 
-    _announce(run, mesh, summary)
-    scorer = Scorer(task, mesh, dataset.pieces)
+        def validate(params: Params) -> dict[str, float]:
+            return report(dataset, "valid", scorer(params, dataset.valid.values))
 
-    def validate(params: Params) -> dict[str, float]:
-        return report(dataset, "valid", scorer(params, dataset.valid.values))
-
-    pieces = replicate(mesh, dataset.pieces)
-    optimizer = finetune_optimizer(recipe)
-    progress = train(task, run, mesh, dataset.train, pieces, params, optimizer, plan, validate)[1]
-    best = place(mesh, load_params(run_dir, progress.best_step)[0], rules)
-    result = {
-        "stage": "finetune",
-        "strategy": strategy,
-        "init_from": origin.init_from,
-        "seed": config.seed,
-        "protocol": dataset.schema.protocol,
-        "best_step": progress.best_step,
-        "valid": validate(best),
-        "test": report(dataset, "test", scorer(best, dataset.test.values)),
-    }
-    run.finish(result)
+        pieces, optimizer = replicate(mesh, dataset.pieces), finetune_optimizer(recipe)
+        with Checkpoints(run_dir) as checkpoints:
+            params = _start(task, checkpoints, mesh, run, init_from, rules)
+            trained = train(task, run, checkpoints, mesh, dataset.train, pieces, params, optimizer, plan, validate)
+        best_step = trained[1].best_step
+        del params, trained  # the best ones need the memory
+        best = place(mesh, load_params(run_dir, best_step)[0], rules)
+        result = {
+            "stage": "finetune",
+            "strategy": strategy,
+            "init_from": origin.init_from,
+            "seed": config.seed,
+            "protocol": dataset.schema.protocol,
+            "best_step": best_step,
+            "valid": validate(best),
+            "test": report(dataset, "test", scorer(best, dataset.test.values)),
+        }
+        run.finish(result)
     return result
 
 
@@ -250,29 +265,26 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, object]:
 
 
 def _start(
-    task: Pretrain | Finetune, mesh: Mesh, run: Run, init_from: Path | None, rules: Rules
-) -> tuple[Params | None, list[str]]:
-    """Parameters to start from, where they belong, and where each sub-tree of them comes from.
+    task: Pretrain | Finetune, checkpoints: Checkpoints, mesh: Mesh, run: Run, init_from: Path | None, rules: Rules
+) -> Params | None:
+    """Parameters to start from, where they belong; says where each sub-tree of them comes from.
 
     None for a run that has a checkpoint to go on from: it needs nothing of them, nor the memory twice.
     """
-    if cluster.from_first(saved_steps(run.folder)):
-        return None, []
-    params: Params = jit_init(mesh, task.init, run.config.seed, rules)
-    if init_from is None:
-        params, summary = bridge.load_text(params, run.config.text, run.encoder)
-    else:
-        stage = run.origin.strategy or "pretrain"
-        params, summary = bridge.transfer(params, stage, init_from, run.schema)
-    return place(mesh, params, rules), summary
-
-
-def _announce(run: Run, mesh: Mesh, summary: list[str]) -> None:
     config, what = run.config, " ".join(filter(None, (run.origin.stage, run.origin.strategy)))
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     print(f"{what} · seed {config.seed} · {mesh.size} × {mesh.devices[0].device_kind}{processes} · {config.data.dir}")
+    if checkpoints.latest() is not None:
+        return None
+    params: Params = jit_init(mesh, task.init, config.seed, rules)
+    if init_from is None:
+        params, summary = bridge.load_text(params, config.text, run.encoder)
+    else:
+        stage = run.origin.strategy or "pretrain"
+        params, summary = bridge.transfer(params, stage, init_from, run.schema)
     for line in summary:
         print(f"  {line}")
+    return place(mesh, params, rules)
 
 
 def format_report(found: dict[str, float]) -> str:

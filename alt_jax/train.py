@@ -4,10 +4,13 @@ Step N means N updates applied. A checkpoint of step N is written after the eval
 so a run that goes on from it repeats nothing and loses nothing.
 """
 
+import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +21,7 @@ from jax.sharding import Mesh
 
 from alt_jax import cluster, lazy
 from alt_jax.checkpoint import Checkpoints
+from alt_jax.config import Nonfinite
 from alt_jax.data.batches import Batch, batch_at, blank, epochs_over, updates
 from alt_jax.data.dataset import Rows
 from alt_jax.data.prompt import Pieces, feature_ids
@@ -28,6 +32,7 @@ from alt_jax.sharding import Rules, check_batch, layout, own_rows, place, replic
 from alt_jax.tasks import Params, Task
 
 _LOG_EVERY = 50  # steps whose metrics are fetched at once
+_TOO_MANY = 10  # updates in a row that are not finite, after which there is nothing to hope for
 _AHEAD = 4  # steps that the host is ahead of the devices at most: what is under way, a signal has to wait for
 
 
@@ -66,6 +71,7 @@ class Plan:
       patience: Evaluations without improvement after which to stop.
       lazy_tables: Whether a step reads and writes only the batch's rows of the tables of ids (`alt_jax.lazy`).
       rules: Which parameters are split over the devices.
+      nonfinite: Whether a loss or gradient that is not finite stops the run, or its update is left out.
     """
 
     batch_size: int
@@ -75,6 +81,7 @@ class Plan:
     patience: int = 0
     lazy_tables: bool = False
     rules: Rules = ()
+    nonfinite: Nonfinite = "stop"
 
 
 def make_step(
@@ -84,7 +91,7 @@ def make_step(
 
     The key of an update is `fold_in(key, step)`, so what is drawn does not depend on where a run was resumed or on how
     many devices there are. With `lazy_tables` only the batch's rows of the tables of ids are read and written (see
-    `alt_jax.lazy`).
+    `alt_jax.lazy`). Where the loss or the norm of the gradient is not finite, only the number of the step changes.
     """
 
     def step(state: State, pieces: Pieces, batch: Batch, key: jax.Array) -> tuple[State, dict[str, Mean]]:
@@ -95,10 +102,13 @@ def make_step(
         def loss(params: Params) -> tuple[jax.Array, dict[str, Mean]]:
             return task.loss(params if rows is None else lazy.with_rows(params, rows), pieces, batch, key)
 
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(before.params)
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(before.params)
+        norm = optax.tree.norm(grads)
+        metrics["grad_norm"] = Mean(norm, jnp.ones(()))
         updates, opt_state = optimizer.update(grads, before.optimizer, before.params)
         after = State(state.step + 1, optax.apply_updates(before.params, updates), opt_state)
-        metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before._replace(step=after.step))
         return after if rows is None else lazy.put(state, after, rows), metrics
 
     return step
@@ -107,6 +117,7 @@ def make_step(
 def train(
     task: Task,
     run: Run,
+    checkpoints: Checkpoints,
     mesh: Mesh,
     rows: Rows,
     pieces: Pieces,
@@ -120,6 +131,7 @@ def train(
     Args:
       task: Loss.
       run: Its folder.
+      checkpoints: Of that folder.
       mesh: Devices.
       rows: Training rows.
       pieces: Prompt pieces, replicated on the mesh.
@@ -140,7 +152,6 @@ def train(
     last = updates(len(rows.labels), plan.batch_size, plan.epochs)
     key = jax.random.key(plan.seed)
     own = own_rows(mesh, plan.batch_size)
-    checkpoints = Checkpoints(run.folder)
     progress, step = Progress(), 0
     resumed = checkpoints.latest()
     if resumed is None:
@@ -157,10 +168,12 @@ def train(
         out_shardings=(layout(mesh, state, plan.rules), replicated(mesh)),
     )
     run.rewind(step)
-    log, trouble = _Log(run, plan.batch_size), cluster.Trouble()
+    read = partial(batch_at, rows, seed=plan.seed, batch_size=plan.batch_size)
+    trouble = cluster.Trouble()
+    log = _Log(run, plan.batch_size, _Nonfinite(run, plan.nonfinite, read))
 
     requests = cluster.stop_requests("stopping after this step…")
-    with jax.set_mesh(mesh), requests as requested, checkpoints:  # which waits for what is being saved
+    with jax.set_mesh(mesh), requests as requested:
         while True:
             fresh = step > 0 and step != resumed
             over, before = (epochs_over(len(rows.labels), plan.batch_size, n) for n in (step, step - 1))
@@ -182,8 +195,7 @@ def train(
                 raise Stopped(f"stopped by {stop} at step {step} of {last}, saved")
             if step == last or (plan.patience and progress.waited >= plan.patience):
                 break
-            read = partial(batch_at, rows, seed=plan.seed, step=step, batch_size=plan.batch_size, part=own)
-            batch = split_rows(mesh, trouble.or_else(read, partial(blank, rows, own)))
+            batch = split_rows(mesh, trouble.or_else(partial(read, step=step, part=own), partial(blank, rows, own)))
             state, metrics = update(state, pieces, batch, key)
             step += 1
             log.add(step, metrics)
@@ -232,12 +244,50 @@ def _evaluate(
     return score
 
 
+class _Nonfinite:
+    """What becomes of updates whose loss or gradient is not finite, which `make_step` has left out."""
+
+    def __init__(self, run: Run, policy: Nonfinite, read: Callable[..., Batch]) -> None:
+        self._run, self._policy, self._read = run, policy, read
+        self._in_a_row = 0
+
+    def see(self, step: int, metrics: dict[str, Mean], finite: bool) -> None:
+        """Is told of every update in turn.
+
+        Raises:
+          InputError: This one is not finite and the run is to stop, or none of the last `_TOO_MANY` was.
+        """
+        self._in_a_row = 0 if finite else self._in_a_row + 1
+        if finite:
+            return
+        bad = [name for name, mean in metrics.items() if not np.isfinite(jax.device_get(mean.total))]
+        what = f"step {step}: {', '.join(bad)} not finite; the batch is in {self._keep(step)}"
+        if self._policy == "stop":
+            raise InputError(
+                f"{what}. Lower the learning rates or what else may cause it, or leave such updates out: "
+                "--nonfinite skip."
+            )
+        if self._in_a_row == _TOO_MANY:
+            raise InputError(f"{what}, and so are the {_TOO_MANY - 1} before; lower the learning rates.")
+        print(f"{what}; the update was left out", file=sys.stderr)
+
+    def _keep(self, step: int) -> Path:
+        """Writes the batch of an update down: value ids and labels; what is drawn follows from the seed and `step`."""
+        path = self._run.folder / "nonfinite" / f"step-{step}.npz"
+        if cluster.first():
+            batch = self._read(step=step - 1)
+            path.parent.mkdir(exist_ok=True)
+            np.savez(path, values=batch.values, label=batch.label, weight=batch.weight)
+        return path
+
+
 class _Log:
     """Collects metrics on the device and writes them in blocks."""
 
-    def __init__(self, run: Run, batch_size: int) -> None:
-        self._run, self._batch_size = run, batch_size
+    def __init__(self, run: Run, batch_size: int, nonfinite: _Nonfinite) -> None:
+        self._run, self._batch_size, self._nonfinite = run, batch_size, nonfinite
         self._pending: list[tuple[int, dict[str, Mean]]] = []
+        self._running: deque[tuple[int, dict[str, Mean]]] = deque()  # of these, what may still be computed
         self._since = self._epoch_since = time.perf_counter()
         self._epoch_rows = 0
         self._last: dict[str, float | None] = {}
@@ -245,8 +295,9 @@ class _Log:
     def add(self, step: int, metrics: dict[str, Mean]) -> None:
         """Keeps the metrics of an update; fetches them with those before once there are enough."""
         self._pending.append((step, metrics))
-        if len(self._pending) > _AHEAD:
-            jax.block_until_ready(self._pending[-1 - _AHEAD])
+        self._running.append((step, metrics))
+        if len(self._running) > _AHEAD:
+            self._look()
         if len(self._pending) == _LOG_EVERY:
             self.flush()
 
@@ -254,6 +305,8 @@ class _Log:
         """Writes everything kept so far. `rows_per_s` is the mean over the block, compilation included."""
         if not self._pending:
             return
+        while self._running:
+            self._look()
         fetched = jax.device_get(self._pending)
         now = time.perf_counter()
         rate = len(fetched) * self._batch_size / (now - self._since)
@@ -263,6 +316,12 @@ class _Log:
         self._run.log(records)
         self._last = records[-1]
         self._pending = []
+
+    def _look(self) -> None:
+        """Waits for the oldest update under way."""
+        step, metrics = self._running.popleft()
+        sums = {name: metrics[name].total for name in ("loss", "grad_norm")}
+        self._nonfinite.see(step, metrics, all(np.isfinite(x) for x in jax.device_get(sums).values()))
 
     def epoch(self, epoch: int, epochs: int, progress: Progress | None) -> None:
         """Prints one line about an epoch."""

@@ -82,10 +82,10 @@ def test_another_process_restores(tmp_path: Path, checkpoints: Checkpoints) -> N
 @pytest.mark.parametrize(
     ("scores", "kept"),
     [
-        ([0.6, 0.9, 0.7, 0.5], [2, 4]),  # the best, and the newest although it is not the best
-        ([0.6, 0.7, 0.8, 0.9], [4]),
-        ([None, None, None], [3]),
-        ([0.6, 0.9, 0.7, None], [2, 4]),  # between two evaluations
+        ([0.6, 0.9, 0.7, 0.5, 0.4], [2, 4, 5]),  # the best, and the newest two although they are not
+        ([0.6, 0.7, 0.8, 0.9], [3, 4]),
+        ([None, None, None], [2, 3]),
+        ([0.9, 0.6, 0.7, None], [1, 3, 4]),  # between two evaluations
     ],
 )
 def test_best_and_newest_are_kept(
@@ -99,11 +99,11 @@ def test_best_and_newest_are_kept(
 
 
 def test_best_is_remembered_after_a_restart(tmp_path: Path) -> None:
-    for step, score in ((1, 0.9), (2, 0.5), (3, 0.6)):
+    for step, score in ((1, 0.9), (2, 0.5), (3, 0.6), (4, 0.7)):
         opened = Checkpoints(tmp_path)
         save(opened, step, score)
         opened.close()
-    assert steps(tmp_path) == [1, 3]
+    assert steps(tmp_path) == [1, 3, 4]
 
 
 def with_leaf(params: dict[str, Any], leaf: Any) -> dict[str, Any]:
@@ -143,10 +143,10 @@ def test_truncated_file_is_refused(tmp_path: Path, checkpoints: Checkpoints, ite
     assert files
     for path in files:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is damaged"):
         checkpoints.restore(1, tree(0), OPTIMIZER.init(tree(0)))
     if item == "params":
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match="is damaged"):
             load_params(tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
         load_params(tmp_path)
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     (tmp_path / "checkpoints" / "5" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is damaged"):
         load_params(tmp_path)
 
 

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,45 @@ def test_start_again_opens_the_same_run(run: Run) -> None:
     again = Run(run.folder, run.origin, run.config, run.schema, run.encoder).start()
     assert again == run
     assert steps(again) == [1]
+
+
+_HOLDS = """
+import sys
+from pathlib import Path
+from alt_jax.run import Run
+with Run.load(Path(sys.argv[1])).held():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_in_use_is_refused_until_its_process_has_gone(run: Run) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(run.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="is in use by another process"), run.held():
+            pass
+        other.kill()
+    with run.held():
+        pass
+    assert run.folder.exists()
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_folder_of_which_nothing_came_goes_again(run: Run, tmp_path: Path, logged: bool) -> None:
+    fresh = dataclasses.replace(run, folder=tmp_path / "fresh")
+
+    def fail() -> None:
+        with fresh.held():
+            if logged:
+                fresh.log([{"step": 1}])
+            raise InputError("too large")
+
+    with pytest.raises(InputError, match="too large"):
+        fail()
+    assert fresh.folder.exists() == logged
 
 
 def test_finished_is_the_result_of_the_same_run_only(run: Run) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import fsspec
 import jax
@@ -20,9 +21,9 @@ from tiny_runs import config_file, longer, trained
 from alt_jax import cli, stages
 from alt_jax import train as loop
 from alt_jax.bridge import encoder_config
-from alt_jax.checkpoint import load_params
+from alt_jax.checkpoint import Checkpoints, load_params, saved_steps
 from alt_jax.config import Config
-from alt_jax.data.batches import Batch
+from alt_jax.data.batches import Batch, batch_at
 from alt_jax.data.dataset import Dataset, Rows
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import Pieces
@@ -78,12 +79,18 @@ def fit(rows: Rows, tiny_dataset: Dataset) -> Fit:
     pieces = replicate(mesh, tiny_dataset.pieces)
 
     def go(
-        run: Run, evaluate: Callable[[Any], dict[str, float]] | None = None, rows: Rows = rows, **plan: int
+        run: Run,
+        evaluate: Callable[[Any], dict[str, float]] | None = None,
+        rows: Rows = rows,
+        task: Noisy = task,
+        **plan: Any,
     ) -> tuple[Any, Progress]:
         chosen = Plan(**{"batch_size": BATCH, "epochs": 3, "seed": 0, **plan})
-        return train(
-            task, run, mesh, rows, pieces, task.init(jax.random.key(0)), optax.adam(1e-2), chosen, evaluate=evaluate
-        )
+        with Checkpoints(run.folder) as checkpoints:
+            params = task.init(jax.random.key(0))
+            return train(
+                task, run, checkpoints, mesh, rows, pieces, params, optax.adam(1e-2), chosen, evaluate=evaluate
+            )
 
     return go
 
@@ -176,6 +183,45 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     assert without_speed(records(run)) == without_speed(records(open_run("whole")))
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "lost"])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
+    open_run: Callable[[str], Run], fit: Fit, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run then ends as if nothing had happened."""
+    whole, run = open_run("whole"), open_run("run")
+    expected, _ = fit(whole, epochs=4)
+    with pytest.raises(Stopped):
+        fit(run, scores([0.5] * 4, stop(signal.SIGTERM, at=2)), epochs=4)
+    assert saved_steps(run.folder) == [PER_EPOCH, 2 * PER_EPOCH, 3 * PER_EPOCH]
+    newest = run.folder / "checkpoints" / str(3 * PER_EPOCH)
+    file = max((path for path in newest.glob("params/**/*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "lost":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-1] if damage == "cut" else content)
+    params, _ = fit(run, scores([0.5] * 4), epochs=4)
+    assert_same(params, expected)
+    said = capsys.readouterr()
+    assert f"resumed at step {2 * PER_EPOCH}" in said.out
+    assert f"Checkpoint {newest} is damaged" in said.err
+    assert "it was moved to" in said.err
+    assert (run.folder / "damaged" / f"{newest.name}-0").is_dir()
+    losses = [[record for record in without_speed(records(r)) if "loss" in record] for r in (run, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_where_every_checkpoint_is_damaged_the_run_begins_anew(open_run: Callable[[str], Run], fit: Fit) -> None:
+    run = open_run("run")
+    expected, _ = fit(run, epochs=2)
+    for step in saved_steps(run.folder):
+        (run.folder / "checkpoints" / str(step) / "checksums.json").write_text("{")
+    params, _ = fit(run, epochs=2)
+    assert_same(params, expected)
+    assert [record["step"] for record in records(run)] == list(range(1, 2 * PER_EPOCH + 1))
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_run_takes_its_first_parameters_over(devices: int) -> None:
     """There is one copy of them: a model that fills a device is not held twice. NumPy's arrays stay the caller's."""
@@ -244,13 +290,73 @@ def test_the_host_is_a_few_steps_ahead_at_most(open_run: Callable[[str], Run]) -
     class UnderWay:
         done = False
 
-        def block_until_ready(self) -> None:
+        def __array__(self, *_: Any, **__: Any) -> np.ndarray:
             self.done = True
+            return np.ones(())
 
-    log, steps = loop._Log(open_run("ahead"), 8), [UnderWay() for _ in range(20)]
+    log, steps = loop._Log(open_run("ahead"), 8, Mock(loop._Nonfinite)), [UnderWay() for _ in range(20)]
     for step, metric in enumerate(steps):
-        log.add(step, {"loss": Mean(cast(Any, metric), jnp.ones(()))})
+        mean = Mean(cast(Any, metric), jnp.ones(()))
+        log.add(step, {"loss": mean, "grad_norm": mean})
         assert [metric.done for metric in steps[: step + 1]].count(False) <= 4
+
+
+class Breaks(Noisy):
+    """Its loss is not a number where a label is 7."""
+
+    def loss(self, params: Any, pieces: Pieces, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+        value, metrics = super().loss(params, pieces, batch, key)
+        value *= jnp.where(jnp.any(batch.label == 7), jnp.nan, 1)
+        return value, metrics | {"loss": Mean(value, jnp.ones(()))}
+
+
+def with_bad(rows: Rows, steps: list[int]) -> Rows:
+    """The rows, of which one in each of these updates of the first epoch breaks `Breaks`."""
+    bad = rows._replace(labels=np.array(rows.labels))
+    for step in steps:
+        batch = batch_at(rows._replace(labels=np.arange(len(rows.labels))), seed=0, step=step - 1, batch_size=BATCH)
+        bad.labels[int(batch.label[3])] = 7
+    return bad
+
+
+def test_an_update_that_is_not_finite_stops_the_run(open_run: Callable[[str], Run], fit: Fit, rows: Rows) -> None:
+    """It is found before much else is done, changes nothing, and its batch is kept."""
+    run, bad = open_run("run"), with_bad(rows, [3])
+    with pytest.raises(InputError, match=r"step 3: grad_norm, loss not finite; the batch is in .*step-3\.npz.*skip"):
+        fit(run, rows=bad, task=Breaks(), checkpoint_every=1)
+    assert max(saved_steps(run.folder)) <= 3
+    with np.load(run.folder / "nonfinite" / "step-3.npz") as kept:
+        expected = batch_at(bad, seed=0, step=2, batch_size=BATCH)
+        for name, array in kept.items():
+            np.testing.assert_array_equal(array, getattr(expected, name))
+    params, _ = load_params(run.folder)
+    assert np.isfinite(params["w"]).all()
+
+
+def test_an_update_that_is_not_finite_can_be_left_out(
+    open_run: Callable[[str], Run], fit: Fit, rows: Rows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Parameters and the optimiser's state are as if it had not been."""
+    run = open_run("run")
+    with pytest.raises(Stopped):
+        fit(
+            run,
+            scores([0.5] * 3, stop(signal.SIGTERM, at=3)),
+            rows=with_bad(rows, [4]),
+            task=Breaks(),
+            nonfinite="skip",
+        )
+    whole = open_run("whole")
+    fit(whole, scores([0.5] * 3), rows=rows, checkpoint_every=3, epochs=1)
+    assert_same(load_params(run.folder, 4)[0], load_params(whole.folder, 3)[0])
+    assert "step 4: grad_norm, loss not finite" in capsys.readouterr().err
+    assert [record["loss"] is None for record in records(run) if "loss" in record] == [False, False, False, True]
+
+
+def test_where_nothing_is_finite_leaving_out_ends(open_run: Callable[[str], Run], fit: Fit, rows: Rows) -> None:
+    bad = rows._replace(labels=np.full_like(rows.labels, 7))
+    with pytest.raises(InputError, match=r"step 10: .* and so are the 9 before; lower the learning rates"):
+        fit(open_run("run"), rows=bad, task=Breaks(), nonfinite="skip")
 
 
 @pytest.mark.parametrize(("batch", "said"), [(12, "multiple of 8"), (80, "larger than the 64 training rows")])
