@@ -187,6 +187,7 @@ def train(
             stop = requested()
             save = fresh and (epoch_ends or stop or (plan.checkpoint_every and step % plan.checkpoint_every == 0))
             if save or stop:
+                trouble.or_else(rows.check, lambda: None)
                 trouble.tell()
             if save:
                 log.flush()

@@ -4,9 +4,12 @@
 
 Runs `alt-jax pretrain CONFIG …` once for each topology, on virtual CPU devices and with several processes on this
 machine, and compares the losses of every update with those on one device. The last run begins on 8 devices, is stopped
-by SIGTERM after a third of its updates, goes on with 4, and after another third with 16. What is given beyond `--work`
-goes to `alt-jax pretrain`. The numbers differ by the order in which float32 sums are taken, and by what training makes
-of that.
+by SIGTERM after a third of its updates, goes on with 4, and after another third with 16; losses are written 50 updates
+at a time, so that it goes on a little later. What is given beyond `--work` goes to `alt-jax pretrain`.
+
+The numbers differ by the order in which float32 sums are taken, and by what training makes of that. On CPUs the order
+within a device depends on how many threads XLA believes to have, at least as many as a process has devices. Here it is
+told of 16 everywhere (`NPROC`).
 """
 
 import argparse
@@ -32,6 +35,7 @@ TOPOLOGIES: tuple[tuple[int, int, tuple[str, ...]], ...] = (
     (2, 2, ("--sharding.tables", "split", "--sharding.text", "split")),
 )
 MOVED = (8, 4, 16)  # devices, one after the other
+THREADS = str(max(MOVED))
 LOSSES = ("loss", "icl", "mlm", "mtm")
 
 
@@ -44,7 +48,7 @@ def losses(run: Path) -> list[dict[str, float]]:
 def start(command: list[str], devices: int, cluster: str = "none") -> "subprocess.Popen[bytes]":
     """Starts a process of the command."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "NPROC": THREADS}
     return subprocess.Popen([*command, "--cluster", cluster], env=environment, stdout=subprocess.DEVNULL)
 
 

@@ -1,19 +1,25 @@
 """What becomes of a run when the machine fails it."""
 
+import itertools
 import json
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from tiny_runs import config_file, trained
 
-from alt_jax import cli
-from alt_jax.checkpoint import load_params
+from alt_jax import cli, stages
+from alt_jax.checkpoint import load_params, saved_steps
 from alt_jax.config import Config
 from alt_jax.data.dataset import Dataset
+from alt_jax.errors import InputError
 
 # No file may grow beyond so many bytes: as on a disk that is full, but for this process alone.
 _FULL = """
@@ -48,6 +54,39 @@ def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
     assert ours == theirs
     params = (load_params(run)[0] for run in (tmp_path / "run", runs.ctr))
     jax.tree.map(np.testing.assert_array_equal, *params)
+
+
+@pytest.mark.parametrize("change", ["written to", "gone"])
+def test_a_dataset_that_changes_under_a_run_ends_it(
+    change: str, tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is saved that was trained on what nobody has checked."""
+    folder = shutil.copytree(tiny_dataset.folder, tmp_path / "prepared")
+    validate = stages.report
+
+    def change_then_validate(*arguments: Any) -> dict[str, float]:
+        path = folder / "train" / "labels-00000-of-00001.npy"
+        path.unlink() if change == "gone" else os.utime(path)
+        return validate(*arguments)
+
+    monkeypatch.setattr(stages, "report", change_then_validate)
+    with pytest.raises(InputError, match=r"labels-00000-of-00001\.npy has changed since it was opened"):
+        stages.finetune(tiny_config.override({"data.dir": str(folder)}), "ctr", None, tmp_path / "run")
+    assert saved_steps(tmp_path / "run") == []
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(
+    tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints are told apart by their steps, and rates come from a clock that is never set."""
+    now, ticks = time.time(), itertools.count()
+    monkeypatch.setattr(time, "time", lambda: now - 3600 * next(ticks))
+    runs = trained(tiny_config)
+    stages.finetune(runs.config, "ctr", None, tmp_path / "run")
+    params = (load_params(run)[0] for run in (tmp_path / "run", runs.ctr))
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    rates = [json.loads(line).get("rows_per_s", 1) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert min(rates) > 0
 
 
 def test_a_full_disk_leaves_no_dataset(tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset) -> None:

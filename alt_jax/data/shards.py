@@ -145,6 +145,9 @@ class ShardedArray:
         return np.asarray(self[:], dtype)
 
 
+Opened = dict[Path, tuple[int, int] | None]
+
+
 class Rows(NamedTuple):
     """Rows of one split, memory-mapped.
 
@@ -153,12 +156,27 @@ class Rows(NamedTuple):
       labels: 0 or 1.
       rows: Row number in the raw table, from 0.
       windows: Reads them for training, where that is not from the map.
+      opened: The files that are mapped, and their size and time of change when they were checked.
     """
 
     values: Int[np.ndarray | ShardedArray, "N S"]
     labels: UInt8[np.ndarray | ShardedArray, " N"]
     rows: Int[np.ndarray | ShardedArray, " N"]
     windows: Windows | None = None
+    opened: Opened | None = None
+
+    def check(self) -> None:
+        """Looks whether a mapped file is still the one that was checked.
+
+        Raises:
+          InputError: One was written to, or is gone.
+        """
+        for path, known in (self.opened or {}).items():
+            if _state(path) != known:
+                raise InputError(
+                    f"{path} has changed since it was opened; what was read since then cannot be trusted. Copy the "
+                    "dataset again, or prepare it again, and start the same command again."
+                )
 
     def open(self) -> "Rows":
         """Opens, and checks, values and labels of all shards now, which is when they are first needed otherwise.
@@ -208,11 +226,13 @@ def open_rows(place: Place, name: str, split: Split, slots: int) -> Rows:
     Raises:
       InputError: A file is missing or is not as it was prepared; where there are several shards, when it is opened.
     """
+    opened: Opened = {}
 
     def open_shard(part: str, number: int) -> np.ndarray:
         file = file_name(name, part, number, len(split.shards))
         path = place.local(file)
         try:
+            opened[path] = _state(path)
             with path.open("rb") as content:
                 _check_hash(place / file, hashlib.file_digest(content, "sha256"), split.shards[number], part)
             # As a plain array, of which taking rows is quicker than of NumPy's class for maps.
@@ -225,8 +245,8 @@ def open_rows(place: Place, name: str, split: Split, slots: int) -> Rows:
         ShardedArray(sizes, (slots,) if part == "values" else (), part, open_shard) for part in PARTS
     )
     if len(sizes) == 1 and isinstance(place, Folder):
-        return Rows(values.shard(0), labels.shard(0), numbers.shard(0))
-    return Rows(values, labels, numbers)
+        return Rows(values.shard(0), labels.shard(0), numbers.shard(0), opened=opened)
+    return Rows(values, labels, numbers, opened=opened)
 
 
 def open_for_training(place: Place, name: str, split: Split, slots: int, memory_gib: float) -> Rows:
@@ -248,6 +268,15 @@ def open_for_training(place: Place, name: str, split: Split, slots: int, memory_
     if isinstance(place, Folder) and at_once == len(sizes):
         return rows.open()  # the first batch has rows of every shard anyway
     return rows._replace(windows=Windows(sizes, at_once, functools.partial(read_shard, place, name, split)))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Size and time of the last change of a file, in nanoseconds."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def read_shard(place: Place, name: str, split: Split, part: str, number: int) -> np.ndarray:
