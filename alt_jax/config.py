@@ -414,8 +414,8 @@ class Config:
     """A whole experiment. `seed` moves initialisation, batch order, masks, noise and dropout, but never the split.
 
     Attributes:
-      nonfinite: What becomes of a training step whose loss or gradient is not finite, and changes nothing: `stop` the
-        run, or `skip` it, ten in a row at most.
+      nonfinite: What becomes of a training step whose loss or gradient is not finite: `stop` the run, or `skip` it, ten
+        in a row at most; that needs the memory of the state once more.
     """
 
     data: DataConfig = DataConfig()

@@ -85,13 +85,14 @@ class Plan:
 
 
 def make_step(
-    task: Task, optimizer: optax.GradientTransformation, *, lazy_tables: bool = False
+    task: Task, optimizer: optax.GradientTransformation, *, lazy_tables: bool = False, skip_nonfinite: bool = False
 ) -> Callable[[State, Pieces, Batch, jax.Array], tuple[State, dict[str, Mean]]]:
     """The update, to be jitted: loss and gradients of the global batch, one optimiser step, metrics.
 
     The key of an update is `fold_in(key, step)`, so what is drawn does not depend on where a run was resumed or on how
     many devices there are. With `lazy_tables` only the batch's rows of the tables of ids are read and written (see
-    `alt_jax.lazy`). Where the loss or the norm of the gradient is not finite, only the number of the step changes.
+    `alt_jax.lazy`). With `skip_nonfinite` only the number of the step changes where the loss or the norm of the gradient
+    is not finite; XLA then keeps the state before and after the step, so this takes that much more memory.
     """
 
     def step(state: State, pieces: Pieces, batch: Batch, key: jax.Array) -> tuple[State, dict[str, Mean]]:
@@ -107,8 +108,9 @@ def make_step(
         metrics["grad_norm"] = Mean(norm, jnp.ones(()))
         updates, opt_state = optimizer.update(grads, before.optimizer, before.params)
         after = State(state.step + 1, optax.apply_updates(before.params, updates), opt_state)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before._replace(step=after.step))
+        if skip_nonfinite:
+            finite = jnp.isfinite(value) & jnp.isfinite(norm)
+            after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before._replace(step=after.step))
         return after if rows is None else lazy.put(state, after, rows), metrics
 
     return step
@@ -163,7 +165,7 @@ def train(
         progress, step = Progress(**loop), resumed
         print(f"resumed at step {step} of {last}")
     update = jax.jit(
-        make_step(task, optimizer, lazy_tables=plan.lazy_tables),
+        make_step(task, optimizer, lazy_tables=plan.lazy_tables, skip_nonfinite=plan.nonfinite == "skip"),
         donate_argnums=0,
         out_shardings=(layout(mesh, state, plan.rules), replicated(mesh)),
     )
@@ -246,7 +248,10 @@ def _evaluate(
 
 
 class _Nonfinite:
-    """What becomes of updates whose loss or gradient is not finite, which `make_step` has left out."""
+    """What becomes of updates whose loss or gradient is not finite.
+
+    They are seen a few steps later, but before anything is evaluated or saved.
+    """
 
     def __init__(self, run: Run, policy: Nonfinite, read: Callable[..., Batch]) -> None:
         self._run, self._policy, self._read = run, policy, read
