@@ -91,8 +91,8 @@ def make_step(
 
     The key of an update is `fold_in(key, step)`, so what is drawn does not depend on where a run was resumed or on how
     many devices there are. With `lazy_tables` only the batch's rows of the tables of ids are read and written (see
-    `alt_jax.lazy`). With `skip_nonfinite` only the number of the step changes where the loss or the norm of the gradient
-    is not finite; XLA then keeps the state before and after the step, so this takes that much more memory.
+    `alt_jax.lazy`). With `skip_nonfinite` only the number of the step changes where the loss or its gradient's norm
+    is not finite; XLA then keeps the states before and after it, which takes that much more memory.
     """
 
     def step(state: State, pieces: Pieces, batch: Batch, key: jax.Array) -> tuple[State, dict[str, Mean]]:

@@ -7,10 +7,10 @@ Programs are compiled for virtual CPU devices, or for TPU chips that need not be
 `pip install libtpu`; TPU_LIBRARY_PATH names another). Three things are printed:
 
 1. bytes on each device of an ID-only step whose tables have 10⁷ rows, copied and split;
-2. the same of a pretraining step, with its collectives and their bytes;
-3. the time of that step on 8 to 256 chips with everything copied, from FLOPs counted by hand (`measure.py`), the bytes
-   of the optimiser's state, of the gradient and of ICL's vectors, and the rates that the makers publish. A projection,
-   not a measurement.
+2. the time of a pretraining step on 8 to 256 chips with everything copied, from FLOPs counted by hand (`measure.py`),
+   the bytes of the optimiser's state, of the gradient and of ICL's vectors, and the rates that the makers publish. A
+   projection, not a measurement;
+3. bytes on each device of that step, with its collectives and their bytes.
 """
 
 import argparse
@@ -187,6 +187,13 @@ def main() -> None:
     table_memory(mesh, arguments.rows)
     config, dataset, encoder = pretraining.experiment(arguments)
     batch = batch_at(dataset.train, seed=0, step=0, batch_size=arguments.batch)
+    own = arguments.batch // mesh.size
+    one_chip = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, batch_size=own))
+    task = Pretrain.build(one_chip, dataset, encoder)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    lengths = [prompt_lengths(dataset.pieces, batch.values, dataset.schema.widths)[:own]]
+    flops = sum(pretraining.step_flops(task, one_chip, encoder, dataset, lengths, params).values())
+    projection(flops, params, own, config.icl.dim)
     kind = f"chips of {arguments.topology}" if arguments.topology else "CPU devices"
     for how, remat in (("replicate", False), ("split", False), ("split", True)):
         text = dataclasses.replace(config.text, remat=remat)
@@ -201,12 +208,6 @@ def main() -> None:
         print("| collective | number | MB of results | MB of the largest |\n|---|---|---|---|")
         for what, (number, total, largest) in collectives(program).items():
             print(f"| {what} | {number} | {total / 1e6:.2f} | {largest / 1e6:.2f} |")
-    params = jax.eval_shape(task.init, jax.random.key(0))
-    own = arguments.batch // mesh.size
-    config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, batch_size=own))
-    lengths = [prompt_lengths(dataset.pieces, batch.values, dataset.schema.widths)[:own]]
-    flops = sum(pretraining.step_flops(task, config, encoder, dataset, lengths, params).values())
-    projection(flops, params, own, config.icl.dim)
 
 
 if __name__ == "__main__":
