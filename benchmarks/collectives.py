@@ -50,6 +50,7 @@ _COLLECTIVE = re.compile(
 )
 
 
+STEPS = {"copied": ("replicate", False), "split": ("split", False), "split, remat": ("split", True)}
 UTILISATION = 0.5  # of a chip's peak: a goal, not a measured figure
 
 
@@ -180,6 +181,9 @@ def main() -> None:
     parser.add_argument("--tower", choices=measure.TOWERS, default="roberta-base")
     parser.add_argument("--batch", type=int, default=1024, help="of all devices")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of the tables of the ID-only step")
+    parser.add_argument(
+        "--steps", nargs="*", choices=STEPS, default=list(STEPS), help="of 3; each is compiled for minutes"
+    )
     parser.set_defaults(dtype="bfloat16", vocab=30522, set=[])
     arguments = parser.parse_args()
     chips = topologies.get_topology_desc(arguments.topology, platform="tpu").devices if arguments.topology else None
@@ -195,7 +199,8 @@ def main() -> None:
     flops = sum(pretraining.step_flops(task, one_chip, encoder, dataset, lengths, params).values())
     projection(flops, params, own, config.icl.dim)
     kind = f"chips of {arguments.topology}" if arguments.topology else "CPU devices"
-    for how, remat in (("replicate", False), ("split", False), ("split", True)):
+    for name in arguments.steps:
+        how, remat = STEPS[name]
         text = dataclasses.replace(config.text, remat=remat)
         variant = dataclasses.replace(config, sharding=ShardingConfig(tables=how, text=how), text=text)  # type: ignore[arg-type]
         task = Pretrain.build(variant, dataset, encoder)
