@@ -405,13 +405,15 @@ def start(arguments: list[str], log: Path) -> "subprocess.Popen[bytes]":
 
 def wait_for_checkpoint(run: Path, after: int, process: "subprocess.Popen[bytes]", log: Path) -> int:
     """Step of the first whole checkpoint beyond `after`."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         found = [int(path.name) for path in run.glob("checkpoints/*") if path.name.isdigit()]
         if found and max(found) > after:
             return max(found)
         assert process.poll() is None, log.read_text(encoding="utf-8")
         time.sleep(0.005)
+    process.kill()
+    process.wait()
     raise AssertionError(f"no checkpoint: {log.read_text(encoding='utf-8')}")
 
 
