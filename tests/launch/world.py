@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,11 @@ class World:
         return done
 
     def start(self, script: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        """Starts a script in a process group of its own."""
+        """Starts a script in a process group of its own, which listens to Ctrl-C.
+
+        In the background (`&`) a shell lets a suite ignore it, and what ignores a signal hands that down.
+        """
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         return subprocess.Popen(
             ["bash", f"launch/{script}", *arguments],
             cwd=self.repo, env=self.env | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
