@@ -24,8 +24,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from alt_jax import cluster
 from alt_jax.errors import InputError, Stopped
 
-# Orbax reports every file at INFO and WARNING, and at ERROR, with a traceback, what it raises too
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file at INFO and WARNING
 _CHECKSUMS = "checksums.json"
 _REPLACE = "put back a copy of it, or train again in another --run-dir."
 

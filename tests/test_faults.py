@@ -36,12 +36,17 @@ def on_a_full_disk(size: int, *arguments: str) -> "subprocess.CompletedProcess[s
 
 
 def assert_said(found: "subprocess.CompletedProcess[str]", said: str) -> None:
-    """In one line, beside which TensorStore's own threads may print that nobody waits for them any more."""
     assert found.returncode == 2, found.stderr
-    assert "alt_jax/" not in found.stderr, "a traceback of ours"
-    lines = [line for line in found.stderr.splitlines() if line.startswith("alt-jax ")]
-    assert len(lines) == 1, found.stderr
-    assert said in lines[0]
+    assert "Traceback" not in found.stderr
+    assert said in found.stderr.strip().splitlines()[-1]
+
+
+def assert_said_beside_others(found: "subprocess.CompletedProcess[str]", said: str) -> None:
+    """As `assert_said`, where threads of Orbax and TensorStore print tracebacks that are not ours to stop."""
+    assert found.returncode == 2, found.stderr
+    assert "alt_jax/cli.py" not in found.stderr, "a traceback of ours"
+    _, sentence = found.stderr.split("alt-jax finetune: ")  # once, though perhaps not at the start of a line
+    assert sentence.startswith(said)
 
 
 @pytest.mark.parametrize(("size", "said"), [(100, "cannot be written"), (10_500, "A checkpoint in")])
@@ -51,7 +56,8 @@ def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
     runs = trained(tiny_config)
     command = ["finetune", config_file(tmp_path, runs.config), "--strategy", "ctr", "--init-from", "none"]
     command += ["--run-dir", str(tmp_path / "run")]
-    assert_said(on_a_full_disk(size, *command), said)
+    checked = assert_said_beside_others if size > 100 else assert_said
+    checked(on_a_full_disk(size, *command), said)
     assert cli.run(command) == 0
     ours, theirs = (json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", runs.ctr))
     assert ours == theirs
