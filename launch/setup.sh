@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv in the repository root and installs alt-jax there, editable, with the extras given as arguments:
 #
-#   ./launch/setup.sh [EXTRA...]        e.g. ./launch/setup.sh dev tracking
+#   ./launch/setup.sh [EXTRA...]        e.g. ./launch/setup.sh dev wandb
 #
 # Takes the newest of python3.13, 3.12, 3.11 and python3 that runs; PYTHON=/path/to/python names another.
 # Quick when nothing has changed, and safe to run again after it was killed.
