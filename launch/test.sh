@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs alt-jax with its development tools into .venv where that is still to do, then runs the linters, the type
-# checker and pytest, which gets the arguments given here (`--numprocesses 0` to debug).
+# checker, builds the documentation, and runs pytest, which gets the arguments given here (`--numprocesses 0` to debug).
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
@@ -22,5 +22,9 @@ fi
 "$python" -m mypy
 .venv/bin/shellcheck launch/*.sh launch/slurm.sbatch
 "$python" benchmarks/results_page.py --check
+# The documentation, with every link and docstring. The notice that is switched off is an announcement of the theme's.
+site="$(mktemp -d)"
+NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict --quiet --site-dir "$site"
+rm -rf "$site"
 # A worker for each core, up to four, and whole files to each: modules share what they have trained and compiled.
 exec "$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

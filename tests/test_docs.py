@@ -1,0 +1,359 @@
+"""Every command in the README and the docs is run.
+
+Bash runs each block of commands, with stand-ins that write down what they were called with: so the shell's part
+(variables, loops, quotes, continued lines) is its own. Then each call is looked at: `alt-jax` reads its arguments and
+goes on to where the work would begin, a benchmark reads its own, a launch script runs dry, an extra and a test have to
+exist. The pages that walk through a log of one's own are run for real, from the first command to the last.
+"""
+
+import argparse
+import html.parser
+import json
+import os
+import re
+import runpy
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from pathlib import Path
+from typing import NoReturn
+
+import markdown
+import pytest
+
+from alt_jax import cli, cluster, programs
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Names that the pages use for what is the reader's own.
+STANDS_FOR = {
+    "CONFIG": "configs/movielens_100k.py", "VARIANT": "scratch", "PROTOCOL": "time", "L2": "0.001", "TOWER": "fm",
+    "TABLES": "adam", "TASK": "plm",
+}  # fmt: skip
+# Of a shell, of others, or with nothing that could be wrong in it.
+OTHERS = ("curl", "diff", "docker", "mountpoint", "sudo", "gcsfuse", "mkdocs", "pre-commit")
+TOOLS = ("alt-jax", "python", "pip", "pytest", "sbatch", *OTHERS)
+_RECORDER = f"""#!{sys.executable} -SE
+import json, os, sys
+with open(os.environ["CALLS"], "a") as file:
+    file.write(json.dumps([sys.argv[0], *sys.argv[1:]]) + "\\n")
+"""
+
+
+class _Code(html.parser.HTMLParser):
+    """The blocks of code of a page, and the pieces of it in running text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks: list[tuple[str, str, str]] = []  # language, title, text
+        self.inline: list[str] = []
+        self._inside: list[str] = []
+        self._language, self._title, self._text = "", "", ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("pre", "code"):
+            self._inside.append(tag)
+        if tag == "code":
+            self._text = ""
+            self._language = (dict(attrs).get("class") or "").removeprefix("language-")
+        if tag == "span" and dict(attrs).get("class") == "filename":
+            self._inside.append("title")
+
+    def handle_data(self, data: str) -> None:
+        if self._inside[-1:] == ["title"]:
+            self._title = data
+            self._inside.pop()
+        elif self._inside:
+            self._text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "code":
+            if "pre" in self._inside:
+                self.blocks.append((self._language, self._title, self._text))
+                self._title = ""
+            else:
+                self.inline.append(" ".join(self._text.split()))
+        if tag in ("pre", "code"):
+            self._inside.pop()
+
+
+def code(page: Path) -> _Code:
+    found = _Code()
+    text = page.read_text(encoding="utf-8")
+    found.feed(
+        markdown.markdown(
+            text,
+            extensions=["pymdownx.superfences", "pymdownx.highlight", "tables"],
+            extension_configs={"pymdownx.highlight": {"use_pygments": False}},
+        )
+    )
+    return found
+
+
+def titles(page: Path) -> dict[str, str]:
+    """Files that a page shows, by name."""
+    fences = re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', page.read_text(encoding="utf-8"), re.M | re.S)
+    return dict(fences)
+
+
+def commands(page: Path) -> list[str]:
+    """What the page tells to type: its blocks without a language, and what begins like a command in its text."""
+    found = code(page)
+    blocks = [text for language, _, text in found.blocks if language in ("", "bash")]
+    begins = ("alt-jax ", "python benchmarks/", "./launch/", "pytest ", "pip install")
+    return blocks + [text for text in found.inline if text.startswith(begins) and "COMMAND" not in text and "|" not in text]
+
+
+def calls(block: str, folder: Path) -> list[list[str]]:
+    """What bash starts when it runs a block, in order."""
+    log = folder / "calls"
+    log.unlink(missing_ok=True)
+    places = [folder / "bin" / name for name in TOOLS]
+    places += [folder / ".venv" / "bin" / name for name in ("alt-jax", "pre-commit")]
+    places += [folder / "launch" / path.name for path in (ROOT / "launch").glob("*.sh")]
+    for path in places:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(_RECORDER)
+            path.chmod(0o755)
+    environment = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "HOME": str(folder), "CALLS": str(log), "MOUNT": "true"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=environment, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{block}\n{done.stderr}"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+class Reached(Exception):
+    """The work would begin here."""
+
+
+def _reached(*_: object, **__: object) -> NoReturn:
+    raise Reached
+
+
+WORK = (
+    "alt_jax.data.prepare.prepare", "alt_jax.stages.pretrain", "alt_jax.stages.finetune", "alt_jax.stages.evaluate",
+    "alt_jax.ablate.ablate", "alt_jax.demo.demo", "alt_jax.export.export", "alt_jax.data.beam.engine",
+)  # fmt: skip
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder with the configs, in which no command does anything."""
+    for name in WORK:
+        monkeypatch.setattr(name, _reached)
+    monkeypatch.setattr(cluster, "join", lambda *_, **__: None)
+    monkeypatch.setattr(programs, "keep", lambda: None)
+    for name in ("configs", "benchmarks", "launch", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def check_alt_jax(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Its options are read, its config is loaded, and work would begin."""
+    if "…" in arguments:
+        arguments = arguments[: arguments.index("…")]
+    for number, word in enumerate(arguments):
+        for name, real in STANDS_FOR.items():
+            arguments[number] = word = re.sub(rf"\b{name}\b", real, word)
+    if arguments[-1].endswith("CONFIG") or len(arguments) == 1:
+        assert arguments[0] in cli._COMMANDS
+        return
+    try:
+        status = cli.run(arguments)
+    except Reached:
+        return
+    assert status == 0, capsys.readouterr().err
+    assert arguments[0] == "list" or "--help" in arguments, "it came to its end without any work"
+
+
+def check_benchmark(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script reads its arguments."""
+    script, *rest = arguments
+    parse_known = argparse.ArgumentParser.parse_known_args
+
+    def parsed(self: argparse.ArgumentParser, *_: object) -> NoReturn:
+        known, unknown = parse_known(self, rest)
+        assert not unknown or "topologies" in script, f"{script}: no {unknown}"
+        raise Reached(known)
+
+    rest = [STANDS_FOR.get(word, word) for word in rest]
+    if "…" in rest:
+        rest = rest[: rest.index("…")]
+        rest = rest[:-1] if rest and rest[-1].startswith("--") else rest
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+        if "topologies" in script:
+            patch.setattr(argparse.ArgumentParser, "parse_known_args", lambda self, *_: parsed(self))
+        patch.setattr(sys, "argv", [script, *rest])
+        patch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        before = dict(os.environ)
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except Reached:
+            return
+        finally:
+            for name in os.environ.keys() - before.keys():
+                del os.environ[name]
+            os.environ.update(before)
+    raise AssertionError(f"{script} reads no arguments")
+
+
+def check_launch(script: str, arguments: list[str], folder: Path) -> None:
+    """It runs dry; what only installs or runs everything has to exist, and its extras with it."""
+    assert (ROOT / "launch" / script).is_file()
+    if script == "setup.sh":
+        assert set(arguments) <= set(extras()), arguments
+    if script in ("setup.sh", "demo.sh", "test.sh", "attach.sh") or "…" in arguments:
+        return
+    verbs = ("create", "install", "send", "run", "fetch", "delete", "stop", "all", "slurm", "tpu", "gpu")
+    at = 1 if arguments[0] in verbs else 0
+    for word in arguments:  # what is to be sent or fetched
+        if word.startswith(("data/", "runs/")):
+            (folder / word).mkdir(parents=True, exist_ok=True)
+            (folder / word / "schema.json").touch()
+    environment = {"PATH": f"{folder / 'tools'}:/usr/bin:/bin", "HOME": str(folder), "SLURM_JOB_NUM_NODES": "4"}
+    (folder / "tools").mkdir(exist_ok=True)
+    for tool in ("gcloud", "kubectl", "nvidia-smi", "sbatch", "scontrol"):
+        path = folder / "tools" / tool
+        path.write_text("#!/bin/sh\necho us-west4-a\n")
+        path.chmod(0o755)
+    done = subprocess.run(
+        ["bash", f"launch/{script}", *arguments[:at], "--dry-run", *arguments[at:]], cwd=folder, env=environment,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def extras() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page(
+    page: Path, no_work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in titles(page).items():
+        if "/" not in name:
+            (no_work / name).write_text(text, encoding="utf-8")
+        else:  # a config of the reader's own, beside those of the repository
+            (no_work / "configs").unlink()
+            (no_work / "configs").mkdir()
+            for path in (ROOT / "configs").iterdir():
+                (no_work / "configs" / path.name).symlink_to(path)
+            (no_work / name).write_text(text, encoding="utf-8")
+    shell = no_work / "shell"
+    shell.mkdir()
+    for block in commands(page):
+        for tool, *arguments in calls(block, shell):
+            name = Path(tool).name
+            if name == "alt-jax":
+                check_alt_jax(arguments, capsys)
+            elif name == "python" and arguments[0].startswith("benchmarks/"):
+                check_benchmark(arguments, monkeypatch)
+            elif Path(tool).parent.name == "launch":
+                check_launch(name, arguments, no_work)
+            elif name == "sbatch":
+                at = arguments.index("launch/slurm.sbatch")
+                check_launch("slurm.sbatch", arguments[at + 1 :], no_work)
+            elif name == "pip":
+                for extra in re.findall(r"(?:alt-jax|\.)\[([a-z,]+)\]", " ".join(arguments)):
+                    assert set(extra.split(",")) <= set(extras()), extra
+            elif name == "pytest":
+                assert all((ROOT / word).exists() for word in arguments if word.startswith("tests/")), arguments
+            else:
+                assert name in OTHERS or (name == "python" and arguments[0] in titles(page)), (tool, arguments)
+
+
+def _walk(folder: Path, blocks: list[str]) -> str:
+    """Runs blocks in real bash, with the real `alt-jax`; what it says."""
+    (folder / "bin").mkdir()
+    for name, words in (("alt-jax", ["-m", "alt_jax"]), ("python", [])):
+        path = folder / "bin" / name
+        path.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, *words])} "$@"\n')
+        path.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{folder / 'bin'}:/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+        "XLA_FLAGS": "",
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)], cwd=folder, env=environment, capture_output=True,
+        text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str, str]:
+    """`own_log.md`, typed in down to the service: the folder, what was said, and how to start and to ask the service."""
+    folder, page = tmp_path_factory.mktemp("walk"), ROOT / "docs" / "own_log.md"
+    (folder / "configs").mkdir()
+    for name, text in titles(page).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    blocks = [text for language, _, text in code(page).blocks if language == ""]
+    serving = next(i for i, block in enumerate(blocks) if block.startswith("alt-jax serve"))
+    python = next(text for language, _, text in code(page).blocks if "alt_jax.Scorer" in text)
+    (folder / "score.py").write_text(python)
+    said = _walk(folder, ["python make_log.py", *blocks[:serving], "python score.py"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return folder, said, blocks[serving].replace("8000", port), blocks[serving + 1].replace("8000", port)
+
+
+def test_the_walk_ends_in_scores_and_a_report(walked: tuple[Path, str, str, str]) -> None:
+    folder, said, *_ = walked
+    assert (folder / "scores.parquet").is_file()
+    assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
+    assert (folder / "exported" / "joint" / "params.safetensors").is_file()
+    assert 0 < float(said.split("[")[-1].split("]")[0]) < 1
+
+
+def test_the_walk_ends_in_a_service(walked: tuple[Path, str, str, str]) -> None:
+    """The request is that of the page, whose score is that of Python; curl itself may not be installed."""
+    folder, said, serve, ask = walked
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    process = subprocess.Popen([sys.executable, "-m", "alt_jax", *serve.split()[1:]], cwd=folder, env=environment)
+    try:
+        words = shlex.split(ask)
+        url = next(word for word in words if word.startswith("http"))
+        header, body = (words[words.index(option) + 1] for option in ("-H", "-d"))
+        _wait(url.replace("/score", "/healthz"), process)
+        request = urllib.request.Request(url, body.encode(), dict([header.split(": ")]))
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            scores = json.load(answer)["scores"]
+        assert scores == pytest.approx([float(said.split("[")[-1].split("]")[0])], abs=1e-5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:
+    """Until it answers."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the service has ended"
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"{url} did not answer")
