@@ -32,6 +32,7 @@ usage: alt-jax COMMAND …
   predict  E|EXPORT rows.csv|parquet -o scores.parquet
   export   E OUT                                      weights, config, schema, Hugging Face folder
   ablate   CONFIG --study S --run-dir D [--seeds 3]   a study: runs side by side, a table, a figure
+  inspect  DATASET|E|EXPORT [--rows 3]                what is in there, on one screen, and a few rows of it
   list     towers|texts|datasets|protocols|presets|studies   names that configs may use, one a line
 
 CONFIG is a Python file with get_config(), see configs/. Any of its values can be overridden, e.g.
@@ -177,6 +178,23 @@ class AblateOptions:
     preset: str = ""
     """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options and arms override
     them."""
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """What is in a prepared dataset, a run or an export, on one screen.
+
+    Some rows are shown too, with prompt, masks and predictions. A run may be going on there meanwhile.
+
+    Example: alt-jax inspect runs/pretrain
+    """
+
+    folder: tyro.conf.Positional[str]
+    """Of a prepared dataset (or its URL), a run or an export."""
+    rows: int = 3
+    """How many rows to show."""
+    split: Literal["train", "valid", "test"] = "valid"
+    """Whose first rows."""
 
 
 @dataclass(frozen=True)
@@ -335,8 +353,8 @@ def _without_values(kind: type[T], command: str) -> type[T]:
     fields = [("config", tyro.conf.Suppress[Config], Config())]
     own = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)
     own.__doc__ = (
-        f"{inspect.cleandoc(kind.__doc__ or '')}\n\nCONFIG is a Python file with get_config(), see configs/. Its values "
-        f"are options, too:\n\n`alt-jax {command} CONFIG --help` shows them."
+        f"{inspect.cleandoc(kind.__doc__ or '')}\n\nCONFIG is a Python file with get_config(), see configs/. Its "
+        f"values are options, too:\n\n`alt-jax {command} CONFIG --help` shows them."
     )
     return own
 
@@ -432,6 +450,14 @@ def _ablate(arguments: list[str]) -> None:
     print(f"\n{table}\nalso in {options.run_dir}: table.json, table.csv, table.png")
 
 
+def _inspect(arguments: list[str]) -> None:
+    options = _parse(InspectOptions, arguments, "alt-jax inspect")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator may be in use by the very run that is looked at
+    from alt_jax.inspect import inspect
+
+    print(inspect(options.folder, options.rows, options.split))
+
+
 def _list(arguments: list[str]) -> None:
     options = _parse(ListOptions, arguments, "alt-jax list")
     from alt_jax import presets, studies
@@ -465,5 +491,6 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "predict": _predict,
     "export": _export,
     "ablate": _ablate,
+    "inspect": _inspect,
     "list": _list,
 }
