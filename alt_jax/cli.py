@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import inspect
 import io
 import os
 import signal
@@ -23,20 +24,24 @@ from alt_jax.errors import STOPPED, InputError, Stopped
 USAGE = """\
 usage: alt-jax COMMAND …
 
-  demo                                                the whole story on generated data, without a network
+  demo                                                the whole story on generated data, no network
   prepare  CONFIG [--engine local|beam]               raw ratings or clicks to a prepared dataset
   pretrain CONFIG --run-dir D [--init-from D0]        align the CTR tower and the text tower
   finetune CONFIG --strategy ctr|plm|joint --init-from D|none --run-dir E
-  evaluate E… [--split test] [--json]                 AUC, logloss, GAUC, ECE of a run, or of several runs' mean
+  evaluate E… [--split test] [--json]                 AUC, logloss, GAUC, ECE of a run, or of some
   predict  E|EXPORT rows.csv|parquet -o scores.parquet
-  export   E OUT                                      safetensors, config, schema, Hugging Face folder
+  export   E OUT                                      weights, config, schema, Hugging Face folder
   ablate   CONFIG --study S --run-dir D [--seeds 3]   a study: runs side by side, a table, a figure
+  inspect  DATASET|E|EXPORT [--rows 3]                what is in there, on one screen, and a few rows of it
   list     towers|texts|datasets|protocols|presets|studies   names that configs may use, one a line
 
-CONFIG is a Python file with get_config(), see configs/. Any of its values can be overridden, e.g. --loss.mlm 0
---data.raw ml-1m.zip --seed 1. `alt-jax COMMAND --help` shows a command's options.
+CONFIG is a Python file with get_config(), see configs/. Any of its values can be overridden, e.g.
+--loss.mlm 0 --data.raw ml-1m.zip --seed 1. `alt-jax COMMAND --help` shows a command's options, and
+`alt-jax COMMAND CONFIG --help` those that come from the config, too.
 
-exit codes: 0 done · 2 the input is wrong · 75 stopped by a signal after saving (start again to go on)
+example: alt-jax evaluate runs/joint --json
+
+exit codes: 0 done · 2 the input is wrong · 75 stopped by a signal after saving (start again)
 """
 # What a file system says where it is full, broken or not ours to write to.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
@@ -90,7 +95,7 @@ class PretrainOptions:
 class FinetuneOptions:
     """Trains click prediction, stops on validation AUC and reads the test part once.
 
-    Example: alt-jax finetune configs/movielens_1m.py --strategy joint --init-from runs/pretrain --run-dir runs/joint
+    Example: alt-jax finetune configs/demo.py --strategy joint --init-from runs/pre --run-dir runs/joint
     """
 
     config: _Values
@@ -173,6 +178,23 @@ class AblateOptions:
     preset: str = ""
     """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options and arms override
     them."""
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """What is in a prepared dataset, a run or an export, on one screen.
+
+    Some rows are shown too, with prompt, masks and predictions. A run may be going on there meanwhile.
+
+    Example: alt-jax inspect runs/pretrain
+    """
+
+    folder: tyro.conf.Positional[str]
+    """Of a prepared dataset (or its URL), a run or an export."""
+    rows: int = 3
+    """How many rows to show."""
+    split: Literal["train", "valid", "test"] = "valid"
+    """Whose first rows."""
 
 
 @dataclass(frozen=True)
@@ -310,22 +332,31 @@ def _configured(kind: type[T], arguments: list[str], command: str) -> T:
     """Reads CONFIG, then the flags that override its values."""
     path, flags = (arguments[0], arguments[1:]) if arguments else ("", [])
     if path in ("-h", "--help"):
-        path, flags = "CONFIG", ["--help"]
-        config = Config()
-    elif not path or path.startswith("-"):
+        return _parse(_without_values(kind, command), ["--help"], f"alt-jax {command} CONFIG")
+    if not path or path.startswith("-"):
         raise InputError(f"give a config file first, e.g. alt-jax {command} configs/movielens_100k.py.")
-    else:
-        config = load_config(Path(path))
-        if "--preset" in _option_names(kind):
-            from alt_jax import presets
+    config = load_config(Path(path))
+    if "--preset" in _option_names(kind):
+        from alt_jax import presets
 
-            name = (_given(flags, "--preset") or [""])[-1]
-            config = presets.apply(config, name) if name else config
+        name = (_given(flags, "--preset") or [""])[-1]
+        config = presets.apply(config, name) if name else config
     with_default = dataclasses.make_dataclass(
         kind.__name__, [("config", _Values, config)], bases=(kind,), frozen=True, kw_only=True
     )
     with_default.__doc__ = kind.__doc__
     return _parse(with_default, flags, f"alt-jax {command} {path}")
+
+
+def _without_values(kind: type[T], command: str) -> type[T]:
+    """The command's own options, for a help that fits a screen: the values of a config are ten times as many."""
+    fields = [("config", tyro.conf.Suppress[Config], Config())]
+    own = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)
+    own.__doc__ = (
+        f"{inspect.cleandoc(kind.__doc__ or '')}\n\nCONFIG is a Python file with get_config(), see configs/. Its "
+        f"values are options, too:\n\n`alt-jax {command} CONFIG --help` shows them."
+    )
+    return own
 
 
 def _given(flags: list[str], option: str) -> list[str]:
@@ -419,6 +450,14 @@ def _ablate(arguments: list[str]) -> None:
     print(f"\n{table}\nalso in {options.run_dir}: table.json, table.csv, table.png")
 
 
+def _inspect(arguments: list[str]) -> None:
+    options = _parse(InspectOptions, arguments, "alt-jax inspect")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator may be in use by the very run that is looked at
+    from alt_jax.inspect import inspect
+
+    print(inspect(options.folder, options.rows, options.split))
+
+
 def _list(arguments: list[str]) -> None:
     options = _parse(ListOptions, arguments, "alt-jax list")
     from alt_jax import presets, studies
@@ -452,5 +491,6 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "predict": _predict,
     "export": _export,
     "ablate": _ablate,
+    "inspect": _inspect,
     "list": _list,
 }

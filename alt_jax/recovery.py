@@ -1,0 +1,137 @@
+"""What a pretraining hides of some rows, and what the model makes of it, with dropout off."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from alt_jax import masking, mlm, mtm
+from alt_jax.data.prompt import Pieces, Prompt, feature_ids
+from alt_jax.models.alt import ALT
+from alt_jax.schema import Schema
+from alt_jax.tasks import Params, apply_method, row_numbers, row_prompts, text_length
+
+
+class Hidden(NamedTuple):
+    """Some rows and what is hidden of them, drawn as a training step draws it.
+
+    Attributes:
+      ids, numbers: Feature ids, and numbers of the numeric fields.
+      prompt: Whole prompts.
+      text: What the text tower reads instead, where MLM is trained.
+      fields: Which fields MTM hides.
+      shown: What the CTR tower sees instead, where MTM is trained.
+    """
+
+    ids: Int[Array, "B S"]
+    numbers: Float[Array, "B M"]
+    prompt: Prompt
+    text: mlm.Hidden
+    fields: Bool[Array, "B F"]
+    shown: mtm.Shown
+
+
+class Recovered(NamedTuple):
+    """What a model makes of hidden rows.
+
+    Attributes:
+      row, position: Of every hidden token: its row, and its position in the whole prompt.
+      tokens: Vocabulary logits of these tokens; None without MLM.
+      output: Of MTM's head: a vector per field, the output table and its bias, or for `rfd` a logit per field; None
+        without MTM.
+    """
+
+    row: Int[np.ndarray, " K"]
+    position: Int[np.ndarray, " K"]
+    tokens: Float[np.ndarray, "K V"] | None
+    output: Any
+
+
+def hide(model: ALT, pieces: Pieces, values: Int[np.ndarray, "B S"], key: jax.Array) -> Hidden:
+    """Hides what `Pretrain.loss` hides of these rows with this key.
+
+    Args:
+      model: Schema and configuration.
+      pieces: As NumPy arrays.
+      values: Value ids.
+      key: Of the step.
+    """
+    config, schema = model.config, model.schema
+
+    @jax.jit
+    def draw(pieces: Pieces, values: Int[Array, "B S"], key: jax.Array) -> Hidden:
+        mlm_key, mtm_key, noise_key, _ = jax.random.split(key, 4)
+        ids, numbers = jnp.asarray(feature_ids(pieces, values)), row_numbers(model, pieces, values)
+        masks = masking.choose_masks((mlm_key, mtm_key), len(ids), schema, config.mask)
+        prompt = row_prompts(model, pieces, values, text_length(schema.text.length))
+        chosen = mlm.choose(masks.text, prompt.tokens.shape[1], mlm_key, config)
+        text = mlm.hide(prompt, chosen if config.loss.mlm else jnp.zeros_like(chosen), config, schema)
+        fields = masks.table if config.loss.mtm else jnp.zeros_like(masks.table)
+        return Hidden(ids, numbers, prompt, text, fields, mtm.hide(ids, numbers, fields, noise_key, config, schema))
+
+    hidden: Hidden = draw(pieces, jnp.asarray(values), key)
+    return hidden
+
+
+def recover(model: ALT, params: Params, hidden: Hidden) -> Recovered:
+    """Asks the model for everything that is hidden, each side helped by the other as in its training.
+
+    Args:
+      model: Towers and heads.
+      params: Of a pretraining.
+      hidden: Rows.
+    """
+    config = model.config
+    loss, whole = config.loss, config.mask.helper == "whole"
+    table_helps = loss.mlm and config.mlm.with_table
+    row, position = np.nonzero(np.asarray(hidden.text.where))
+    at = np.asarray(hidden.text.place)[row, position]
+
+    @jax.jit
+    def look(params: Params) -> tuple[Any, Any]:
+        def call(method: str, *inputs: Any) -> Any:
+            return apply_method(model, params, method, *inputs, train=False)
+
+        views: tuple[Any, ...] = (None, None, None, None)
+        h, hidden_h, states, hidden_states = views
+        if table_helps and whole:
+            h = call("represent", hidden.ids, hidden.numbers)
+        if loss.mtm or (table_helps and not whole):
+            hidden_h = call("represent", hidden.shown.ids, hidden.shown.numbers)
+        if loss.mtm and whole:
+            states = call("read", hidden.prompt.tokens, hidden.prompt.mask)
+        if loss.mlm or (loss.mtm and not whole):
+            hidden_states = call("read", hidden.text.tokens, hidden.text.mask)
+        tokens = output = None
+        if loss.mlm:
+            helper = (h if whole else hidden_h)[row] if table_helps else None
+            tokens = call("recover_tokens", hidden_states[row, at], helper)
+        if loss.mtm:
+            read = (states, hidden.prompt.mask) if whole else (hidden_states, hidden.text.mask)
+            output = apply_method(model, params, "recover_features", hidden_h, *read)
+        return tokens, output
+
+    tokens, output = jax.device_get(look(params))
+    return Recovered(row, position, tokens, output)
+
+
+def feature_probabilities(output: Any, schema: Schema, row: int, field: int) -> Float[np.ndarray, " n"]:
+    """Softmax of MTM's scores over the ids of a field, its out-of-vocabulary id first.
+
+    Args:
+      output: Of `recover`, by any method but `rfd`.
+      schema: Fields.
+      row: Which row.
+      field: Position of a field that has ids.
+    """
+    vectors, table, bias = output
+    span = slice(schema.fields[field].offset, schema.fields[field].offset + schema.fields[field].size)
+    return softmax(table[span] @ vectors[row, schema.tabular.index(field)] + bias[span])
+
+
+def softmax(logits: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Probabilities, in float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    return shifted / shifted.sum()
