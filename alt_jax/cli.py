@@ -31,6 +31,7 @@ usage: alt-jax COMMAND …
   predict  E|EXPORT rows.csv|parquet -o scores.parquet
   export   E OUT                                      safetensors, config, schema, Hugging Face folder
   ablate   CONFIG --study S --run-dir D [--seeds 3]   a study: runs side by side, a table, a figure
+  report   RUN… [-o OUT.html] [--price USD_PER_HOUR]  one HTML page about runs and studies
   list     towers|texts|datasets|protocols|presets|studies   names that configs may use, one a line
 
 CONFIG is a Python file with get_config(), see configs/. Any of its values can be overridden, e.g. --loss.mlm 0
@@ -173,6 +174,21 @@ class AblateOptions:
     preset: str = ""
     """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options and arms override
     them."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """One HTML page about runs and studies, finished or not; it needs nothing else and works offline.
+
+    Example: alt-jax report runs/pretrain runs/joint -o report.html
+    """
+
+    run_dir: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of pretrainings, of finetunings, and of studies."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
+    """The page; report.html in the first folder if none is given."""
+    price: float | None = None
+    """US dollars an hour of the machine that trained, from which follows what the runs cost."""
 
 
 @dataclass(frozen=True)
@@ -419,6 +435,13 @@ def _ablate(arguments: list[str]) -> None:
     print(f"\n{table}\nalso in {options.run_dir}: table.json, table.csv, table.png")
 
 
+def _report(arguments: list[str]) -> None:
+    options = _parse(ReportOptions, arguments, "alt-jax report")
+    from alt_jax.report.build import report
+
+    print(f"wrote {report(options.run_dir, options.output, options.price)}")
+
+
 def _list(arguments: list[str]) -> None:
     options = _parse(ListOptions, arguments, "alt-jax list")
     from alt_jax import presets, studies
@@ -452,5 +475,6 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "predict": _predict,
     "export": _export,
     "ablate": _ablate,
+    "report": _report,
     "list": _list,
 }
