@@ -33,6 +33,7 @@ usage: alt-jax COMMAND …
   export   E OUT                                      weights, config, schema, Hugging Face folder
   ablate   CONFIG --study S --run-dir D [--seeds 3]   a study: runs side by side, a table, a figure
   inspect  DATASET|E|EXPORT [--rows 3]                what is in there, on one screen, and a few rows of it
+  report   RUN… [-o OUT.html] [--price USD_PER_HOUR]  one HTML page about runs and studies
   list     towers|texts|datasets|protocols|presets|studies   names that configs may use, one a line
 
 CONFIG is a Python file with get_config(), see configs/. Any of its values can be overridden, e.g.
@@ -195,6 +196,21 @@ class InspectOptions:
     """How many rows to show."""
     split: Literal["train", "valid", "test"] = "valid"
     """Whose first rows."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """One HTML page about runs and studies, finished or not; it needs nothing else and works offline.
+
+    Example: alt-jax report runs/pretrain runs/joint -o report.html
+    """
+
+    run_dir: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of pretrainings, of finetunings, and of studies."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
+    """The page; report.html in the first folder if none is given."""
+    price: float | None = None
+    """US dollars an hour of the machine that trained, from which follows what the runs cost."""
 
 
 @dataclass(frozen=True)
@@ -458,6 +474,13 @@ def _inspect(arguments: list[str]) -> None:
     print(inspect(options.folder, options.rows, options.split))
 
 
+def _report(arguments: list[str]) -> None:
+    options = _parse(ReportOptions, arguments, "alt-jax report")
+    from alt_jax.report.build import report
+
+    print(f"wrote {report(options.run_dir, options.output, options.price)}")
+
+
 def _list(arguments: list[str]) -> None:
     options = _parse(ListOptions, arguments, "alt-jax list")
     from alt_jax import presets, studies
@@ -492,5 +515,6 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "export": _export,
     "ablate": _ablate,
     "inspect": _inspect,
+    "report": _report,
     "list": _list,
 }

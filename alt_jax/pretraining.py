@@ -35,7 +35,7 @@ from alt_jax.tasks import (
 _CAPACITY_SAMPLE = 100_000
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Some rows of a batch, and what is hidden of them.
 
     Attributes:
@@ -136,9 +136,9 @@ class Pretrain:
         """
         config, weights = self.model.config, self.model.config.loss
         *hide_keys, noise_key, dropout_key = jax.random.split(key, 4)
-        rows = self._hide(pieces, batch, (*hide_keys, noise_key))
+        rows = self.hide(pieces, batch, (*hide_keys, noise_key))
 
-        def look(part: _Rows) -> tuple[tuple[Array, ...], dict[str, Mean]]:
+        def look(part: Rows) -> tuple[tuple[Array, ...], dict[str, Mean]]:
             return self._look(params, pieces, part, noise_key, dropout_key)
 
         projections, sums = in_turn(look, rows, config.pretrain.microbatches)
@@ -158,18 +158,18 @@ class Pretrain:
                 total += weight * metrics[name].value
         return total, {"loss": Mean(total, jnp.ones(())), **metrics}
 
-    def _hide(self, pieces: Pieces, batch: Batch, keys: tuple[jax.Array, ...]) -> _Rows:
-        """Draws what both sides hide of a batch."""
+    def hide(self, pieces: Pieces, batch: Batch, keys: tuple[jax.Array, ...]) -> Rows:
+        """Draws what both sides hide of a batch, with a key for MLM, one for MTM, and one for its replacements."""
         config, schema = self.model.config, self.model.schema
         mlm_key, mtm_key, noise_key = keys
         ids, numbers = jnp.asarray(feature_ids(pieces, batch.values)), row_numbers(self.model, pieces, batch.values)
         masks = masking.choose_masks((mlm_key, mtm_key), len(ids), schema, config.mask)
         text = mlm.choose(masks.text, text_length(schema.text.length), mlm_key, config)
         shown = mtm.hide(ids, numbers, masks.table, noise_key, config, schema)
-        return _Rows(batch.values, ids, numbers, text, masks.table, shown)
+        return Rows(batch.values, ids, numbers, text, masks.table, shown)
 
     def _look(
-        self, params: Params, pieces: Pieces, rows: _Rows, noise_key: jax.Array, dropout_key: jax.Array
+        self, params: Params, pieces: Pieces, rows: Rows, noise_key: jax.Array, dropout_key: jax.Array
     ) -> tuple[tuple[Array, ...], dict[str, Mean]]:
         """What towers and heads make of some rows: both projections for ICL, and the sums of MLM and MTM."""
         model, config, schema = self.model, self.model.config, self.model.schema

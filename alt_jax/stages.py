@@ -276,15 +276,24 @@ def _start(
     print(f"{what} · seed {config.seed} · {mesh.size} × {mesh.devices[0].device_kind}{processes} · {config.data.dir}")
     if checkpoints.latest() is not None:
         return None
-    params: Params = jit_init(mesh, task.init, config.seed, rules)
-    if init_from is None:
-        params, summary = bridge.load_text(params, config.text, run.encoder)
-    else:
-        stage = run.origin.strategy or "pretrain"
-        params, summary = bridge.transfer(params, stage, init_from, run.schema)
+    params, summary = starting_params(task, mesh, run, init_from, rules)
     for line in summary:
         print(f"  {line}")
     return place(mesh, params, rules)
+
+
+def starting_params(
+    task: Pretrain | Finetune, mesh: Mesh, run: Run, init_from: Path | None, rules: Rules
+) -> tuple[Params, list[str]]:
+    """Parameters that a run starts from, and for each sub-tree of them a line that says where it comes from.
+
+    Raises:
+      InputError: The language model or the pretraining that they come from does not fit.
+    """
+    params: Params = jit_init(mesh, task.init, run.config.seed, rules)
+    if init_from is None:
+        return bridge.load_text(params, run.config.text, run.encoder)
+    return bridge.transfer(params, run.origin.strategy or "pretrain", init_from, run.schema)
 
 
 def format_report(found: dict[str, float]) -> str:

@@ -1,0 +1,52 @@
+"""Puts a report together and writes it: one page."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from alt_jax import __version__
+from alt_jax.errors import InputError
+from alt_jax.report import page, sections
+from alt_jax.report.asked import ask
+
+
+def report(folders: Sequence[Path], out: Path | None = None, price: float | None = None) -> Path:
+    """Writes the report of runs and studies.
+
+    Args:
+      folders: Run folders, finished or not, and folders of studies.
+      out: The page; by default `report.html` in the first folder.
+      price: US dollars an hour of the machine that trained.
+
+    Returns:
+      Where the page is.
+
+    Raises:
+      InputError: A folder is neither a run nor a study, or the page cannot be written.
+    """
+    if not folders:
+        raise InputError("give the folder of a run or of a study, e.g. alt-jax report runs/joint.")
+    if price is not None and not 0 <= price < math.inf:
+        raise InputError(f"--price {price} should be US dollars an hour, 0 or more.")
+    out = folders[0] / "report.html" if out is None else out
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the name of a file, e.g. -o {out / 'report.html'}.")
+    asked = ask(folders)
+    names = [*(run.name for run in asked.runs), *(study.name for study in asked.studies)]
+    subtitle = f"{len(names)} {'runs and studies' if asked.studies else 'runs'}" if len(names) > 1 else names[0]
+    title, footer = f"alt-jax report: {', '.join(names)}", f"Made by alt-jax {__version__}."
+    _write(out, page.page(title, subtitle, sections.sections(asked, price), footer))
+    return out
+
+
+def _write(path: Path, content: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); give another place with -o.") from error
+    finally:
+        partial.unlink(missing_ok=True)

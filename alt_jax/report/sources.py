@@ -1,0 +1,151 @@
+"""What a report reads: run folders, finished or not, and the folders of studies."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alt_jax.comparison import Line
+from alt_jax.errors import InputError
+from alt_jax.run import Run
+
+_TABLE = "table.json"
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A run, and what it has written so far.
+
+    Attributes:
+      name: Short, and no other run of the report has it.
+      run: The open folder.
+      result: What it wrote when it finished; None: it has not.
+      records: Lines of metrics.jsonl, in order.
+    """
+
+    name: str
+    run: Run
+    result: dict[str, Any] | None
+    records: list[dict[str, Any]]
+
+    @property
+    def what(self) -> str:
+        """Stage and strategy."""
+        origin = self.run.origin
+        return "pretraining" if origin.stage == "pretrain" else f"{origin.strategy} finetuning"
+
+    @property
+    def state(self) -> str:
+        """Whether it is finished, and how far it has come."""
+        if self.result is None:
+            return f"not finished, at step {self.steps:,}"
+        best = self.result.get("best_step")
+        return f"finished, best at step {best:,}" if isinstance(best, int) else f"finished, {self.steps:,} steps"
+
+    @property
+    def steps(self) -> int:
+        """Updates that were logged."""
+        return max((record["step"] for record in self.records), default=0)
+
+    def series(self, metric: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a metric, where it was defined."""
+        found = [(record["step"], record[metric]) for record in self.records if record.get(metric) is not None]
+        return [step for step, _ in found], [value for _, value in found]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of all that was logged, in order."""
+        return [name for name in dict.fromkeys(key for record in self.records for key in record) if name != "step"]
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of an update."""
+        run = self.run
+        recipe = (
+            run.config.pretrain if run.origin.strategy is None else getattr(run.config.finetune, run.origin.strategy)
+        )
+        return int(recipe.batch_size)
+
+    @property
+    def training_seconds(self) -> float:
+        """What the updates took by the logged rows a second, without evaluations; NaN where none were logged."""
+        rates = self.series("rows_per_s")[1]
+        return sum(self.batch_size / rate for rate in rates if rate) if rates else math.nan
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A study's folder and the lines of its table."""
+
+    name: str
+    folder: Path
+    lines: list[Line]
+
+
+def read(folders: Sequence[Path]) -> tuple[list[Logged], list[Studied]]:
+    """Opens every folder as a run or a study.
+
+    Raises:
+      InputError: One is neither, or is damaged.
+    """
+    logged, studied = [], []
+    for folder, name in zip(folders, short_names(folders), strict=True):
+        if (folder / "run.json").is_file() or not (folder / _TABLE).is_file():
+            run = Run.load(folder)
+            logged.append(Logged(name, run, run.result(), _records(folder / "metrics.jsonl")))
+        else:
+            studied.append(Studied(name, folder, _lines(folder / _TABLE)))
+    return logged, studied
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell all of them apart.
+
+    Raises:
+      InputError: A folder is given twice.
+    """
+    parts = [folder.absolute().parts for folder in folders]
+    for number, folder in enumerate(folders):
+        if parts[number] in parts[:number]:
+            raise InputError(f"{folder} is given twice; name every run once.")
+    length = 1
+    while len({own[-length:] for own in parts}) < len(parts):
+        length += 1
+    return ["/".join(own[-length:]) for own in parts]
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl up to one that a kill cut short."""
+    found: list[dict[str, Any]] = []
+    if not path.is_file():
+        return found
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise InputError(f"{path} has no step in line {number}; the run folder is damaged.")
+        found.append(record)
+    return found
+
+
+def _lines(path: Path) -> list[Line]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return [_line(entry) for entry in table]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{path} is not the table of a study ({error}); run `alt-jax ablate` again.") from None
+
+
+def _line(entry: dict[str, Any]) -> Line:
+    """What `comparison.write` made plain: null is NaN, and seeds that were JSON keys are numbers."""
+    values = {field.name: entry[field.name] for field in dataclasses.fields(Line)}
+    for name in ("relaimpr", "p"):
+        values[name] = math.nan if values[name] is None else float(values[name])
+    for name in ("failed", "not_run"):
+        values[name] = {int(seed): str(why) for seed, why in values[name].items()}
+    return Line(**values)
