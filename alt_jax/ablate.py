@@ -27,6 +27,7 @@ from alt_jax.config import Config, Strategy
 from alt_jax.data.prepare import check_prepared, prepare, prepared_by
 from alt_jax.data.storage import SCHEMA, place
 from alt_jax.errors import STOPPED, InputError, Stopped
+from alt_jax.evaluate import undefined
 from alt_jax.models import interactions
 from alt_jax.run import write_json
 from alt_jax.schema import Schema
@@ -183,7 +184,7 @@ def _outcome(study: Study, arm: Arm, strategy: Strategy, seed: int, folder: Path
     if (run / _RESULT).is_file():
         result = json.loads((run / _RESULT).read_text())
         if result["test"]["auc"] is None:
-            return Missing(True, "test AUC undefined: one class only")
+            return Missing(True, f"test AUC undefined: {undefined(result['test'], 'auc')}")
         return Scores(result["test"]["auc"], result["test"]["logloss"], result["valid"]["auc"])
     if (own := _by_log(run)) != _NOT_RUN:
         return own
