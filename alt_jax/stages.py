@@ -165,6 +165,8 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
             "valid": validate(best),
             "test": report(dataset, "test", scorer(best, dataset.test.values)),
         }
+        with cluster.together():
+            dataset.train.check()  # and with it the files of the other parts
         run.finish(result)
     return result
 
