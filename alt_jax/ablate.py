@@ -27,13 +27,15 @@ from alt_jax.config import Config, Strategy
 from alt_jax.data.prepare import check_prepared, prepare, prepared_by
 from alt_jax.data.storage import SCHEMA, place
 from alt_jax.errors import STOPPED, InputError, Stopped
+from alt_jax.evaluate import undefined
 from alt_jax.models import interactions
-from alt_jax.run import write_json
+from alt_jax.run import wait_until_free, write_json
 from alt_jax.schema import Schema
 from alt_jax.signals import stop_requests
 from alt_jax.studies import Arm, Study, refusing
 
 _RESULT = "result.json"
+_SAVES_S = 60  # in which a run whose study was killed has saved: started again at once, the study finds it at that
 _FAILED = "failed: "  # how the last line of the log of a run begins that ended without a result
 
 
@@ -183,7 +185,7 @@ def _outcome(study: Study, arm: Arm, strategy: Strategy, seed: int, folder: Path
     if (run / _RESULT).is_file():
         result = json.loads((run / _RESULT).read_text())
         if result["test"]["auc"] is None:
-            return Missing(True, "test AUC undefined: one class only")
+            return Missing(True, f"test AUC undefined: {undefined(result['test'], 'auc')}")
         return Scores(result["test"]["auc"], result["test"]["logloss"], result["valid"]["auc"])
     if (own := _by_log(run)) != _NOT_RUN:
         return own
@@ -286,6 +288,7 @@ def _command(job: Job) -> list[str]:
 
 def _run_job(path: Path, folder: Path) -> None:
     """What a process does: one run."""
+    wait_until_free(folder, _SAVES_S)
     job = json.loads(path.read_text())
     config = Config.from_json(json.dumps(job["config"]), str(path))
     if job["strategy"] is None:

@@ -10,6 +10,7 @@ which fail loudly and late.
 import hashlib
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from alt_jax.errors import InputError, Stopped
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file at INFO and WARNING
 _CHECKSUMS = "checksums.json"
+_DELETED = ".deleted"  # a folder in `checkpoints`: a checkpoint that goes is renamed into it, and never half there
 _REPLACE = "put back a copy of it, or train again in another --run-dir."
 
 
@@ -51,6 +53,7 @@ class Checkpoints:
             if cluster.first():
                 _set_aside_damaged(folder)
         self._folder = folder / "checkpoints"
+        self._empty_deleted()
         self._manager = ocp.CheckpointManager(
             self._folder.absolute(),
             # Without best_fn the scores would not be written: a resumed run would forget, and delete, its best step
@@ -58,6 +61,7 @@ class Checkpoints:
                 preservation_policy=policy,
                 best_fn=_score,
                 cleanup_tmp_directories=True,
+                todelete_subdir=_DELETED,
                 async_options=ocp.options.AsyncOptions(
                     post_finalization_callback=lambda: _write_checksums(self._folder)
                 ),
@@ -80,6 +84,8 @@ class Checkpoints:
           score: Validation score, the higher the better, or None.
         """
         with self._writing():  # this one, or the one before in the background
+            self._manager.wait_until_finished()
+            self._empty_deleted()
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -123,6 +129,10 @@ class Checkpoints:
             raise InputError(f"{_damaged(path, error)}; delete it to go on from an older one.") from error
         return found["params"], found["optimizer"], found["loop"]
 
+    def _empty_deleted(self) -> None:
+        if cluster.first():
+            shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -155,6 +165,7 @@ class Checkpoints:
         """As `__exit__`, without an error."""
         with self._writing():
             self._manager.close()
+            self._empty_deleted()
         cluster.gather("closed")  # the first process commits, the others would go on without seeing it
 
 

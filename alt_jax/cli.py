@@ -9,9 +9,10 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
@@ -46,6 +47,8 @@ exit codes: 0 done · 2 the input is wrong · 75 stopped by a signal after savin
 """
 # What a file system says where it is full, broken or not ours to write to.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+# Commands that take up what they were doing when they are started again.
+_GOES_ON = ("demo", "prepare", "pretrain", "finetune", "export", "ablate")
 T = TypeVar("T")
 # A config value that is true or false is given as such: a flag would be named after what the config file says.
 _Values = Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
@@ -263,7 +266,8 @@ def run(arguments: list[str]) -> int:
             sys.stdout.reconfigure(line_buffering=True)  # progress is read while it happens, also through a pipe
         programs.keep()  # before jax is imported
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
-        _COMMANDS[name](rest)
+        with _sigterm(name):
+            _COMMANDS[name](rest)
     except InputError as error:
         print(f"alt-jax {name}: {error}", file=sys.stderr)
         return 2
@@ -283,6 +287,28 @@ def run(arguments: list[str]) -> int:
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     return 0
+
+
+@contextlib.contextmanager
+def _sigterm(name: str) -> Iterator[None]:
+    """Has SIGTERM end a command that can be started again as an exception would, so that nothing half-written stays.
+
+    Training, which saves first, takes the signal over (`alt_jax.signals`).
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would break off the clearing away
+        print(f"alt-jax {name}: stopped by SIGTERM; start the same command again to go on.", file=sys.stderr)
+        raise SystemExit(STOPPED)
+
+    if name not in _GOES_ON:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parse(kind: type[T], arguments: list[str], prog: str) -> T:

@@ -14,6 +14,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 from alt_jax.metrics import relaimpr
+from alt_jax.partial import beside
 
 COLUMNS = ("strategy", "arm", "seeds", "test AUC", "logloss", "valid AUC", "RelaImpr", "p (paired t)")
 
@@ -143,15 +144,18 @@ def write(lines: Sequence[Line], folder: Path) -> str:
     ]
     text += "\n" + "\n".join(reasons) + "\n" if reasons else ""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(text, encoding="utf-8")
-    (folder / "table.json").write_text(json.dumps([_plain(line) for line in lines], indent=1) + "\n", encoding="utf-8")
-    with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow(["strategy", "arm", "seed", *Scores._fields])
-        for line in lines:
-            for seed, *values in zip(line.seeds, line.auc, line.logloss, line.valid, strict=True):
-                out.writerow([line.strategy, line.arm, seed, *values])
-    _draw(lines, folder / "table.png")
+    with beside(folder / "table") as new:
+        (new / "table.md").write_text(text, encoding="utf-8")
+        (new / "table.json").write_text(json.dumps([_plain(line) for line in lines], indent=1) + "\n", encoding="utf-8")
+        with (new / "table.csv").open("w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file)
+            out.writerow(["strategy", "arm", "seed", *Scores._fields])
+            for line in lines:
+                for seed, *values in zip(line.seeds, line.auc, line.logloss, line.valid, strict=True):
+                    out.writerow([line.strategy, line.arm, seed, *values])
+        _draw(lines, new / "table.png")
+        for path in sorted(new.iterdir()):
+            path.replace(folder / path.name)
     return text
 
 

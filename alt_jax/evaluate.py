@@ -1,7 +1,7 @@
 """Scores of a finetuned model, and what they are worth."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -109,7 +109,7 @@ def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -
 
     Returns:
       rows, positives, auc, logloss, ece; gauc where the schema tells users apart; and where it tells users or items
-      apart, the rows and AUC of those that training never saw. An undefined value is NaN.
+      apart, rows, positives and AUC of those that training never saw. An undefined value is NaN (see `undefined`).
     """
     rows, schema = dataset.split(split), dataset.schema
     entities = schema.entities
@@ -127,8 +127,25 @@ def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -
     for what, field in entities.items():
         new = unseen(dataset, split, field)
         found[f"unseen_{what}_rows"] = int(new.sum())
+        found[f"unseen_{what}_positives"] = int(label[new].sum())
         found[f"unseen_{what}_auc"] = metrics.auc(label[new], probability[new])
     return found
+
+
+def undefined(found: Mapping[str, float | None], name: str) -> str:
+    """Why an area under a curve, as `report` has it or as JSON does, has no value."""
+    part = "" if name == "gauc" else name.removesuffix("auc")
+    rows, positives = found[f"{part}rows"], found[f"{part}positives"]
+    if name == "gauc" and "unseen_user_rows" not in found:
+        return "no users"
+    if not rows:
+        return "no rows"
+    if positives in (0, rows):
+        return "one class"
+    auc = found["auc"]
+    if name == "gauc" and auc is not None and np.isfinite(auc):
+        return "no user has both classes"
+    return "all scores are equal"
 
 
 def unseen(dataset: Dataset, split: str, field: str) -> Bool[np.ndarray, " N"]:

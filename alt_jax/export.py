@@ -32,6 +32,7 @@ from alt_jax.data.sources import table
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Scorer
 from alt_jax.models import huggingface
+from alt_jax.partial import beside
 from alt_jax.run import Run
 from alt_jax.sharding import make_mesh, replicate
 from alt_jax.stages import finetune_task, load_finetuned, open_dataset
@@ -137,24 +138,18 @@ def export(folder: Path, out: Path) -> None:
         raise InputError(f"{out} already exists; give a new folder.")
     trained = load_finetuned(folder)
     dataset = open_dataset(trained.run)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with _writing(out):
-            partial.mkdir(parents=True)
-            flat: dict[str, Any] = traverse_util.flatten_dict(trained.params, sep="/")
-            tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}
-            safetensors.numpy.save_file(tensors, partial / PARAMS)
-            copy_encoder(dataset.folder, partial)
-            for name in _RUN_FILES:
-                shutil.copy(folder / name, partial / name)
-            for name, tower in (("text", "text_tower"), ("text_second", "second_text_tower")):
-                if name in trained.params:
-                    tokenizer = Encoder.load(partial).tokenizer
-                    huggingface.save(partial / tower, trained.run.encoder, trained.params[name], tokenizer)
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with _writing(out), beside(out) as partial:
+        flat: dict[str, Any] = traverse_util.flatten_dict(trained.params, sep="/")
+        tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}
+        safetensors.numpy.save_file(tensors, partial / PARAMS)
+        copy_encoder(dataset.folder, partial)
+        for name in _RUN_FILES:
+            shutil.copy(folder / name, partial / name)
+        for name, tower in (("text", "text_tower"), ("text_second", "second_text_tower")):
+            if name in trained.params:
+                tokenizer = Encoder.load(partial).tokenizer
+                huggingface.save(partial / tower, trained.run.encoder, trained.params[name], tokenizer)
+        partial.rename(out)
 
 
 def _read_params(path: Path, task: Finetune) -> Params:

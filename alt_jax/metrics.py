@@ -21,7 +21,8 @@ def auc(label: Labels, score: Float[np.ndarray, " N"]) -> float:
       score: Higher for what is more likely positive.
 
     Returns:
-      The area; NaN where only one class is present: it is then undefined.
+      The area; NaN where it is undefined: only one class is present, or all scores are equal, which is no order at
+      all and not one that is right half of the time.
     """
     label = np.asarray(label, bool)
     positives, negatives = score[label], score[~label]
@@ -29,11 +30,12 @@ def auc(label: Labels, score: Float[np.ndarray, " N"]) -> float:
         return float("nan")
     positives.sort()  # sorted queries find what they ask for in the processor's cache
     negatives.sort()
-    twice = 0  # wins and ties of a positive over negatives: twice the former plus the latter
+    below = upto = 0  # pairs whose negative is below the positive; and those with the ties
     for part in _chunks(len(positives)):
-        for side in ("left", "right"):
-            twice += int(np.searchsorted(negatives, positives[part], side).sum())
-    return twice / (2 * len(positives) * len(negatives))
+        below += int(np.searchsorted(negatives, positives[part], "left").sum())
+        upto += int(np.searchsorted(negatives, positives[part], "right").sum())
+    pairs = len(positives) * len(negatives)
+    return (below + upto) / (2 * pairs) if upto - below < pairs else float("nan")
 
 
 def logloss(label: Labels, probability: Float[np.ndarray, " N"]) -> float:
@@ -48,7 +50,9 @@ def logloss(label: Labels, probability: Float[np.ndarray, " N"]) -> float:
 def gauc(label: Labels, score: Float[np.ndarray, " N"], group: Int[np.ndarray, " N"]) -> float:
     """AUC within each group (user), averaged by the group's rows over groups that have both classes.
 
-    As in Zhou et al., Deep Interest Network (KDD 2018), equation 7. NaN where no group has both classes.
+    As in Zhou et al., Deep Interest Network (KDD 2018), equation 7. A group whose scores are all equal counts with ½,
+    as published: it tells nothing of its own order, but others may. NaN where no group has both classes, or where all
+    scores are equal, of whatever group.
     """
     order = np.lexsort((score, group))
     group, label, score = group[order], np.asarray(label, bool)[order], score[order]
@@ -62,7 +66,7 @@ def gauc(label: Labels, score: Float[np.ndarray, " N"], group: Int[np.ndarray, "
     positives = np.add.reduceat(label, first, dtype=np.int64)
     rank_sum = np.add.reduceat(rank * label, first)
     both = (positives > 0) & (positives < size)
-    if not both.any():
+    if not both.any() or bool((score == score[0]).all() or np.isnan(score).all()):
         return float("nan")
     pos, neg = positives[both], (size - positives)[both]
     area = (rank_sum[both] - pos * (pos + 1) / 2) / (pos * neg)

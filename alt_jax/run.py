@@ -96,6 +96,8 @@ class Run:
             with cluster.together():
                 if cluster.first():
                     stack.enter_context(_lock(self.folder))
+                    for left in self.folder.glob(".*.partial"):  # by a process that was killed
+                        left.unlink(missing_ok=True)
                     stack.callback(self._unmake, made)
             yield
 
@@ -238,6 +240,14 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def wait_until_free(folder: Path, seconds: float) -> None:
+    """Waits, up to so long, for a process that still holds a run folder."""
+    if (folder / _LOCK).is_file():
+        lock = filelock.FileLock(folder / _LOCK)
+        with contextlib.suppress(filelock.Timeout, NotImplementedError), lock.acquire(timeout=seconds):
+            pass
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from alt_jax.data.batches import updates
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prepare import check_prepared
 from alt_jax.errors import InputError
-from alt_jax.evaluate import Scorer, report
+from alt_jax.evaluate import Scorer, report, undefined
 from alt_jax.models import interactions
 from alt_jax.models.alt import ALT
 from alt_jax.optim import finetune_optimizer, pretrain_optimizer
@@ -165,6 +165,8 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
             "valid": validate(best),
             "test": report(dataset, "test", scorer(best, dataset.test.values)),
         }
+        with cluster.together():
+            dataset.train.check()  # and with it the files of the other parts
         run.finish(result)
     return result
 
@@ -296,12 +298,17 @@ def starting_params(
     return bridge.transfer(params, run.origin.strategy or "pretrain", init_from, run.schema)
 
 
-def format_report(found: dict[str, float]) -> str:
-    """Metrics as one line each."""
-    return "\n".join(
-        f"{name:<18} {value:.5f}" if isinstance(value, float) else f"{name:<18} {value:,}"
-        for name, value in found.items()
-    )
+def format_report(found: Mapping[str, float | None]) -> str:
+    """Metrics as one line each; of an undefined one, NaN or as JSON has it, why it is."""
+    return "\n".join(f"{name:<23} {_format(found, name, value)}" for name, value in found.items())
+
+
+def _format(found: Mapping[str, float | None], name: str, value: float | None) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value is None or np.isnan(value):
+        return f"undefined ({undefined(found, name)})" if name.endswith("auc") else "undefined"
+    return f"{value:.5f}"
 
 
 def to_json(found: dict[str, float]) -> str:

@@ -26,6 +26,7 @@ from alt_jax.data.batches import Batch, batch_at, blank, epochs_over, updates
 from alt_jax.data.dataset import Rows
 from alt_jax.data.prompt import Pieces, feature_ids
 from alt_jax.errors import InputError, Stopped
+from alt_jax.evaluate import undefined
 from alt_jax.objectives import Mean
 from alt_jax.run import Run
 from alt_jax.sharding import Rules, check_batch, layout, own_rows, place, replicate, replicated, split_rows
@@ -238,7 +239,11 @@ def _evaluate(
     found = evaluate(params)
     score = found["auc"]
     if not np.isfinite(score):
-        raise InputError("The validation part holds one class only, so its AUC is undefined; prepare it otherwise.")
+        why = undefined(found, "auc")
+        mend = "prepare it otherwise" if why == "one class" else "lower the learning rate, or choose another model"
+        raise InputError(
+            f"The AUC of the validation part, which decides when to stop, is undefined at step {step} ({why}); {mend}."
+        )
     run.log([{"step": step, **{f"valid/{name}": value for name, value in found.items()}}])
     if progress.best_score is None or score > progress.best_score:
         progress.best_step, progress.best_score, progress.waited = step, score, 0

@@ -1,16 +1,20 @@
 """kill -9 at random moments of every command; started again, each has to end as if nothing had happened.
 
+`tests/test_kills.py` does the same with a few kills.
+
     python benchmarks/kills.py --work FOLDER [--kills 200] [--seed 0] [--stages prepare pretrain finetune export ablate]
 
 Every stage runs once undisturbed, in FOLDER/whole, and then in FOLDER/killed as often as it takes to spend its share of
-the kills: each falls at a uniformly drawn moment of the time that the undisturbed one took, and the same command is
-then started again until it ends. Whatever ends is compared: parameters bit by bit, metrics line by line, other files
-byte by byte, names of files and folders too, but for hidden ones that end in `.partial`, which a killed process leaves
-and nobody reads. What differs is printed, and the exit code is 1. Compiled programs are kept in FOLDER, where kills hit
-them too.
+the kills, and the same command is started again after each until it ends. Of two kills, one falls at a uniformly drawn
+moment of the time that the undisturbed run took, the other at one of the time from the first sign of its work on: most
+of a small run is imports and compilation. Whatever ends is compared: parameters bit by bit, metrics line by line, other
+files byte by byte, and the names of files and folders, hidden ones beside what was made included. A whole checkpoint
+may be there that the undisturbed run had removed by then. What differs is printed, and the exit code is 1. Compiled
+programs are kept in FOLDER, where kills hit them too.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -18,9 +22,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,13 +49,28 @@ def get_config():
     })
 """
 STUDY = {"ids": {}, "wide": {"ctr.dim": 6}}
-# Stage, its command, and what it makes.
+
+
+class Stage(NamedTuple):
+    """A command, the folder that it makes, and files that appear or change once it has done what is its own."""
+
+    command: str
+    made: str
+    sign: str
+
+
 STAGES = {
-    "prepare": ("prepare config.py", "prepared"),
-    "pretrain": ("pretrain config.py --run-dir pretrain", "pretrain"),
-    "finetune": ("finetune config.py --strategy joint --init-from pretrain --run-dir joint", "joint"),
-    "export": ("export joint exported", "exported"),
-    "ablate": ("ablate config.py --study study.json --strategies ctr --seeds 1 --run-dir study", "study"),
+    "prepare": Stage("prepare config.py", "prepared", ".prepared.*"),
+    "pretrain": Stage("pretrain config.py --run-dir pretrain", "pretrain", "pretrain/metrics.jsonl"),
+    "finetune": Stage(
+        "finetune config.py --strategy joint --init-from pretrain --run-dir joint", "joint", "joint/metrics.jsonl"
+    ),
+    "export": Stage("export joint exported", "exported", ".exported.*"),
+    "ablate": Stage(
+        "ablate config.py --study study.json --strategies ctr --seeds 1 --run-dir study",
+        "study",
+        "study/*/*/seed-0/metrics.jsonl",
+    ),
 }
 _TIMED = {"rows_per_s", "seconds"}
 
@@ -61,12 +80,30 @@ def start(command: str, folder: Path) -> "subprocess.Popen[bytes]":
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # compiling is all there is to wait for
-        "JAX_COMPILATION_CACHE_DIR": str((folder / "programs").absolute()),
+        "JAX_COMPILATION_CACHE_DIR": str((folder.parent / "programs").absolute()),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
     }
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "alt_jax", *command.split()], cwd=folder, env=environment, stdout=log, stderr=log
         )
+
+
+def signs(pattern: str, folder: Path) -> set[tuple[Path, int]]:
+    """The files of a pattern and when they were last changed."""
+    found = set()
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path, path.stat().st_mtime_ns))
+    return found
+
+
+def wait_for_work(
+    process: "subprocess.Popen[bytes]", pattern: str, folder: Path, before: set[tuple[Path, int]]
+) -> None:
+    """Returns at the first sign of work, or when the process has ended."""
+    while process.poll() is None and not signs(pattern, folder) - before:
+        time.sleep(0.002)
 
 
 def killed(process: "subprocess.Popen[bytes]", after: float) -> bool:
@@ -87,13 +124,11 @@ def without_times(value: Any) -> Any:
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """By name relative to the folder; of checkpoints their numbers only."""
+    """By name relative to the folder; not what is within checkpoints."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        hidden = any(part.startswith(".") and part.endswith(".partial") for part in name.parts)
-        inside = "checkpoints" in name.parts[:-1] and path.parent.name != "checkpoints"
-        if not hidden and not inside and path.name != "run.lock":
+        if "checkpoints" not in name.parts[:-1] and path.name != "run.lock":
             found[str(name)] = path
     return found
 
@@ -106,11 +141,18 @@ def differences(whole: Path, other: Path) -> Iterator[str]:
     for name in sorted(mine.keys() & theirs.keys()):
         one, two = mine[name], theirs[name]
         if one.name == "checkpoints":
-            for step in saved_steps(one.parent):
-                params = (load_params(path.parent, step)[0] for path in (one, two))
-                same = jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), *params)
-                if not all(jax.tree.leaves(same)):
-                    yield f"{name}: the parameters of step {step}"
+            steps, more = (saved_steps(path.parent) for path in (one, two))
+            if not set(steps) <= set(more) or {path.name for path in two.iterdir()} != set(map(str, more)):
+                yield f"{name}: {sorted(path.name for path in two.iterdir())} instead of {steps}"
+                continue
+            for step in more:
+                params = load_params(two.parent, step)[0]  # refuses one that is not whole
+                if step in steps:
+                    same = jax.tree.map(
+                        lambda a, b: np.array_equal(a, b, equal_nan=True), load_params(one.parent, step)[0], params
+                    )
+                    if not all(jax.tree.leaves(same)):
+                        yield f"{name}: the parameters of step {step}"
         elif one.is_dir() or one.suffix in (".log", ".png"):
             continue
         elif one.suffix in (".json", ".jsonl"):
@@ -125,27 +167,66 @@ def differences(whole: Path, other: Path) -> Iterator[str]:
             yield f"{name}: bytes"
 
 
-def disturb(stage: str, whole: Path, other: Path, kills: int, rng: random.Random) -> tuple[int, float]:
-    """Runs a stage, killed so often; how many times it came to its end, and the seconds of the undisturbed one."""
-    command, made = STAGES[stage]
-    began = time.monotonic()
-    if start(command, whole).wait():
+def run_whole(stage: str, whole: Path) -> tuple[float, float]:
+    """Runs a stage undisturbed; its seconds, and how many of them came after the first sign of work."""
+    command, _, sign = STAGES[stage]
+    began, before = time.monotonic(), signs(sign, whole)
+    process = start(command, whole)
+    wait_for_work(process, sign, whole, before)
+    working = time.monotonic()
+    if process.wait():
         sys.exit(f"{stage} fails without being killed:\n{(whole / 'log').read_text(encoding='utf-8')}")
-    seconds, ended = time.monotonic() - began, 0
+    return time.monotonic() - began, time.monotonic() - working
+
+
+def disturb(
+    stage: str, whole: Path, other: Path, kills: int, rng: random.Random, *, at_work: Callable[[int], bool]
+) -> tuple[int, float]:
+    """Runs a stage, killed so often, and compares.
+
+    Args:
+      stage: Which one.
+      whole: Where it runs undisturbed.
+      other: Where it is killed.
+      kills: How often.
+      rng: Draws the moments.
+      at_work: Whether the kill of this number waits for work.
+
+    Returns:
+      How many times it came to its end, and the seconds of the undisturbed one.
+    """
+    command, made, sign = STAGES[stage]
+    (seconds, work), ended = run_whole(stage, whole), 0
     while not ended or kills:
         shutil.rmtree(other / made, ignore_errors=True)
         while True:
+            before = signs(sign, other)
             process = start(command, other)
-            if kills and killed(process, rng.uniform(0, seconds)):
+            if kills and at_work(kills):
+                wait_for_work(process, sign, other, before)
+            if kills and killed(process, rng.uniform(0, work if at_work(kills) else seconds)):
                 kills -= 1
                 continue
             if code := process.wait():
                 sys.exit(f"{stage} ends with {code}:\n{(other / 'log').read_text(encoding='utf-8')[-3000:]}")
             break
         ended += 1
-        if found := list(differences(whole / made, other / made)):
+        found = list(differences(whole / made, other / made))
+        found += [f"{path.name} is left beside {made}" for path in other.glob(f".{made}.*")]
+        if found:
             sys.exit(f"{stage} does not end as it would have:\n" + "\n".join(found))
     return ended, seconds
+
+
+def folders(work: Path) -> tuple[Path, Path]:
+    """Two folders with the same data and configuration, for what is whole and what is killed."""
+    made = work / "whole", work / "killed"
+    for folder in made:
+        folder.mkdir(parents=True)
+        pq.write_table(generate(SyntheticConfig(users=100, items=50, makers=10, rows=4000)), folder / "raw.parquet")
+        (folder / "config.py").write_text(CONFIG, encoding="utf-8")
+        (folder / "study.json").write_text(json.dumps(STUDY), encoding="utf-8")
+    return made
 
 
 def main() -> None:
@@ -156,18 +237,13 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
-    whole, other = arguments.work / "whole", arguments.work / "killed"
-    for folder in (whole, other):
-        folder.mkdir(parents=True)
-        pq.write_table(generate(SyntheticConfig(users=100, items=50, makers=10, rows=4000)), folder / "raw.parquet")
-        (folder / "config.py").write_text(CONFIG, encoding="utf-8")
-        (folder / "study.json").write_text(json.dumps(STUDY), encoding="utf-8")
+    whole, other = folders(arguments.work)
     print("| command | kills | ended, and as if never killed | s undisturbed |\n|---|---|---|---|")
     for number, stage in enumerate(arguments.stages):
         share = arguments.kills * (number + 1) // len(arguments.stages) - arguments.kills * number // len(
             arguments.stages
         )
-        ended, seconds = disturb(stage, whole, other, share, rng)
+        ended, seconds = disturb(stage, whole, other, share, rng, at_work=lambda number: number % 2 == 0)
         print(f"| `{stage}` | {share} | {ended} | {seconds:.1f} |", flush=True)
 
 

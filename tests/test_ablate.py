@@ -146,7 +146,7 @@ def made_up(folder: Path, aucs: dict[str, list[float | str | None]], strategy: s
                 ablate._beside(run_folder, ".log").write_text(MADE_UP[auc])
             elif auc != "":
                 rest = {"logloss": 1 - auc if auc else 0.5}, {"auc": auc + 0.125 if auc else 0.75}
-                result = {"test": {"auc": auc, **rest[0]}, "valid": rest[1]}
+                result = {"test": {"auc": auc, "rows": 9, "positives": 9, **rest[0]}, "valid": rest[1]}
                 (run_folder / "result.json").write_text(json.dumps(result))
 
 
@@ -184,7 +184,7 @@ def test_failed_undefined_and_not_run_are_told_apart(tmp_path, monkeypatch):
     assert "| ctr | a | 0 (2 failed, 1 not run) | failed | failed | failed | – | – |" in text
     assert "| ctr | b | 0 (3 not run) | not run | not run | not run | – | – |" in text
     assert "| ctr | c | 0 (1 failed, 2 not run) | failed |" in text
-    assert "- ctr a seed 0: test AUC undefined: one class only\n" in text
+    assert "- ctr a seed 0: test AUC undefined: one class\n" in text
     assert "- ctr a seed 1: failed: MemoryError: no room\n- ctr a seed 2: not run\n" in text
     assert "- ctr b seed 0: not run to its end: epoch 1/9\n" in text
     assert "- ctr c seed 0: pretraining not run\n- ctr c seed 1: pretraining failed: MemoryError: no room\n" in text

@@ -1,16 +1,19 @@
 """The scorer: rows of like length together, and the scores that every row would have alone."""
 
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from alt_jax import bridge, evaluate
+from alt_jax import bridge, evaluate, stages
 from alt_jax.config import Config
 from alt_jax.data.dataset import Dataset, Encoder
 from alt_jax.data.prompt import Pieces, prompt_lengths
 from alt_jax.data.shards import ShardedArray
-from alt_jax.evaluate import Scorer
+from alt_jax.evaluate import Scorer, report, undefined
 from alt_jax.models.alt import ALT
 from alt_jax.sharding import make_mesh, replicate
 from alt_jax.tasks import Finetune, Params, text_length
@@ -111,3 +114,38 @@ def test_scoring_without_prompts_keeps_the_order_of_the_rows(tiny_config, tiny_d
     ((order, _, room),) = Scorer(task, make_mesh(jax.devices()[:1]), rows[1]).batches(rows[0])
     assert order[:37].tolist() == list(range(37))
     assert room is None
+
+
+@pytest.mark.parametrize(
+    ("positive", "score", "said"),
+    [
+        (0.5, 0.3, "all scores are equal"),
+        (0.0, 0.3, "one class"),
+        (0.5, None, ""),
+    ],
+)
+def test_why_an_area_is_undefined_is_said(tiny_dataset, positive, score, said):
+    """In words for people, as null in JSON; also of what `result.json` has read back, where NaN is null already."""
+    rows = tiny_dataset.test
+    labels = (np.arange(len(rows.labels)) % 2 < 2 * positive).astype(np.uint8)
+    dataset = dataclasses.replace(tiny_dataset)
+    dataset.__dict__["test"] = rows._replace(labels=labels)
+    probability = np.linspace(0.1, 0.9, len(labels)) if score is None else np.full(len(labels), score)
+    found = report(dataset, "test", probability)
+    read_back = json.loads(stages.to_json(found), parse_constant=pytest.fail)
+    assert (read_back["auc"] is None, read_back["gauc"] is None) == (bool(said), bool(said))
+    for metrics in (found, read_back):
+        lines = dict(line.split(maxsplit=1) for line in stages.format_report(metrics).splitlines())
+        assert lines["unseen_item_auc"] == "undefined (no rows)"  # the 12 items are in training, all of them
+        for name in ("auc", "gauc"):
+            if said:
+                assert lines[name] == f"undefined ({said})"
+            else:
+                assert float(lines[name]) == pytest.approx(found[name], abs=1e-5)
+
+
+def test_why_a_mean_over_users_is_undefined_is_said(tiny_dataset):
+    found = report(tiny_dataset, "test", np.asarray(tiny_dataset.test.labels) / 2)
+    assert undefined(found | {"gauc": float("nan")}, "gauc") == "no user has both classes"
+    without_users = {name: value for name, value in found.items() if not name.startswith("unseen_user")}
+    assert undefined(without_users, "gauc") == "no users"

@@ -32,6 +32,11 @@ def slow_auc(label: list[int], score: list[float]) -> float:
     return wins / pairs if pairs else math.nan
 
 
+def tied(label: list[int], score: list[float]) -> bool:
+    """Whether there are pairs and all of them are ties: then nothing is in any order."""
+    return 0 < sum(label) < len(label) and len(set(score)) == 1
+
+
 def slow_gauc(label: list[int], score: list[float], group: list[int]) -> float:
     total = weight = 0.0
     for g in set(group):
@@ -58,14 +63,16 @@ def slow_ece(label: list[int], probability: list[float], bins: int) -> float:
 @settings(deadline=None)
 def test_auc_counts_pairs(rows):
     label, score, _ = columns(rows)
-    assert metrics.auc(label, score) == pytest.approx(slow_auc(label, score), abs=1e-12, nan_ok=True)
+    slow = math.nan if tied(label, score) else slow_auc(label, score)
+    assert metrics.auc(label, score) == pytest.approx(slow, abs=1e-12, nan_ok=True)
 
 
 @given(ROWS)
 @settings(deadline=None)
 def test_gauc_averages_the_groups_with_both_classes_by_their_rows(rows):
     label, score, group = columns(rows)
-    assert metrics.gauc(label, score, group) == pytest.approx(slow_gauc(label, score, group), abs=1e-12, nan_ok=True)
+    slow = math.nan if tied(label, score) else slow_gauc(label, score, group)
+    assert metrics.gauc(label, score, group) == pytest.approx(slow, abs=1e-12, nan_ok=True)
     assert metrics.gauc(label, score, np.zeros_like(group)) == pytest.approx(metrics.auc(label, score), nan_ok=True)
 
 
@@ -97,7 +104,20 @@ def test_one_class_has_no_auc(only):
 
 def test_auc_by_hand():
     assert metrics.auc(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8])) == 0.75
-    assert metrics.auc(np.array([0, 1, 0, 1]), np.full(4, 0.3)) == 0.5
+
+
+@pytest.mark.parametrize("score", [0.3, 0.0, math.inf, math.nan])
+def test_scores_that_are_all_equal_have_no_auc(score):
+    """Undefined rather than ½: a model that scores everything alike is dead, not as good as chance."""
+    label, scores = np.array([0, 1, 0, 1]), np.full(4, score)
+    assert math.isnan(metrics.auc(label, scores))
+    assert math.isnan(metrics.gauc(label, scores, np.array([0, 0, 1, 1])))
+
+
+def test_a_group_whose_scores_are_equal_counts_half():
+    label, group = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
+    assert metrics.gauc(label, np.array([0.1, 0.2, 0.3, 0.3]), group) == 0.75
+    assert metrics.gauc(label, np.array([0.1, 0.1, 0.3, 0.3]), group) == 0.5
 
 
 def test_auc_of_many_float32_scores_is_exact():
@@ -124,7 +144,7 @@ def test_auc_is_the_share_of_pairs_whatever_the_types_and_chunks(rows, score_typ
     score = np.array([s for _, s in rows], score_type)
     above = score[label != 0][:, None] > score[label == 0]
     ties = score[label != 0][:, None] == score[label == 0]
-    slow = (2 * int(above.sum()) + int(ties.sum())) / (2 * above.size) if above.size else math.nan
+    slow = math.nan if ties.all() else (2 * int(above.sum()) + int(ties.sum())) / (2 * above.size)
     label.flags.writeable = score.flags.writeable = False
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "_CHUNK", chunk)
@@ -136,7 +156,6 @@ def test_auc_ranks_nan_above_every_number(score_type):
     score = np.array([np.nan, np.inf, 0.2, np.nan], score_type)
     assert metrics.auc(np.array([1, 0, 0, 0]), score) == 2.5 / 3
     assert metrics.auc(np.array([0, 1, 1, 0]), score) == 0
-    assert metrics.auc(np.array([0, 1, 0, 1]), np.full(4, np.nan, score_type)) == 0.5
 
 
 @pytest.mark.parametrize("metric", [metrics.auc, metrics.logloss, metrics.ece])

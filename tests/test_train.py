@@ -152,9 +152,18 @@ def test_stops_after_patience_and_keeps_the_best(open_run: Callable[[str], Run],
     assert load_params(run.folder)[1] == 4 * PER_EPOCH
 
 
-def test_undefined_validation_auc_is_refused(open_run: Callable[[str], Run], fit: Fit) -> None:
-    with pytest.raises(InputError, match="one class only"):
-        fit(open_run("run"), scores([float("nan")]))
+@pytest.mark.parametrize(
+    ("positives", "said"),
+    [(0, r"\(one class\); prepare it otherwise"), (3, r"\(all scores are equal\); lower the learning rate")],
+)
+def test_undefined_validation_auc_is_refused(
+    open_run: Callable[[str], Run], fit: Fit, positives: int, said: str
+) -> None:
+    """In one sentence that says why it is; nothing is saved that could be taken for the best."""
+    run = open_run("run")
+    with pytest.raises(InputError, match=rf"undefined at step {PER_EPOCH} {said}"):
+        fit(run, lambda params: {"auc": float("nan"), "rows": 9, "positives": positives})
+    assert saved_steps(run.folder) == []
 
 
 def stop(number: signal.Signals, at: int) -> Callable[[int], None]:

@@ -34,9 +34,9 @@ from alt_jax.config import DataConfig
 from alt_jax.data import fields
 from alt_jax.data.prompt import Pieces, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
-from alt_jax.data.shards import Rows, check_files, open_for_training, open_rows
+from alt_jax.data.shards import Opened, Rows, check_files, open_for_training, open_rows, state
 from alt_jax.data.sources.raw import require_columns
-from alt_jax.data.storage import SCHEMA, Place, place
+from alt_jax.data.storage import SCHEMA, Folder, Place, place
 from alt_jax.data.tokenizer import load_tokenizer
 from alt_jax.errors import InputError
 from alt_jax.schema import PAD_ID, Field, Schema
@@ -108,12 +108,14 @@ class Dataset:
       schema: The contract.
       pieces: NumPy arrays to put prompts together from.
       memory_gib: What the training rows may take of memory.
+      opened: The files that have been read so far, as they were then: all that any split's `Rows.check` looks at.
     """
 
     place: Place
     schema: Schema
     pieces: Pieces
     memory_gib: float
+    opened: Opened
 
     @classmethod
     def load(cls, name: str | Path, memory_gib: float = DataConfig.memory_gib) -> "Dataset":
@@ -127,6 +129,9 @@ class Dataset:
           InputError: It is not a prepared dataset, or one of its files is missing, cut short or foreign.
         """
         found = place(name)
+        opened: Opened = {}
+        if isinstance(found, Folder):  # of a URL there are copies of our own
+            opened = {found.local(file): state(found.local(file)) for file in (SCHEMA, PIECES, VOCABULARY, CONFIG)}
         schema = Schema.load(found.folder / SCHEMA)
         sizes = found.sizes()
         for entry in ENTRIES:
@@ -140,7 +145,7 @@ class Dataset:
             entry = file.split("/")[0]
             if entry in ENTRIES and entry not in SPLITS:
                 found.local(file)
-        return cls(found, schema, _load_pieces(found.folder / PIECES, schema), memory_gib)
+        return cls(found, schema, _load_pieces(found.folder / PIECES, schema), memory_gib, opened)
 
     @property
     def folder(self) -> Path:
@@ -155,7 +160,7 @@ class Dataset:
           InputError: This is the first time, and a file is not as it was prepared, or a shard is too large for memory.
         """
         split, slots = self.schema.splits["train"], sum(self.schema.widths)
-        return open_for_training(self.place, "train", split, slots, self.memory_gib)
+        return open_for_training(self.place, "train", split, slots, self.memory_gib, self.opened)
 
     @functools.cached_property
     def valid(self) -> Rows:
@@ -168,7 +173,7 @@ class Dataset:
         return self._open("test")
 
     def _open(self, name: str) -> Rows:
-        return open_rows(self.place, name, self.schema.splits[name], sum(self.schema.widths))
+        return open_rows(self.place, name, self.schema.splits[name], sum(self.schema.widths), self.opened)
 
     def split(self, name: str) -> Rows:
         """The split called `train`, `valid` or `test`.

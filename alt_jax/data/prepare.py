@@ -25,7 +25,7 @@ from alt_jax.data.dataset import (
 )
 from alt_jax.data.engine import Engine
 from alt_jax.data.local import Local
-from alt_jax.data.prompt import sentence, tokenize_pieces
+from alt_jax.data.prompt import cut_values, sentence, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
 from alt_jax.data.sources import RawData
 from alt_jax.data.storage import place
@@ -79,6 +79,7 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, in
             tokenizer, names, strings, vocabulary.feature, None, config.text.max_length, widths, numbers
         )
         np.savez(folder / PIECES, **pieces._asdict())
+        cut = cut_values(tokenizer, strings, pieces, caps)
         clock.append(time.perf_counter())
 
         parts = work.write(fields, pieces)
@@ -104,7 +105,7 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, in
         schema.save(folder / SCHEMA)
     clock.append(time.perf_counter())
     dataset = Dataset.load(config.data.dir)
-    report(raw, split, dataset, vocabulary, fields)
+    report(raw, split, dataset, vocabulary, fields, cut)
     stages = zip(("read and split", "values", "text", "rows"), itertools.pairwise(clock), strict=True)
     print(
         f"prepared {target.name} in {clock[-1] - clock[0]:.1f} s: "

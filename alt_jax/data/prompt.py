@@ -184,6 +184,22 @@ def tokenize_pieces(
     return Pieces(*filled), tuple(caps.tolist())
 
 
+def cut_values(
+    tokenizer: PreTrainedTokenizerFast, values: Sequence[Sequence[str]], pieces: Pieces, caps: Sequence[int]
+) -> list[Bool[np.ndarray, " _v"]]:
+    """Which values of each field did not fit their piece, given what `tokenize_pieces` was given and returned."""
+    backend = _plain_text_backend(tokenizer)
+    backend.post_processor = None
+    length, found, low = np.asarray(pieces.length), [], 0
+    for strings, cap in zip(values, caps, strict=True):
+        cut = np.zeros(len(strings), bool)
+        full = np.flatnonzero(length[low : low + len(strings)] == cap)  # of these, some are just as long as that
+        cut[full] = _encode_values(backend, [strings[n] for n in full], ".").length > cap
+        found.append(cut)
+        low += len(strings)
+    return found
+
+
 def compose(
     pieces: Pieces,
     values: Int[Array | np.ndarray, "B S"],

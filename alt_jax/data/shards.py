@@ -156,7 +156,7 @@ class Rows(NamedTuple):
       labels: 0 or 1.
       rows: Row number in the raw table, from 0.
       windows: Reads them for training, where that is not from the map.
-      opened: The files that are mapped, and their size and time of change when they were checked.
+      opened: The files that were read or are mapped, and their size and time of change when they were checked.
     """
 
     values: Int[np.ndarray | ShardedArray, "N S"]
@@ -166,13 +166,13 @@ class Rows(NamedTuple):
     opened: Opened | None = None
 
     def check(self) -> None:
-        """Looks whether a mapped file is still the one that was checked.
+        """Looks whether every file is still the one that was checked.
 
         Raises:
           InputError: One was written to, or is gone.
         """
         for path, known in (self.opened or {}).items():
-            if _state(path) != known:
+            if state(path) != known:
                 raise InputError(
                     f"{path} has changed since it was opened; what was read since then cannot be trusted. Copy the "
                     "dataset again, or prepare it again, and start the same command again."
@@ -220,19 +220,26 @@ def check_files(place: Place, sizes: dict[str, int], splits: dict[str, Split], s
                     raise InputError(f"{place / file} is cut short; copy the dataset again, or prepare it again.")
 
 
-def open_rows(place: Place, name: str, split: Split, slots: int) -> Rows:
+def open_rows(place: Place, name: str, split: Split, slots: int, opened: Opened | None = None) -> Rows:
     """A split's rows. A folder's only shard is opened, and checked, at once.
+
+    Args:
+      place: Where the dataset lies.
+      name: Of the split.
+      split: Its entry in the schema.
+      slots: Columns of values.
+      opened: Takes the files that are opened, for `Rows.check`; whoever shares it checks them all.
 
     Raises:
       InputError: A file is missing or is not as it was prepared; where there are several shards, when it is opened.
     """
-    opened: Opened = {}
+    opened = {} if opened is None else opened
 
     def open_shard(part: str, number: int) -> np.ndarray:
         file = file_name(name, part, number, len(split.shards))
         path = place.local(file)
         try:
-            opened[path] = _state(path)
+            opened[path] = state(path)
             with path.open("rb") as content:
                 _check_hash(place / file, hashlib.file_digest(content, "sha256"), split.shards[number], part)
             # As a plain array, of which taking rows is quicker than of NumPy's class for maps.
@@ -249,7 +256,9 @@ def open_rows(place: Place, name: str, split: Split, slots: int) -> Rows:
     return Rows(values, labels, numbers, opened=opened)
 
 
-def open_for_training(place: Place, name: str, split: Split, slots: int, memory_gib: float) -> Rows:
+def open_for_training(
+    place: Place, name: str, split: Split, slots: int, memory_gib: float, opened: Opened | None = None
+) -> Rows:
     """A split's rows, and how training reads them: from a folder's mapped files, or some shards at a time in memory.
 
     Args:
@@ -258,11 +267,12 @@ def open_for_training(place: Place, name: str, split: Split, slots: int, memory_
       split: Its entry in the schema.
       slots: Columns of values.
       memory_gib: What the rows may take.
+      opened: As of `open_rows`.
 
     Raises:
       InputError: As `open_rows`, or a shard is too large for the memory.
     """
-    rows, sizes = open_rows(place, name, split, slots), [shard.rows for shard in split.shards]
+    rows, sizes = open_rows(place, name, split, slots, opened), [shard.rows for shard in split.shards]
     at_once = shards_at_once(sizes, slots, memory_gib, place / name)
     # Not from the map where memory does not hold it: row by row a disk is a thousand times slower than from end to end.
     if isinstance(place, Folder) and at_once == len(sizes):
@@ -270,7 +280,7 @@ def open_for_training(place: Place, name: str, split: Split, slots: int, memory_
     return rows._replace(windows=Windows(sizes, at_once, functools.partial(read_shard, place, name, split)))
 
 
-def _state(path: Path) -> tuple[int, int] | None:
+def state(path: Path) -> tuple[int, int] | None:
     """Size and time of the last change of a file, in nanoseconds."""
     try:
         found = path.stat()

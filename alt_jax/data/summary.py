@@ -1,5 +1,8 @@
 """What `prepare` says about the data that it has written."""
 
+import numpy as np
+from jaxtyping import Bool
+
 from alt_jax.data.dataset import Dataset, Vocabulary
 from alt_jax.data.protocols import SPLITS, Split
 from alt_jax.data.sources.raw import RawData
@@ -7,8 +10,15 @@ from alt_jax.data.values import Values
 from alt_jax.schema import Field
 
 
-def report(raw: RawData, split: Split, dataset: Dataset, vocabulary: Vocabulary, fields: list[Values]) -> None:
-    """Prints what a user needs to judge the data by."""
+def report(
+    raw: RawData,
+    split: Split,
+    dataset: Dataset,
+    vocabulary: Vocabulary,
+    fields: list[Values],
+    cut: list[Bool[np.ndarray, " _v"]],
+) -> None:
+    """Prints what a user needs to judge the data by; of each field, `cut` says which values did not fit the prompt."""
     schema = dataset.schema
     for notice in raw.notices:
         print(f"note: {notice}")
@@ -35,6 +45,14 @@ def report(raw: RawData, split: Split, dataset: Dataset, vocabulary: Vocabulary,
         f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {mean:.1f} tokens on average, "
         f"{text.length} at most, bounded by {text.max_length}"
     )
+    for field, found, too_long in zip(schema.fields, fields, cut, strict=True):
+        if too_long.any():
+            rows = "occurrences" if field.kind in ("multi", "sequence") else "rows"
+            count = int(found.counts[too_long].sum())
+            print(
+                f"  {field.name} is cut to {field.max_tokens - 1} tokens in {count:,} training {rows}; a larger "
+                "text.max_length would keep all of it"
+            )
     print(f"linked {'; '.join(' + '.join(group) for group in schema.linked) or 'none'}")
     print(f"hashes vocabulary {schema.vocabulary_hash[:12]} · data {schema.data_hash[:12]}")
 

@@ -1,5 +1,6 @@
 """What `prepare` writes to: refused early, and a dataset there only when all of it is."""
 
+import glob
 import os
 import secrets
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from alt_jax import partial
 from alt_jax.data.dataset import ENTRIES
 from alt_jax.data.storage import SCHEMA, Place, Remote, place
 from alt_jax.errors import InputError
@@ -60,29 +62,26 @@ def written(target: Place, replace: bool) -> Iterator[Path]:
 @contextmanager
 def _beside(target: Path, replace: bool) -> Iterator[Path]:
     """A folder beside the target that takes its place in one step."""
-    unique = secrets.token_hex(4)  # process ids repeat among the machines that share a folder
-    partial = target.with_name(f".{target.name}.preparing-{unique}")
-    replaced = target.with_name(f".{target.name}.replaced-{unique}")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in [partial, *partial.rglob("*")]:
-            _sync(path)
-        if replace:
-            target.rename(replaced)
-        try:
-            partial.rename(target)
-        except OSError:
-            if not (target / SCHEMA).is_file():
-                raise
-            _check_same(Schema.load(target / SCHEMA), partial, str(target))
-        _sync(target.parent)
+        with partial.beside(target) as folder:
+            yield folder
+            for path in [folder, *folder.rglob("*")]:
+                _sync(path)
+            if replace:  # process ids repeat among the machines that share a folder
+                target.rename(target.with_name(f".{target.name}.replaced-{secrets.token_hex(4)}"))
+            try:
+                folder.rename(target)
+            except OSError:
+                if not (target / SCHEMA).is_file():
+                    raise
+                _check_same(Schema.load(target / SCHEMA), folder, str(target))
+            _sync(target.parent)
     except PermissionError as error:
         raise InputError(f"{target} cannot be written ({error.strerror}); choose another data.dir.") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():  # this one's, and those of processes that were killed just before their new one was there
+            for replaced in target.parent.glob(f".{glob.escape(target.name)}.replaced-*"):
+                shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _upload(folder: Path, target: Remote, replace: bool) -> None:
