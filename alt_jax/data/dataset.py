@@ -290,6 +290,29 @@ class Encoder:
             base, fresh = base + len(strings), fresh + len(unseen)
         return np.concatenate(parts, axis=1), self._extended(new, origin, prompts)
 
+    def serving_pieces(self) -> tuple[Pieces, int]:
+        """What a program needs to score rows of value ids without this encoder.
+
+        Returns:
+          The dataset's pieces, and behind its V values one id a field, V + f, that stands for all values of field f
+          that the dataset has not seen: it has the feature id that they have, and is spelled as nothing. And how many
+          tokens no prompt of these pieces exceeds.
+        """
+        schema, known = self.schema, len(self.pieces.feature)
+        pieces = self._extended([[""] for _ in schema.fields], "The table", True)
+        pieces = Pieces(*(np.asarray(array) for array in pieces))
+        counts = [len(strings) for strings in self.values]
+        field = np.concatenate([np.repeat(np.arange(len(counts)), counts), np.arange(len(counts))])
+        values, template = len(field), 2 + len(counts)
+        longest = int(pieces.length[values : values + template].sum())
+        for f, slots in enumerate(schema.widths):
+            own = np.flatnonzero(field == f)
+            longest += int(pieces.length[own].max())
+            if slots > 1:
+                longest += (slots - 1) * int(pieces.length[values + template + own].max())
+        assert values == known + len(counts)
+        return pieces, longest
+
     def _extended(self, new: list[list[str]], origin: str, prompts: bool) -> Pieces:
         """The pieces with further values between the known ones and the template's."""
         schema, text = self.schema, self.schema.text

@@ -219,7 +219,7 @@ class TextTower(nn.Module):
                 f"A prompt of {tokens.shape[1]} tokens does not fit the text tower, which has positions for "
                 f"{self.config.max_length}; use fewer fields, shorter values or a model with more positions."
             )
-        keys = lay_out(mask, shards(len(mask)), room)
+        keys = lay_out(mask, 1 if room is None else shards(len(mask)), room)  # an exported batch has no len
         queries = keys if wanted is None else select(keys, wanted)
         return queries.unpack(self.encode(tokens, keys, queries, train=train))
 
