@@ -33,7 +33,7 @@ usage: alt-jax COMMAND …
   predict  E|EXPORT rows.csv|parquet -o scores.parquet
   export   E OUT                                      weights, config, schema, Hugging Face folder
   ablate   CONFIG --study S --run-dir D [--seeds 3]   a study: runs side by side, a table, a figure
-  inspect  DATASET|E|EXPORT [--rows 3]                what is in there, on one screen, and a few rows of it
+  inspect  DATASET|E|EXPORT [--rows 3]                what is in there, on one screen, with rows
   report   RUN… [-o OUT.html] [--price USD_PER_HOUR]  one HTML page about runs and studies
   list     towers|texts|datasets|protocols|presets|studies   names that configs may use, one a line
 

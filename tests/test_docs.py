@@ -106,7 +106,8 @@ def commands(page: Path) -> list[str]:
     found = code(page)
     blocks = [text for language, _, text in found.blocks if language in ("", "bash")]
     begins = ("alt-jax ", "python benchmarks/", "./launch/", "pytest ", "pip install")
-    return blocks + [text for text in found.inline if text.startswith(begins) and "COMMAND" not in text and "|" not in text]
+    typed = [text for text in found.inline if text.startswith(begins)]
+    return blocks + [text for text in typed if "COMMAND" not in text and "|" not in text]
 
 
 def calls(block: str, folder: Path) -> list[list[str]]:
@@ -130,7 +131,7 @@ def calls(block: str, folder: Path) -> list[list[str]]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-class Reached(Exception):
+class Reached(Exception):  # noqa: N818
     """The work would begin here."""
 
 
@@ -141,6 +142,7 @@ def _reached(*_: object, **__: object) -> NoReturn:
 WORK = (
     "alt_jax.data.prepare.prepare", "alt_jax.stages.pretrain", "alt_jax.stages.finetune", "alt_jax.stages.evaluate",
     "alt_jax.ablate.ablate", "alt_jax.demo.demo", "alt_jax.export.export", "alt_jax.data.beam.engine",
+    "alt_jax.export.predict", "alt_jax.inspect.inspect", "alt_jax.report.build.report",
 )  # fmt: skip
 
 
@@ -151,7 +153,10 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.setattr(name, _reached)
     monkeypatch.setattr(cluster, "join", lambda *_, **__: None)
     monkeypatch.setattr(programs, "keep", lambda: None)
-    for name in ("configs", "benchmarks", "launch", "tests"):
+    (tmp_path / "configs").mkdir()  # which takes configs of the reader's own
+    for path in (ROOT / "configs").glob("*.py"):
+        (tmp_path / "configs" / path.name).symlink_to(path)
+    for name in ("benchmarks", "launch"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -161,9 +166,8 @@ def check_alt_jax(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> N
     """Its options are read, its config is loaded, and work would begin."""
     if "…" in arguments:
         arguments = arguments[: arguments.index("…")]
-    for number, word in enumerate(arguments):
-        for name, real in STANDS_FOR.items():
-            arguments[number] = word = re.sub(rf"\b{name}\b", real, word)
+    for name, real in STANDS_FOR.items():
+        arguments = [re.sub(rf"\b{name}\b", real, word) for word in arguments]
     if arguments[-1].endswith("CONFIG") or len(arguments) == 1:
         assert arguments[0] in cli._COMMANDS
         return
@@ -235,8 +239,18 @@ def check_launch(script: str, arguments: list[str], folder: Path) -> None:
     assert done.stdout
 
 
+def check_other(tool: str, arguments: list[str]) -> None:
+    """What is installed is an extra, what is tested exists; of the rest there is nothing to know."""
+    if tool == "pip":
+        named = re.findall(r"(?:alt-jax|\.)\[([a-z,]+)\]", " ".join(arguments))
+        assert {extra for names in named for extra in names.split(",")} <= set(extras()), arguments
+    if tool == "pytest":
+        assert all((ROOT / word).exists() for word in arguments if word.startswith("tests/")), arguments
+
+
 def extras() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found: dict[str, list[str]] = project["optional-dependencies"]
     return found
 
 
@@ -244,36 +258,24 @@ def extras() -> dict[str, list[str]]:
 def test_every_command_of_a_page(
     page: Path, no_work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, text in titles(page).items():
-        if "/" not in name:
-            (no_work / name).write_text(text, encoding="utf-8")
-        else:  # a config of the reader's own, beside those of the repository
-            (no_work / "configs").unlink()
-            (no_work / "configs").mkdir()
-            for path in (ROOT / "configs").iterdir():
-                (no_work / "configs" / path.name).symlink_to(path)
-            (no_work / name).write_text(text, encoding="utf-8")
+    shown = titles(page)
+    for name, text in shown.items():
+        (no_work / name).write_text(text, encoding="utf-8")
     shell = no_work / "shell"
     shell.mkdir()
     for block in commands(page):
-        for tool, *arguments in calls(block, shell):
-            name = Path(tool).name
-            if name == "alt-jax":
+        for path, *arguments in calls(block, shell):
+            folder, tool = Path(path).parent.name, Path(path).name
+            if tool == "alt-jax":
                 check_alt_jax(arguments, capsys)
-            elif name == "python" and arguments[0].startswith("benchmarks/"):
+            elif folder == "launch":
+                check_launch(tool, arguments, no_work)
+            elif tool == "sbatch":
+                check_launch("slurm.sbatch", arguments[arguments.index("launch/slurm.sbatch") + 1 :], no_work)
+            elif tool == "python" and arguments[0] not in shown:
                 check_benchmark(arguments, monkeypatch)
-            elif Path(tool).parent.name == "launch":
-                check_launch(name, arguments, no_work)
-            elif name == "sbatch":
-                at = arguments.index("launch/slurm.sbatch")
-                check_launch("slurm.sbatch", arguments[at + 1 :], no_work)
-            elif name == "pip":
-                for extra in re.findall(r"(?:alt-jax|\.)\[([a-z,]+)\]", " ".join(arguments)):
-                    assert set(extra.split(",")) <= set(extras()), extra
-            elif name == "pytest":
-                assert all((ROOT / word).exists() for word in arguments if word.startswith("tests/")), arguments
             else:
-                assert name in OTHERS or (name == "python" and arguments[0] in titles(page)), (tool, arguments)
+                check_other(tool, arguments)
 
 
 def _walk(folder: Path, blocks: list[str]) -> str:
@@ -301,7 +303,7 @@ def _walk(folder: Path, blocks: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str, str]:
-    """`own_log.md`, typed in down to the service: the folder, what was said, and how to start and to ask the service."""
+    """`own_log.md`, typed in down to the service: the folder, what was said; how to start the service, and to ask it."""
     folder, page = tmp_path_factory.mktemp("walk"), ROOT / "docs" / "own_log.md"
     (folder / "configs").mkdir()
     for name, text in titles(page).items():
