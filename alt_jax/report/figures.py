@@ -142,20 +142,23 @@ def fused(found: Mapping[str, Fused]) -> str:
 
 
 def similarity(views: Views, rows: int = 64) -> str:
-    """Similarities of the first rows of a sample, as ICL has them."""
+    """Similarities of some rows as ICL has them, less the means of their line and column."""
 
     def paint(axes: Axes) -> None:
         some = np.linspace(0, len(views.similarity) - 1, min(rows, len(views.similarity))).astype(int)
         shown = views.similarity[np.ix_(some, some)]
-        image = axes.imshow(shown, cmap="cividis", interpolation="nearest")
+        # What a row or a column has in common with all others says nothing of partners, but would outshine them
+        shown = shown - shown.mean(axis=0) - shown.mean(axis=1)[:, None] + shown.mean()
+        low, high = np.quantile(shown, (0.02, 0.995)).tolist()
+        image = axes.imshow(shown, cmap="cividis", interpolation="nearest", vmin=low, vmax=high)
         axes.grid(False)
-        axes.figure.colorbar(image, ax=axes, shrink=0.85, label="similarity / τ")
+        axes.figure.colorbar(image, ax=axes, shrink=0.85, label="similarity / τ, centred")
         _label(axes, "row, as text", "row, as ids")
 
     return _draw(paint, _HEIGHT + 0.4)
 
 
-def plane(ctr: Float[np.ndarray, "N 2"], text: Float[np.ndarray, "N 2"], partners: int = 40) -> str:
+def plane(ctr: Float[np.ndarray, "N 2"], text: Float[np.ndarray, "N 2"], partners: int = 40, most: int = 400) -> str:
     """Both views of every row on a plane; some partners are tied together."""
 
     def paint(axes: Axes) -> None:
@@ -163,7 +166,8 @@ def plane(ctr: Float[np.ndarray, "N 2"], text: Float[np.ndarray, "N 2"], partner
             ends = np.stack([ctr[n], text[n]])
             axes.plot(ends[:, 0], ends[:, 1], color=_INK, alpha=0.35, linewidth=0.6)
         for number, (name, points) in enumerate((("ids", ctr), ("text", text))):
-            axes.scatter(points[:, 0], points[:, 1], s=7, alpha=0.6, linewidths=0, color=PALETTE[number], label=name)
+            some = points[np.linspace(0, len(points) - 1, min(most, len(points))).astype(int)]
+            axes.scatter(some[:, 0], some[:, 1], s=7, alpha=0.6, linewidths=0, color=PALETTE[number], label=name)
         _label(axes, "first component", "second component", legend=True)
 
     return _draw(paint, _HEIGHT + 0.4)
