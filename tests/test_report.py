@@ -236,7 +236,7 @@ def test_ranks_are_those_of_a_slow_version(tiny_config: Config, tiny_dataset: Da
     ids = np.asarray(feature_ids(tiny_dataset.pieces, values)).copy()
     ids[0, :] = [field.offset for field in schema.fields]  # all unseen
     vectors = rng.standard_normal((20, 6, 4)).round(0)  # small whole numbers: with ties
-    table, bias = rng.standard_normal((64, 4)).round(0), rng.standard_normal(64).round(0)
+    table, bias = rng.standard_normal((schema.num_ids, 4)).round(0), rng.standard_normal(schema.num_ids).round(0)
     hidden = rng.random((20, 6)) < 0.5
     arrays = tuple(jnp.asarray(x, jnp.float32) for x in (vectors, table, bias))
     found = np.asarray(alignment._ranks(task, arrays, jnp.asarray(ids), jnp.asarray(hidden)))

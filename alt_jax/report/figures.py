@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import scipy.special
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -142,17 +143,14 @@ def fused(found: Mapping[str, Fused]) -> str:
 
 
 def similarity(views: Views, rows: int = 64) -> str:
-    """Similarities of some rows as ICL has them, less the means of their line and column."""
+    """What ICL makes of the similarities of some rows: the softmax of every line, of any scale and range."""
 
     def paint(axes: Axes) -> None:
         some = np.linspace(0, len(views.similarity) - 1, min(rows, len(views.similarity))).astype(int)
-        shown = views.similarity[np.ix_(some, some)]
-        # What a row or a column has in common with all others says nothing of partners, but would outshine them
-        shown = shown - shown.mean(axis=0) - shown.mean(axis=1)[:, None] + shown.mean()
-        low, high = np.quantile(shown, (0.02, 0.995)).tolist()
-        image = axes.imshow(shown, cmap="cividis", interpolation="nearest", vmin=low, vmax=high)
+        shown = scipy.special.softmax(views.similarity[np.ix_(some, some)], axis=1)
+        image = axes.imshow(shown, cmap="cividis", interpolation="nearest", vmin=0, vmax=1)
         axes.grid(False)
-        axes.figure.colorbar(image, ax=axes, shrink=0.85, label="similarity / τ, centred")
+        axes.figure.colorbar(image, ax=axes, shrink=0.85, label="probability")
         _label(axes, "row, as text", "row, as ids")
 
     return _draw(paint, _HEIGHT + 0.4)

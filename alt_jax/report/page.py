@@ -153,7 +153,7 @@ h2 { font-size: 1.25rem; margin: 0 0 10px; }
 h3 { font-size: 1.02rem; margin: 22px 0 8px; }
 h4 { font-size: 0.92rem; margin: 0 0 6px; }
 p { margin: 8px 0; max-width: 82ch; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 150px), 1fr)); gap: 10px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 140px), 1fr)); gap: 10px;
   margin-bottom: 14px; }
 .tile { border: 1px solid var(--line); border-radius: 8px; padding: 10px 13px; }
 .tile span { display: block; color: var(--soft); font-size: 0.82rem; line-height: 1.35; }

@@ -65,7 +65,7 @@ def _tile(found: Asked, run: Logged) -> tuple[str, str, str]:
         return run.name, f"step {run.steps:,}", "not finished"
     if run.run.origin.stage == "finetune":
         test = run.result.get("test", {})
-        return run.name, _metric(test, "auc"), f"test AUC · logloss {_metric(test, 'logloss')}"
+        return run.name, _metric(test, "auc"), f"test AUC, logloss {_metric(test, 'logloss')}"
     aligned = found.aligned.get(run.name)
     if aligned is None or aligned.after is None:
         return run.name, f"{run.steps:,}", "steps of pretraining"
@@ -292,7 +292,7 @@ def _alignment(found: Asked) -> Iterator[Html]:
         for when, one in views.items():
             if one is not None:
                 caption = (
-                    "Of up to 64 rows, less the means of line and column. A bright diagonal: rows are most like their "
+                    "Of up to 64 rows, the softmax over the texts of these. A bright diagonal: rows are most like their "
                     "own text."
                 )
                 drawn.append(page.figure(figures.similarity(one), f"Similarities {when} pretraining", caption))
