@@ -292,8 +292,8 @@ def _alignment(found: Asked) -> Iterator[Html]:
         for when, one in views.items():
             if one is not None:
                 caption = (
-                    "Of up to 64 rows, the softmax over the texts of these. A bright diagonal: rows are most like their "
-                    "own text."
+                    "Of up to 64 rows, the softmax over the texts of these. A bright diagonal: rows are most like "
+                    "their own text."
                 )
                 drawn.append(page.figure(figures.similarity(one), f"Similarities {when} pretraining", caption))
         for when, one in views.items():
