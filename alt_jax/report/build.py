@@ -34,9 +34,8 @@ def report(folders: Sequence[Path], out: Path | None = None, price: float | None
         raise InputError(f"{out} is a folder; give the name of a file, e.g. -o {out / 'report.html'}.")
     asked = ask(folders)
     names = [*(run.name for run in asked.runs), *(study.name for study in asked.studies)]
-    subtitle = f"{len(names)} {'runs and studies' if asked.studies else 'runs'}" if len(names) > 1 else names[0]
     title, footer = f"alt-jax report: {', '.join(names)}", f"Made by alt-jax {__version__}."
-    _write(out, page.page(title, subtitle, sections.sections(asked, price), footer))
+    _write(out, page.page(title, " · ".join(names), sections.sections(asked, price), footer))
     return out
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import scipy.special
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -142,20 +143,20 @@ def fused(found: Mapping[str, Fused]) -> str:
 
 
 def similarity(views: Views, rows: int = 64) -> str:
-    """Similarities of the first rows of a sample, as ICL has them."""
+    """What ICL makes of the similarities of some rows: the softmax of every line, of any scale and range."""
 
     def paint(axes: Axes) -> None:
         some = np.linspace(0, len(views.similarity) - 1, min(rows, len(views.similarity))).astype(int)
-        shown = views.similarity[np.ix_(some, some)]
-        image = axes.imshow(shown, cmap="cividis", interpolation="nearest")
+        shown = scipy.special.softmax(views.similarity[np.ix_(some, some)], axis=1)
+        image = axes.imshow(shown, cmap="cividis", interpolation="nearest", vmin=0, vmax=1)
         axes.grid(False)
-        axes.figure.colorbar(image, ax=axes, shrink=0.85, label="similarity / τ")
+        axes.figure.colorbar(image, ax=axes, shrink=0.85, label="probability")
         _label(axes, "row, as text", "row, as ids")
 
     return _draw(paint, _HEIGHT + 0.4)
 
 
-def plane(ctr: Float[np.ndarray, "N 2"], text: Float[np.ndarray, "N 2"], partners: int = 40) -> str:
+def plane(ctr: Float[np.ndarray, "N 2"], text: Float[np.ndarray, "N 2"], partners: int = 40, most: int = 400) -> str:
     """Both views of every row on a plane; some partners are tied together."""
 
     def paint(axes: Axes) -> None:
@@ -163,7 +164,8 @@ def plane(ctr: Float[np.ndarray, "N 2"], text: Float[np.ndarray, "N 2"], partner
             ends = np.stack([ctr[n], text[n]])
             axes.plot(ends[:, 0], ends[:, 1], color=_INK, alpha=0.35, linewidth=0.6)
         for number, (name, points) in enumerate((("ids", ctr), ("text", text))):
-            axes.scatter(points[:, 0], points[:, 1], s=7, alpha=0.6, linewidths=0, color=PALETTE[number], label=name)
+            some = points[np.linspace(0, len(points) - 1, min(most, len(points))).astype(int)]
+            axes.scatter(some[:, 0], some[:, 1], s=7, alpha=0.6, linewidths=0, color=PALETTE[number], label=name)
         _label(axes, "first component", "second component", legend=True)
 
     return _draw(paint, _HEIGHT + 0.4)

@@ -75,6 +75,11 @@ def figures(*several: Html) -> Html:
     return element("div", *several, class_="figures")
 
 
+def side_by_side(*tables: Html) -> Html:
+    """Tables, beside each other where there is room."""
+    return element("div", *tables, class_="beside") if tables else Html()
+
+
 def tiles(facts: Iterable[tuple[str, str, str]]) -> Html:
     """Few numbers that say the most: what, how much, and of what."""
     return element(
@@ -114,7 +119,7 @@ def page(title: str, subtitle: str, sections: Sequence[Section], footer: str) ->
             f"<style>{_STYLE}</style>",
             "</head>",
             "<body>",
-            element("header", element("h1", title), element("p", subtitle), element("nav", links)),
+            element("header", element("h1", "alt-jax report"), element("p", subtitle), element("nav", links)),
             element("main", *body),
             element("footer", footer),
             "</body>",
@@ -137,7 +142,7 @@ body { margin: 0; background: var(--back); color: var(--ink); overflow-wrap: any
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif; }
 header, main, footer { max-width: 1180px; margin: 0 auto; padding: 0 16px; }
 header { padding-top: 28px; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.01em; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.01em; }
 header p { color: var(--soft); margin: 0 0 14px; }
 nav { display: flex; flex-wrap: wrap; gap: 6px; margin-bottom: 18px; }
 nav a { padding: 3px 11px; border: 1px solid var(--line); border-radius: 99px; background: var(--card);
@@ -148,19 +153,20 @@ h2 { font-size: 1.25rem; margin: 0 0 10px; }
 h3 { font-size: 1.02rem; margin: 22px 0 8px; }
 h4 { font-size: 0.92rem; margin: 0 0 6px; }
 p { margin: 8px 0; max-width: 82ch; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 165px), 1fr)); gap: 10px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 140px), 1fr)); gap: 10px;
   margin-bottom: 14px; }
 .tile { border: 1px solid var(--line); border-radius: 8px; padding: 10px 13px; }
 .tile span { display: block; color: var(--soft); font-size: 0.82rem; line-height: 1.35; }
 .tile strong { font-size: 1.5rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: 18px 22px;
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 18px 22px;
   align-items: start; }
 figure { margin: 8px 0 0; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; max-width: 500px; }
 figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial,
   sans-serif !important; }
 figcaption { color: var(--soft); font-size: 0.85rem; margin-top: 4px; max-width: 62ch; }
-.scroll { overflow-x: auto; margin: 8px 0; }
+.scroll { overflow-x: auto; margin: 12px 0 8px; max-width: 100%; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 40px; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 caption { caption-side: top; text-align: left; color: var(--soft); font-size: 0.85rem; padding-bottom: 4px; }
 th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
@@ -169,8 +175,9 @@ th { font-weight: 600; white-space: nowrap; }
 td { white-space: nowrap; }
 th:first-child { text-align: left; }
 thead th { color: var(--soft); font-weight: 500; }
-.prose td { text-align: left; white-space: normal; min-width: 15em; }
-.prose th { white-space: normal; min-width: 12em; }
+.prose td, .prose th { text-align: left; white-space: normal; }
+.prose tbody th { min-width: 9em; max-width: 36em; }
+.prose td:last-child { min-width: 9em; }
 .note { border-left: 3px solid var(--warn); background: var(--warn-back); color: var(--warn); padding: 7px 12px;
   border-radius: 0 6px 6px 0; }
 .suspected { color: var(--warn); font-weight: 600; }

@@ -18,7 +18,7 @@ from alt_jax.report.asked import Asked
 from alt_jax.report.clicks import Clicks
 from alt_jax.report.measures import Bin, Ranks
 from alt_jax.report.page import Html, Section
-from alt_jax.report.sources import Logged
+from alt_jax.report.sources import Logged, Studied
 
 _ONE_CLASS = "undefined (one class)"
 
@@ -34,10 +34,9 @@ def sections(found: Asked, price: float | None) -> list[Section]:
         Section(name, heading, blocks)
         for name, heading, make in (
             ("overview", "Overview", _overview),
-            ("results", "Results", _results),
+            ("results", "Clicks predicted", _results),
             ("study", "Ablations", _studies),
             ("curves", "Learning curves", _curves),
-            ("clicks", "ROC and calibration", _clicks),
             ("cold-start", "Cold start", _cold_start),
             ("fusion", "Fusion", _fusion),
             ("alignment", "Alignment", _alignment),
@@ -46,51 +45,51 @@ def sections(found: Asked, price: float | None) -> list[Section]:
             ("configuration", "Configuration", _configuration),
             ("machine", "Hardware and cost", partial(_machine, price=price)),
         )
-        if (blocks := list(make(found)))
+        if any(blocks := list(make(found)))
     ]
 
 
 def _overview(found: Asked) -> Iterator[Html]:
-    facts = []
-    for run in found.of("finetune"):
-        if run.result is not None:
-            test = run.result["test"]
-            facts.append((run.name, _metric(test, "auc"), f"test AUC · logloss {_metric(test, 'logloss')}"))
-    for run in found.of("pretrain"):
-        aligned = found.aligned.get(run.name)
-        if aligned is not None and aligned.after is not None:
-            first = aligned.retrieval(aligned.after).text_to_ctr.first
-            facts.append((run.name, f"{first:.1%}", f"of {aligned.rows:,} rows found by their text"))
-    for study in found.studies:
-        facts.append((study.name, f"{len(study.lines)}", "arms and strategies"))
-    if facts:
-        yield page.tiles(facts)
-    if found.runs:
-        rows = [
-            [
-                run.name,
-                run.what,
-                run.run.origin.init_from or "nothing",
-                str(run.run.config.seed),
-                run.state,
-                f"{run.run.schema.source}, {run.run.schema.protocol}",
-            ]
-            for run in found.runs
-        ]
-        yield page.table(("run", "what", "starts from", "seed", "state", "data"), rows)
+    yield page.tiles([*(_tile(found, run) for run in found.runs), *(_study_tile(study) for study in found.studies)])
+    for run in found.runs:
+        if run.result is None:
+            said = f": not finished, at step {run.steps:,}; what is here is what it has written so far."
+            yield page.note(page.element("b", run.name), said)
     for name, why in found.missing.items():
         yield page.note(page.element("b", name), f": what needs the model or the dataset is missing. {why}")
 
 
+def _tile(found: Asked, run: Logged) -> tuple[str, str, str]:
+    """What says the most about a run."""
+    if run.result is None:
+        return run.name, f"step {run.steps:,}", "not finished"
+    if run.run.origin.stage == "finetune":
+        test = run.result.get("test", {})
+        return run.name, _metric(test, "auc"), f"test AUC, logloss {_metric(test, 'logloss')}"
+    aligned = found.aligned.get(run.name)
+    if aligned is None or aligned.after is None:
+        return run.name, f"{run.steps:,}", "steps of pretraining"
+    first = aligned.retrieval(aligned.after).text_to_ctr.first
+    return run.name, f"{first:.1%}", f"of {aligned.rows:,} rows found by their text"
+
+
+def _study_tile(study: Studied) -> tuple[str, str, str]:
+    arms = len(dict.fromkeys(line.arm for line in study.lines))
+    return study.name, f"{arms}", f"arms, {sum(len(line.seeds) for line in study.lines)} finished runs"
+
+
 def _results(found: Asked) -> Iterator[Html]:
+    yield from _clicks(found)
     done = [run for run in found.of("finetune") if run.result is not None]
     results = {run.name: run.result for run in done if run.result is not None}
+    tables = []
     for split in ("test", "valid"):
         metrics = list(dict.fromkeys(name for result in results.values() for name in result.get(split, {})))
         if metrics:
             rows = [[_NAMES.get(m, m), *(_metric(r.get(split, {}), m) for r in results.values())] for m in metrics]
             what = "Test part, read once, at the end" if split == "test" else "Validation part, which chose the step"
-            yield page.table(("metric", *results), rows, what)
+            tables.append(page.table(("metric", *results), rows, what))
+    yield page.side_by_side(*tables)
 
 
 _NAMES = {
@@ -145,7 +144,8 @@ def _curves(found: Asked) -> Iterator[Html]:
         runs = found.of(stage)
         known = dict.fromkeys(name for run in runs for name in run.metrics)
         wanted = [name for name in _DRAWN if name in known]
-        wanted += sorted(name for name in known if name.startswith("bce/") and name not in wanted)
+        if any(run.run.origin.strategy == "joint" for run in runs):  # else it is the loss once more
+            wanted += sorted(name for name in known if name.startswith("bce/"))
         drawn = []
         for name in wanted:
             series = {run.name: run.series(name) for run in runs}
@@ -291,7 +291,10 @@ def _alignment(found: Asked) -> Iterator[Html]:
         drawn = []
         for when, one in views.items():
             if one is not None:
-                caption = "A bright diagonal: a row is most like its own text." if when == "after" else ""
+                caption = (
+                    "Of up to 64 rows, the softmax over the texts of these. A bright diagonal: rows are most like "
+                    "their own text."
+                )
                 drawn.append(page.figure(figures.similarity(one), f"Similarities {when} pretraining", caption))
         for when, one in views.items():
             if one is not None:
@@ -446,6 +449,11 @@ def _cards(found: Asked) -> Iterator[Html]:
 def _configuration(found: Asked) -> Iterator[Html]:
     if not found.runs:
         return
+    runs = [
+        [run.name, run.what, run.run.origin.init_from or "nothing", f"{run.run.config.seed}", run.state]
+        for run in found.runs
+    ]
+    yield page.table(("run", "what", "starts from", "seed", "state"), runs, prose=True)
     flat = {run.name: _settings(run) for run in found.runs}
     if len(flat) > 1:
         names = dict.fromkeys(name for values in flat.values() for name in values)
