@@ -487,7 +487,7 @@ class _Spelling:
         ids = row[np.asarray(self.dataset.schema.field_of_slot) == f]
         return ", ".join(_plain(self.vocabulary.text[i]) for i in ids if i >= 0) or "(empty)"
 
-    def features(self, f: int, ids: Iterable[int]) -> str:
+    def features(self, f: int, ids: Iterable[Any]) -> str:
         """Some feature ids of a field."""
         return ", ".join(self._feature(self.dataset.schema.fields[f], f, int(i)) for i in ids if i) or "(none)"
 
