@@ -4,6 +4,7 @@ Nothing is written and nothing is locked, so a run may be looked at while it goe
 they predict; a checkpoint that cannot be read is reported, and an older one is taken.
 """
 
+import itertools
 import json
 import math
 import textwrap
@@ -201,7 +202,8 @@ def _run(folder: Path, rows: int, split: str) -> _Page:
     found = sorted((name for name, value in (logged or {}).items() if _is_loss(name, value)), key=_loss_order)
     losses = [f"{name} {logged[name]:.4g}" for name in found] if logged else []
     head = [
-        *_entry("run", [_tail(str(folder)), _what(run), _state(folder, result, last, steps)], 2),
+        *_entry("run", [_tail(str(folder)), _what(run)]),
+        *_entry("state", [_state(folder, result, last, steps)]),
         *_about(run),
         *_entry("losses", [*losses, f"at step {last}"] if losses else ["nothing logged yet"], 2),
         *_scores(result, best),
@@ -381,8 +383,10 @@ def _masked_rows(run: Run, dataset: Dataset, params: Params | None, rows: int, s
     shown = []
     for i in range(min(rows, len(values))):
         read = hidden.text.tokens[i][hidden.text.mask[i]]
-        after = [*_token_lines(run, spelled, hidden, recovered, i), *_feature_lines(run, spelled, hidden, recovered, i)]
-        shown.append(_Row(_title(split, i, labels, numbers), spelled.tokens(read), after=tuple(after)))
+        both = (lines(run, spelled, hidden, recovered, i) for lines in (_token_lines, _feature_lines))
+        # In turn, so that where there is no room for all, there are some of each.
+        after = tuple(line for pair in itertools.zip_longest(*both) for line in pair if line)
+        shown.append(_Row(_title(split, i, labels, numbers), spelled.tokens(read), after=after))
     return shown
 
 

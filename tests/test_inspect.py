@@ -159,7 +159,7 @@ def test_masked_prompts_hide_what_is_said_to_be_hidden(
 
 def test_a_pretraining_says_where_it_is(said: dict[str, str], runs: Runs) -> None:
     page = said["pretrain"]
-    assert "pretraining · finished at step 90 of 90" in page
+    assert "state    finished at step 90 of 90" in page
     last = json.loads((runs.pretrain / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"loss {last['loss']:.4g} · icl {last['icl']:.4g} · mlm {last['mlm']:.4g}" in page
     (values,) = entries(page, "values")
@@ -385,7 +385,7 @@ def test_many_odd_fields_fit_a_screen_too(tiny_config: Config, tmp_path: Path) -
         "review": {"kind": "text"},
         "past": {"kind": "sequence", "of": "item", "slots": 2},
     }
-    names = [name for name in table if name not in ("time", "label")]
+    names = ["price", *(name for name in table if name not in ("price", "time", "label"))]
     data = dataclasses.replace(
         tiny_config.data,
         raw=str(tmp_path / "rows.parquet"),
