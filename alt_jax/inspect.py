@@ -378,8 +378,9 @@ def _masked_rows(run: Run, dataset: Dataset, params: Params | None, rows: int, s
     model = ALT(run.config, schema, run.encoder)
     values, labels, numbers = _first(_rows(dataset, split), max(rows, _DRAWN))
     drawn = recovery.hide(model, dataset.pieces, values, jax.random.key(run.config.seed))
-    hidden: recovery.Hidden = jax.tree.map(lambda x: np.asarray(x)[:rows], drawn)
+    hidden: recovery.Hidden = jax.tree.map(lambda x: x[:rows], drawn)
     recovered = None if params is None else recovery.recover(model, params, hidden)
+    hidden = jax.device_get(hidden)
     shown = []
     for i in range(min(rows, len(values))):
         read = hidden.text.tokens[i][hidden.text.mask[i]]
