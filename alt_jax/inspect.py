@@ -4,6 +4,7 @@ Nothing is written and nothing is locked, so a run may be looked at while it goe
 they predict; a checkpoint that cannot be read is reported, and an older one is taken.
 """
 
+import itertools
 import json
 import math
 import textwrap
@@ -201,7 +202,8 @@ def _run(folder: Path, rows: int, split: str) -> _Page:
     found = sorted((name for name, value in (logged or {}).items() if _is_loss(name, value)), key=_loss_order)
     losses = [f"{name} {logged[name]:.4g}" for name in found] if logged else []
     head = [
-        *_entry("run", [_tail(str(folder)), _what(run), _state(folder, result, last, steps)], 2),
+        *_entry("run", [_tail(str(folder)), _what(run)]),
+        *_entry("state", [_state(folder, result, last, steps)]),
         *_about(run),
         *_entry("losses", [*losses, f"at step {last}"] if losses else ["nothing logged yet"], 2),
         *_scores(result, best),
@@ -376,13 +378,16 @@ def _masked_rows(run: Run, dataset: Dataset, params: Params | None, rows: int, s
     model = ALT(run.config, schema, run.encoder)
     values, labels, numbers = _first(_rows(dataset, split), max(rows, _DRAWN))
     drawn = recovery.hide(model, dataset.pieces, values, jax.random.key(run.config.seed))
-    hidden: recovery.Hidden = jax.tree.map(lambda x: np.asarray(x)[:rows], drawn)
+    hidden: recovery.Hidden = jax.tree.map(lambda x: x[:rows], drawn)
     recovered = None if params is None else recovery.recover(model, params, hidden)
+    hidden = jax.device_get(hidden)
     shown = []
     for i in range(min(rows, len(values))):
         read = hidden.text.tokens[i][hidden.text.mask[i]]
-        after = [*_token_lines(run, spelled, hidden, recovered, i), *_feature_lines(run, spelled, hidden, recovered, i)]
-        shown.append(_Row(_title(split, i, labels, numbers), spelled.tokens(read), after=tuple(after)))
+        both = (lines(run, spelled, hidden, recovered, i) for lines in (_token_lines, _feature_lines))
+        # In turn, so that where there is no room for all, there are some of each.
+        after = tuple(line for pair in itertools.zip_longest(*both) for line in pair if line)
+        shown.append(_Row(_title(split, i, labels, numbers), spelled.tokens(read), after=after))
     return shown
 
 
@@ -487,7 +492,7 @@ class _Spelling:
         ids = row[np.asarray(self.dataset.schema.field_of_slot) == f]
         return ", ".join(_plain(self.vocabulary.text[i]) for i in ids if i >= 0) or "(empty)"
 
-    def features(self, f: int, ids: Iterable[int]) -> str:
+    def features(self, f: int, ids: Iterable[Any]) -> str:
         """Some feature ids of a field."""
         return ", ".join(self._feature(self.dataset.schema.fields[f], f, int(i)) for i in ids if i) or "(none)"
 
