@@ -18,6 +18,11 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to sto
     """A signal stopped the run after it saved. The command line exits with code 75."""
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """The text, cut where what a file holds would make a sentence endless."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """A clause that helps to correct a misspelt name: the nearest known one, or all of them."""
     near = get_close_matches(name, known, n=1, cutoff=0.5)

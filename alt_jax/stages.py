@@ -287,10 +287,10 @@ def _start(
     return place(mesh, params, rules)
 
 
-def format_report(found: dict[str, float]) -> str:
-    """Metrics as one line each."""
+def format_report(found: dict[str, Any]) -> str:
+    """Metrics as one line each; an undefined one is NaN, or None where it comes from a file."""
     return "\n".join(
-        f"{name:<18} {value:.5f}" if isinstance(value, float) else f"{name:<18} {value:,}"
+        f"{name:<18} {value:,}" if isinstance(value, int) else f"{name:<18} {np.nan if value is None else value:.5f}"
         for name, value in found.items()
     )
 

@@ -226,7 +226,7 @@ def get(name: str) -> Study:
         return STUDIES[name]()
     try:
         content = json.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{name} cannot be read as JSON ({error}); it should hold an object of arms.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(arm, dict) for arm in content.values()):
         raise InputError(f'{name} should hold an object of arms, e.g. {{"base": {{}}, "no mlm": {{"loss.mlm": 0}}}}.')

@@ -27,25 +27,25 @@ from flax import traverse_util
 
 sys.path.append(str(Path(__file__).parent / "data"))
 
-import bookcrossing_files  # noqa: E402
-import goodreads_files  # noqa: E402
-import movielens_files  # noqa: E402
+import bookcrossing_files
+import goodreads_files
+import movielens_files
 
-from alt_jax import ablate, bridge, stages, studies  # noqa: E402
-from alt_jax.checkpoint import Checkpoints, load_params  # noqa: E402
-from alt_jax.cli import _STORAGE  # noqa: E402
-from alt_jax.config import Config, CTRConfig, DataConfig, FieldConfig, TextConfig  # noqa: E402
-from alt_jax.data import fields, protocols, sources  # noqa: E402
-from alt_jax.data.dataset import Dataset, Encoder  # noqa: E402
-from alt_jax.data.prepare import check_prepared, prepare  # noqa: E402
-from alt_jax.data.sources import table  # noqa: E402
-from alt_jax.data.sources.raw import RawData, as_text  # noqa: E402
-from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint  # noqa: E402
-from alt_jax.errors import InputError  # noqa: E402
-from alt_jax.export import PARAMS, _read_params  # noqa: E402
-from alt_jax.models import huggingface  # noqa: E402
-from alt_jax.models.text import text_tower  # noqa: E402
-from alt_jax.run import Origin, Run  # noqa: E402
+from alt_jax import ablate, bridge, stages, studies
+from alt_jax.checkpoint import Checkpoints, load_params
+from alt_jax.cli import _STORAGE
+from alt_jax.config import Config, CTRConfig, DataConfig, FieldConfig, TextConfig
+from alt_jax.data import fields, protocols, sources
+from alt_jax.data.dataset import Dataset, Encoder
+from alt_jax.data.prepare import check_prepared, prepare
+from alt_jax.data.sources import table
+from alt_jax.data.sources.raw import RawData, as_text
+from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from alt_jax.errors import InputError
+from alt_jax.export import PARAMS, _read_params
+from alt_jax.models import huggingface
+from alt_jax.models.text import text_tower
+from alt_jax.run import Origin, Run
 
 
 class Target(NamedTuple):
@@ -455,7 +455,11 @@ def _put(path: Path, data: bytes) -> None:
 _WORDS = (
     *(b"", b"\0", b"\xff", b"\n", b"\r\n", b'"', b"\\", b";", b"::", b"|", b"\t", b",", b"-1", b"0", b"NaN", b"1e999"),
     *(b"9" * 30, b"9" * 5000, b"null", b"{}", b"[]", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"../", b"\xc2\xb2"),
-    *(number.to_bytes(size, "little") for size in (1, 2, 4, 8) for number in (0, 1, 2 ** (8 * size - 1), 256**size - 1)),
+    *(
+        number.to_bytes(size, "little")
+        for size in (1, 2, 4, 8)
+        for number in (0, 1, 2 ** (8 * size - 1), 256**size - 1)
+    ),
 )
 _VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 3, 2**31, 2**63, 10**18, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", "x"),
@@ -556,7 +560,10 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
 def bomb(name: str, size: int) -> bytes:
     """A zip file of a few kB whose only member holds so many zeros."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(name, "w", force_zip64=True) as out:
+    with (
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open(name, "w", force_zip64=True) as out,
+    ):
         for _ in range(size >> 20):
             out.write(bytes(1 << 20))
     return buffer.getvalue()

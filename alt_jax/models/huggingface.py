@@ -271,7 +271,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} could not be read ({error.strerror}); give a model's folder.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); fetch the model again.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} does not hold a JSON object; fetch the model again.")
