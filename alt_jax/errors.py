@@ -26,7 +26,7 @@ def shortened(text: str, most: int = 200) -> str:
 def nearest(name: str, known: Sequence[str]) -> str:
     """A clause that helps to correct a misspelt name: the nearest known one, or all of them."""
     near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}."
+    return f"did you mean {near[0]!r}?" if near else f"there are {shortened(', '.join(known), 1000) or 'none'}."
 
 
 def choices(name: str, known: Iterable[str]) -> str:

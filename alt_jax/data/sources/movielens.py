@@ -196,7 +196,7 @@ def _parse(data: bytes, where: Lines, parser: _Parser, notices: list[str]) -> En
     keys = next(iter(entries.values()))
     first: dict[str, int] = {}
     for number, key in enumerate(keys, start=1):
-        if not (key.isascii() and key.isdigit() and key == str(int(key)) and len(key) < 10):
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and key == str(int(key))):
             raise where.wrong(number, f"{key!r} is not an id")
         if key in first:
             raise where.wrong(number, f"id {key} is also on line {first[key]}")
