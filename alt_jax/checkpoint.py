@@ -230,8 +230,9 @@ def _verify_checksums(folder: Path) -> None:
         raise InputError(_damaged(folder, error)) from None
     if not isinstance(checksums, dict):
         raise InputError(_damaged(folder, f"{_CHECKSUMS} does not hold a JSON object"))
+    present = {str(path.relative_to(folder)) for path in folder.glob("*/**/*") if path.is_file()}
     for name, checksum in checksums.items():
-        if not (folder / name).is_file():
+        if name not in present:
             raise InputError(_damaged(folder, f"{name} is lost"))
         if _checksum(folder / name) != checksum:
             raise InputError(_damaged(folder, f"{name} is not as it was saved"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from alt_jax import presets
 from alt_jax.config import Strategy
-from alt_jax.errors import InputError, choices
+from alt_jax.errors import InputError, choices, shortened
 from alt_jax.models import interactions
 
 ALL: tuple[Strategy, ...] = ("ctr", "plm", "joint")
@@ -243,7 +243,7 @@ def refusing(where: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{shortened(where)}: {error}") from None
 
 
 def _arm(name: str, content: dict[str, Any]) -> Arm:

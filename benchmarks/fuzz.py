@@ -68,9 +68,10 @@ def supervise(work: Path, group: str, seconds: int) -> tuple[int, int, set[str]]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         reached = _LAST.findall(done.stderr)
         runs, edges = runs + int((reached or [(0, 0)])[-1][0]), max([edges, *(int(e) for _, e in reached)])
+        said = done.stdout + done.stderr  # Python writes what was raised to the first
         if done.returncode:
-            found.add(_what(done.stderr))
-            (work / group / "found" / f"{len(found)}.log").write_text(done.stderr, encoding="utf-8")
+            found.add(_what(said))
+            (work / group / "found" / f"{len(found)}.log").write_text(said, encoding="utf-8")
         elif not reached:
             raise RuntimeError(done.stderr)
     return runs, edges, found

