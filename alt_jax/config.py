@@ -467,7 +467,8 @@ class Config:
         for name, value in values.items():
             if name not in known:
                 near = difflib.get_close_matches(name, list(known), n=1)
-                raise InputError(f"there is no config value {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise InputError(f"there is no config value {shortened(repr(name))}{hint}")
             *groups, leaf = name.split(".")
             place = tree
             for group in groups:

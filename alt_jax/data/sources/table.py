@@ -264,7 +264,7 @@ def _first_bad(array: pa.Array) -> str:
         try:
             float(text)
         except ValueError:
-            return f": {text!r} in data row {row}"
+            return f": {shortened(repr(text))} in data row {row}"
     return ""
 
 
