@@ -29,13 +29,14 @@ from alt_jax.data.storage import SCHEMA, place
 from alt_jax.errors import STOPPED, InputError, Stopped
 from alt_jax.evaluate import undefined
 from alt_jax.models import interactions
-from alt_jax.run import wait_until_free, write_json
+from alt_jax.run import read_object, wait_until_free, write_json
 from alt_jax.schema import Schema
 from alt_jax.signals import stop_requests
 from alt_jax.studies import Arm, Study, refusing
 
 _RESULT = "result.json"
 _SAVES_S = 60  # in which a run whose study was killed has saved: started again at once, the study finds it at that
+_SCORES = (("test", "auc"), ("test", "logloss"), ("valid", "auc"))  # of `Scores`, in order
 _FAILED = "failed: "  # how the last line of the log of a run begins that ended without a result
 
 
@@ -183,10 +184,13 @@ def _outcome(study: Study, arm: Arm, strategy: Strategy, seed: int, folder: Path
     """The scores of a run, or why there is none: its log, or what it waits for, says so."""
     run = _folder(folder, strategy, arm, seed)
     if (run / _RESULT).is_file():
-        result = json.loads((run / _RESULT).read_text())
-        if result["test"]["auc"] is None:
-            return Missing(True, f"test AUC undefined: {undefined(result['test'], 'auc')}")
-        return Scores(result["test"]["auc"], result["test"]["logloss"], result["valid"]["auc"])
+        result = read_object(run / _RESULT)
+        try:
+            if result["test"]["auc"] is None:
+                return Missing(True, f"test AUC undefined: {undefined(result['test'], 'auc')}")
+            return Scores(*(float(result[part][name]) for part, name in _SCORES))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise InputError(f"{run / _RESULT} does not hold a run's scores; remove it, and start again.") from None
     if (own := _by_log(run)) != _NOT_RUN:
         return own
     origin = _origin(study, arm, seed, folder)

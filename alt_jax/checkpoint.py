@@ -237,10 +237,13 @@ def _write_checksums(root: Path) -> None:
 def _verify_checksums(folder: Path) -> None:
     try:
         checksums = json.loads((folder / _CHECKSUMS).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(_damaged(folder, error)) from None
+    if not isinstance(checksums, dict):
+        raise InputError(_damaged(folder, f"{_CHECKSUMS} does not hold a JSON object"))
+    present = {str(path.relative_to(folder)) for path in folder.glob("*/**/*") if path.is_file()}
     for name, checksum in checksums.items():
-        if not (folder / name).is_file():
+        if name not in present:
             raise InputError(_damaged(folder, f"{name} is lost"))
         if _checksum(folder / name) != checksum:
             raise InputError(_damaged(folder, f"{name} is not as it was saved"))

@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic import Field as Constrained
 from pydantic.dataclasses import dataclass
 
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, shortened
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Rate = Annotated[float, Constrained(ge=0, lt=1)]
@@ -467,7 +467,8 @@ class Config:
         for name, value in values.items():
             if name not in known:
                 near = difflib.get_close_matches(name, list(known), n=1)
-                raise InputError(f"there is no config value {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise InputError(f"there is no config value {shortened(repr(name))}{hint}")
             *groups, leaf = name.split(".")
             place = tree
             for group in groups:
@@ -511,8 +512,8 @@ def load_config(name: str | Path) -> Config:
         raise
     except KeyError as error:
         raise InputError(f"{path} cannot be run: it knows no {error}.") from error
-    except Exception as error:  # a config file is the user's code: whatever it raises is theirs to mend
-        reason = (str(error).strip().splitlines() or [""])[0]
+    except (Exception, SystemExit) as error:  # a config file is the user's code: what it raises is theirs to mend
+        reason = shortened((str(error).strip().splitlines() or [""])[0])
         raise InputError(f"{path} cannot be run: {type(error).__name__}: {reason}") from error
     if not isinstance(config, Config):
         raise InputError(f"{path} must define get_config() that returns an alt_jax.config.Config.")
@@ -537,7 +538,7 @@ def first_problem(error: ValidationError) -> str:
         leaves = sorted({part for dotted in known for part in dotted.split(".")})
         near = difflib.get_close_matches(name.split(".")[-1], leaves, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; {error.title} has no such value."
-        return f"unknown value {name!r}{hint}"
+        return f"unknown value {shortened(name)!r}{hint}"
     if problem["type"] == "value_error":  # raised by a dataclass itself, which says what does not go together
-        return str(problem["ctx"]["error"])
-    return f"{name or error.title}: {problem['msg']} (got {problem['input']!r})"
+        return shortened(str(problem["ctx"]["error"]))
+    return f"{shortened(name or error.title)}: {problem['msg']} (got {shortened(repr(problem['input']))})"

@@ -18,10 +18,15 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to sto
     """A signal stopped the run after it saved. The command line exits with code 75."""
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """The text, cut where what a file holds would make a sentence endless."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """A clause that helps to correct a misspelt name: the nearest known one, or all of them."""
     near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}."
+    return f"did you mean {near[0]!r}?" if near else f"there are {shortened(', '.join(known), 1000) or 'none'}."
 
 
 def choices(name: str, known: Iterable[str]) -> str:

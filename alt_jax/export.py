@@ -156,11 +156,13 @@ def _read_params(path: Path, task: Finetune) -> Params:
     """The parameters that the task needs, every one of them."""
     try:
         tensors = safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError) as error:  # the last: a type that NumPy has not
         raise InputError(f"{path} is damaged ({error}); export the run again.") from None
     expected = traverse_util.flatten_dict(jax.eval_shape(task.init, jax.random.key(0)), sep="/")
     for name in sorted(expected.keys() | tensors.keys()):
-        ours, theirs = (tree[name].shape if name in tree else "absent" for tree in (expected, tensors))
+        ours, theirs = (
+            f"{tree[name].dtype}{list(tree[name].shape)}" if name in tree else "absent" for tree in (expected, tensors)
+        )
         if ours != theirs:
             raise InputError(f"{path} does not fit its config: {name} is {theirs}, not {ours}; export the run again.")
     params: Params = traverse_util.unflatten_dict(tensors, sep="/")

@@ -155,7 +155,7 @@ class Run:
             raise InputError(f"{folder} is not a run folder (it has no run.json); give the --run-dir of a run.")
         try:
             origin = TypeAdapter(Origin).validate_json((folder / "run.json").read_bytes())
-            encoder = read_config(_read_object(folder / "encoder.json"), str(folder / "encoder.json"))
+            encoder = read_config(read_object(folder / "encoder.json"), str(folder / "encoder.json"))
             config = Config.from_json((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json"))
         except ValidationError as error:
             raise InputError(f"{folder / 'run.json'} is damaged: {first_problem(error)}.") from None
@@ -189,9 +189,18 @@ class Run:
             )
 
     def result(self) -> dict[str, Any] | None:
-        """What a finished run wrote, or None."""
+        """What a finished run wrote, or None.
+
+        Raises:
+          InputError: The file is damaged.
+        """
         path = self.folder / "result.json"
-        return _read_object(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = read_object(path)
+        if self.origin.stage == "finetune" and not all(_are_scores(found.get(part)) for part in ("valid", "test")):
+            raise InputError(f"{path} does not hold the scores of a finetuning; the run folder is damaged.")
+        return found
 
     def finish(self, result: dict[str, Any]) -> None:
         """Marks the run finished, for all processes."""
@@ -213,14 +222,17 @@ class Run:
         if not cluster.first() or not path.is_file():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        *lines, _ = path.read_bytes().split(b"\n")  # behind the last end of a line: one cut short by a kill
+        for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # a line cut short when the run was killed
-                break
-            if record["step"] > step:
-                break
-            kept.append(line + "\n")
+                at = json.loads(line)["step"]
+                if at > step:
+                    break
+                kept.append(line.decode() + "\n")
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise InputError(
+                    f"{path}, line {number} is damaged; remove that line, and start the same command again."
+                ) from None
         _replace(path, "".join(kept))
 
 
@@ -271,14 +283,24 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads what `write_json` wrote.
+
+    Raises:
+      InputError: The file cannot be read, or holds something else.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}); the run folder is damaged.") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} does not hold a JSON object; the run folder is damaged.")
     return value
+
+
+def _are_scores(value: Any) -> bool:
+    """Whether this is an object of numbers, of which those that are undefined are null."""
+    return isinstance(value, dict) and all(n is None or type(n) in (int, float) for n in value.values())
 
 
 def _sentence(origin: Origin) -> str:

@@ -8,13 +8,15 @@ first; a value that training never saw keeps its text but maps to the out-of-voc
 import dataclasses
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, shortened
 
 PAD_ID = 0
 MASK_ID = 1
@@ -22,6 +24,7 @@ FIRST_FIELD_ID = 2
 FORMAT_VERSION = 3
 
 _STRICT = ConfigDict(extra="forbid")
+_MOST_SLOTS = _MOST_TOKENS = 1 << 20
 
 
 Kind = Literal["category", "numeric", "multi", "sequence", "text"]
@@ -246,9 +249,47 @@ class Schema:
             raise InputError(f"{path} does not exist; run `alt-jax prepare` first or correct --data.dir.") from None
         except (ValidationError, UnicodeDecodeError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            reason = shortened(reason)
             raise InputError(f"{path} is not a schema of format {FORMAT_VERSION} ({reason}); prepare again.") from None
         if schema.version != FORMAT_VERSION:
             raise InputError(
                 f"{path} is of format {schema.version}, not {FORMAT_VERSION}; prepare again, and train again on that."
             )
+        for problem in _contradictions(schema):
+            raise InputError(f"{path} contradicts itself ({shortened(problem)}); prepare again.")
         return schema
+
+
+def _contradictions(schema: Schema) -> Iterator[str]:
+    """What no prepared dataset has: it would fail far from here, or ask for any amount of memory."""
+    names = set(schema.names)
+    if not names or len(names) < len(schema.fields):
+        yield "it has no fields, or two of one name"
+    if sum(schema.widths) > _MOST_SLOTS:
+        yield f"a row has more than {_MOST_SLOTS} slots"
+    for name in (*(name for group in schema.linked for name in group), schema.user, schema.item):
+        if name is not None and name not in names:
+            yield f"there is no field {name!r}"
+    yield from _impossible_fields(schema.fields)
+    text = schema.text
+    if not all(0 <= token < text.vocab_size < 2**31 for token in (text.pad_id, text.cls_id, text.sep_id, text.mask_id)):
+        yield "a special token lies outside the tokenizer's"
+    if not 0 <= text.length <= text.max_length <= _MOST_TOKENS:
+        yield f"prompts have {text.length} tokens of {text.max_length} at most"
+    for name, split in schema.splits.items():
+        if not 0 <= split.positives <= split.rows or min(split.prompts, default=0) < 0:
+            yield f"split {name!r} has impossible sizes"
+        if split.prompts and sum(split.prompts) != split.rows:
+            yield f"split {name!r} has {split.rows} rows and {sum(split.prompts)} prompts"
+
+
+def _impossible_fields(fields: tuple[Field, ...]) -> Iterator[str]:
+    for field in fields:
+        own = field.size == 0 if field.kind == "text" else field.size > 0
+        sizes = min(field.offset, field.max_tokens, field.slots - 1, field.hash_buckets) >= 0
+        if not (own and sizes and field.offset + field.size < 2**31 and field.max_tokens <= _MOST_TOKENS):
+            yield f"field {field.name!r} has impossible sizes"
+        if (field.kind == "numeric") != (field.numeric is not None):
+            yield f"field {field.name!r} has bins but is no number, or is one and has none"
+        if field.numeric and not (0 < field.numeric.std < math.inf and math.isfinite(field.numeric.mean)):
+            yield f"field {field.name!r} has an impossible mean or standard deviation"

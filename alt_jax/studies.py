@@ -10,7 +10,7 @@ from typing import Any
 
 from alt_jax import presets
 from alt_jax.config import Strategy
-from alt_jax.errors import InputError, choices
+from alt_jax.errors import InputError, choices, shortened
 from alt_jax.models import interactions
 
 ALL: tuple[Strategy, ...] = ("ctr", "plm", "joint")
@@ -226,7 +226,7 @@ def get(name: str) -> Study:
         return STUDIES[name]()
     try:
         content = json.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{name} cannot be read as JSON ({error}); it should hold an object of arms.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(arm, dict) for arm in content.values()):
         raise InputError(f'{name} should hold an object of arms, e.g. {{"base": {{}}, "no mlm": {{"loss.mlm": 0}}}}.')
@@ -243,7 +243,7 @@ def refusing(where: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{shortened(where)}: {error}") from None
 
 
 def _arm(name: str, content: dict[str, Any]) -> Arm:

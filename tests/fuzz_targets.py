@@ -25,11 +25,12 @@ import pyarrow.parquet as pq
 import safetensors.numpy
 from flax import traverse_util
 
-sys.path.append(str(Path(__file__).parent / "data"))
+sys.path += [str(Path(__file__).parent / "data"), str(Path(__file__).parent / "goldens")]
 
 import bookcrossing_files
 import goodreads_files
 import movielens_files
+import tiny_towers
 
 from alt_jax import ablate, bridge, stages, studies
 from alt_jax.checkpoint import Checkpoints, load_params
@@ -179,7 +180,7 @@ def _tables(folder: Path, rows: pa.Table) -> dict[str, Target]:
     csv = io.BytesIO()
     pyarrow.csv.write_csv(joined, csv)
     tsv = csv.getvalue().replace(b",", b"\t")
-    small = rows.slice(0, 6)
+    small = rows.slice(0, 20)
     parquet = tuple(
         _parquet(part, **options)
         for part, options in (
@@ -303,7 +304,7 @@ def _studies(folder: Path, config: Config) -> dict[str, Target]:
     seed = {
         "base": {},
         "no mlm": {"loss.mlm": 0, "strategies": ["ctr", "plm"]},
-        "scratch": {"pretrain": False, "finetune.ctr.l2": 0.1, "ctr.options": {"a": 1}},
+        "scratch": {"pretrain": False, "finetune.ctr.l2": 0.1, "data.min_count": 2},
         "paper": {"preset": "paper", "mask.unit": "group"},
     }
     path = folder / "study.json"
@@ -311,6 +312,13 @@ def _studies(folder: Path, config: Config) -> dict[str, Target]:
     def read(data: bytes) -> None:
         _put(path, data)
         ablate.plan(config, studies.get(str(path)), 1, folder / "study")
+
+    study = studies.Study((studies.Arm("base", pretrain=False),), ("ctr",))
+    scores = {"test": {"auc": 0.5, "logloss": 0.7}, "valid": {"auc": 0.5}}
+
+    def read_result(data: bytes) -> None:
+        _put(folder / "study" / "ctr" / "base" / "seed-0" / "result.json", data)
+        ablate.table(study, 1, folder / "study")
 
     def read_config(data: bytes) -> None:
         try:
@@ -320,6 +328,7 @@ def _studies(folder: Path, config: Config) -> dict[str, Target]:
         Config.from_json(text, "config.json")
 
     return {
+        "study/result.json": Target((json.dumps(scores).encode(),), read_result),
         "study.json": Target((json.dumps(seed).encode(),), read),
         "config.json": Target((config.to_json().encode(), Config().to_json().encode()), read_config),
     }
@@ -429,9 +438,15 @@ def _models(folder: Path, dataset: Dataset) -> dict[str, Target]:
 
         return read
 
+    def read_config(data: bytes) -> None:
+        _put(place / huggingface._CONFIG, data)
+        text_tower(huggingface.load_config(place))
+
+    configs = tuple(json.dumps(values).encode() for values in tiny_towers.CONFIGS.values())
     index = {"metadata": {}, "weight_map": dict.fromkeys(safetensors.numpy.load(weights), "shard.safetensors")}
     fast, slow = ("tokenizer_config.json", "tokenizer.json"), ("tokenizer_config.json", "vocab.txt")
     return {
+        "model/families/config.json": Target(configs, read_config),
         "model/config.json": Target((files["config.json"],), read_weights("config.json")),
         "model/model.safetensors": Target((weights,), read_weights(huggingface._WEIGHTS)),
         "model/model.safetensors.index.json": Target((json.dumps(index).encode(),), read_weights(huggingface._INDEX)),

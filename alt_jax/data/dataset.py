@@ -34,15 +34,23 @@ from alt_jax.config import DataConfig
 from alt_jax.data import fields
 from alt_jax.data.prompt import Pieces, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
-from alt_jax.data.shards import Opened, Rows, check_files, open_for_training, open_rows, state
+from alt_jax.data.shards import Opened, Rows, array_of, check_files, open_for_training, open_rows, state
+from alt_jax.data.sources.original import DAMAGED_ZIP
 from alt_jax.data.sources.raw import require_columns
 from alt_jax.data.storage import SCHEMA, Folder, Place, place
 from alt_jax.data.tokenizer import load_tokenizer
-from alt_jax.errors import InputError
-from alt_jax.schema import PAD_ID, Field, Schema
+from alt_jax.errors import InputError, shortened
+from alt_jax.schema import FIRST_FIELD_ID, PAD_ID, Field, Schema
 
 VOCABULARY, PIECES, TOKENIZER = "vocabulary.parquet", "pieces.npz", "tokenizer"
 CONFIG = "config.json"
+_PIECE_TYPES = (*[np.dtype(np.int32)] * 5, np.dtype(np.float32))
+_VOCABULARY = pa.schema(
+    [
+        *(("field", pa.int32()), ("value", pa.string()), ("text", pa.string())),
+        *(("feature_id", pa.int32()), ("count", pa.int64())),
+    ]
+)
 ENTRIES = (SCHEMA, VOCABULARY, PIECES, TOKENIZER, CONFIG, *SPLITS)
 
 
@@ -71,14 +79,9 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Writes Parquet."""
-        columns = {
-            "field": pa.array(self.field, pa.int32()),
-            "value": pa.array(self.value, pa.string()),
-            "text": pa.array(self.text, pa.string()),
-            "feature_id": pa.array(self.feature, pa.int32()),
-            "count": pa.array(self.count, pa.int64()),
-        }
-        pq.write_table(pa.table(columns), path)
+        columns = (self.field, self.value, self.text, self.feature, self.count)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, _VOCABULARY, strict=True)]
+        pq.write_table(pa.table(arrays, _VOCABULARY), path)
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
@@ -91,9 +94,11 @@ class Vocabulary:
             table = pq.read_table(path)
             numbers = {name: table[name].to_numpy() for name in ("field", "feature_id", "count")}
             value, text = (table[name].to_pylist() for name in ("value", "text"))
-            return cls(numbers["field"], value, text, numbers["feature_id"], numbers["count"])
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
+        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
             raise _damaged(path, error) from None
+        if table.schema != _VOCABULARY or any(column.null_count for column in table.columns):
+            raise InputError(f"{path} has other columns than `prepare` writes; prepare the dataset again.")
+        return cls(numbers["field"], value, text, numbers["feature_id"], numbers["count"])
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,8 @@ class Dataset:
             if split not in schema.splits:
                 raise InputError(f"{found / SCHEMA} has no split {split}; prepare again.")
         check_files(found, sizes, schema.splits, sum(schema.widths))
+        if schema.text.vocab_size > sum(size for file, size in sizes.items() if file.startswith(f"{TOKENIZER}/")):
+            raise InputError(f"{found / SCHEMA} has more tokens than {TOKENIZER} can hold; prepare again.")
         for file in sizes:
             entry = file.split("/")[0]
             if entry in ENTRIES and entry not in SPLITS:
@@ -188,7 +195,7 @@ class Dataset:
 
     def vocabulary(self) -> Vocabulary:
         """All values with their training counts."""
-        return Vocabulary.load(self.folder / VOCABULARY)
+        return _load_vocabulary(self.folder / VOCABULARY, self.schema)
 
     def prompt_tokens(self, most: int = 1 << 20) -> Int[np.ndarray, " N"]:
         """Tokens of the prompts of the training rows, short ones first; of many rows, so many quantiles."""
@@ -230,7 +237,7 @@ class Encoder:
         """
         folder = Path(folder)
         schema = Schema.load(folder / SCHEMA)
-        vocabulary = Vocabulary.load(folder / VOCABULARY)
+        vocabulary = _load_vocabulary(folder / VOCABULARY, schema)
         offsets = [f.offset for f in schema.fields]
         if vocabulary_hash(schema.names, offsets, vocabulary) != schema.vocabulary_hash:
             raise InputError(f"{folder / VOCABULARY} is not the vocabulary of {folder / SCHEMA}; prepare again.")
@@ -238,6 +245,8 @@ class Encoder:
         if len(pieces.feature) != len(vocabulary.value):
             raise InputError(f"{folder / PIECES} does not belong to {folder / VOCABULARY}; prepare again.")
         tokenizer = load_tokenizer(str(folder / TOKENIZER))
+        if len(tokenizer) != schema.text.vocab_size:
+            raise InputError(f"{folder / TOKENIZER} is not the tokenizer of {folder / SCHEMA}; prepare again.")
         return cls(schema, pieces, tokenizer, vocabulary.fields(len(schema.fields)))
 
     @property
@@ -387,21 +396,44 @@ def hash_strings(digest: "hashlib._Hash", strings: Sequence[str]) -> None:
     digest.update(b"".join(encoded))
 
 
+def _load_vocabulary(path: Path, schema: Schema) -> Vocabulary:
+    vocabulary = Vocabulary.load(path)
+    for number, bound in ((vocabulary.field, len(schema.fields)), (vocabulary.feature, schema.num_ids)):
+        if number.min(initial=0) < 0 or number.max(initial=0) >= bound:
+            raise InputError(f"{path} does not belong to {SCHEMA} beside it; prepare again.")
+    return vocabulary
+
+
 def _load_pieces(path: Path, schema: Schema) -> Pieces:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            pieces = Pieces(*(file[name] for name in Pieces._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as file:
+            members = [file.getinfo(f"{name}.npy") for name in Pieces._fields]
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # so that none can be a bomb
+                raise zipfile.BadZipFile("its arrays are compressed")
+            arrays: list[Any] = [array_of(file.read(member)) for member in members]
+            pieces = Pieces(*arrays)
+    except (*DAMAGED_ZIP, ValueError, KeyError) as error:
         raise _damaged(path, error) from None
+    if any(array.ndim != 1 or array.dtype != dtype for array, dtype in zip(pieces, _PIECE_TYPES, strict=True)):
+        raise InputError(f"{path} has arrays of other types than `prepare` writes; prepare again.")
     values = len(pieces.feature)
     count = values + 2 + len(schema.fields) + (values if max(schema.widths) > 1 else 0)
     if not len(pieces.start) == len(pieces.length) == len(pieces.maskable) == count:
         raise InputError(f"{path} does not belong to the fields of {SCHEMA} beside it; prepare again.")
     if pieces.feature.max(initial=0) >= schema.num_ids or pieces.tokens.max(initial=0) >= schema.text.vocab_size:
         raise InputError(f"{path} has ids beyond those of {SCHEMA} beside it; prepare again.")
+    # An id belongs to a value or to a bin, or is a field's out-of-vocabulary id: what claims more would only take room.
+    bins = sum(2 + (len(f.numeric.edges) if f.numeric else 0) for f in schema.fields)
+    if schema.num_ids > FIRST_FIELD_ID + values + bins:
+        raise InputError(f"{path} has fewer values than {SCHEMA} beside it has ids; prepare again.")
+    least = min(int(array.min(initial=0)) for array in pieces[:-1])
+    if least < 0 or (pieces.start.astype(np.int64) + pieces.length > len(pieces.tokens)).any():
+        raise InputError(f"{path} has pieces that lie outside its tokens; prepare again.")
     return pieces
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    reason = "it does not exist" if isinstance(error, FileNotFoundError) else str(error).strip().split("\n")[0]
+    reason = (
+        "it does not exist" if isinstance(error, FileNotFoundError) else shortened(str(error).strip().split("\n")[0])
+    )
     return InputError(f"{path} cannot be read ({reason}); prepare the dataset again.")

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from alt_jax.config import FieldConfig
 from alt_jax.data.hashing import hashes
 from alt_jax.data.sources.raw import as_text
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, shortened
 from alt_jax.schema import Field, Numeric
 
 
@@ -101,7 +101,8 @@ def parse_numbers(strings: list[str], column: str, origin: str) -> Float[np.ndar
                 numbers[i] = np.inf
             if not np.isfinite(numbers[i]):
                 raise InputError(
-                    f"Numeric field {column!r} of {origin} holds {string!r}, which is not a finite number; correct it, "
+                    f"Numeric field {column!r} of {origin} holds {shortened(repr(string))}, which is not a finite "
+                    "number; correct it, "
                     "leave it empty, or declare the field a category."
                 )
     return numbers

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 import math
+import tokenize
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,10 @@ from alt_jax.errors import InputError
 from alt_jax.schema import Shard, Split
 
 PARTS: dict[str, np.dtype[Any]] = {"values": np.dtype("<i4"), "labels": np.dtype("u1"), "rows": np.dtype("<i8")}
+
+
+# What NumPy raises for the header of a file that it did not write.
+_NO_ARRAY = (ValueError, TypeError, IndexError, SyntaxError, tokenize.TokenError, RecursionError, OverflowError)
 
 
 def shard_count(rows: int, shard_rows: int) -> int:
@@ -214,6 +219,8 @@ def check_files(place: Place, sizes: dict[str, int], splits: dict[str, Split], s
         for number, shard in enumerate(split.shards):
             for part, dtype in PARTS.items():
                 file = file_name(name, part, number, len(split.shards))
+                if shard.rows < 0:
+                    raise InputError(f"{place / storage.SCHEMA} has a shard of {shard.rows} rows; prepare again.")
                 if file not in sizes:
                     raise InputError(f"{place / file} is missing; copy the dataset again, or prepare it again.")
                 if sizes[file] < shard.rows * dtype.itemsize * (slots if part == "values" else 1):
@@ -237,15 +244,16 @@ def open_rows(place: Place, name: str, split: Split, slots: int, opened: Opened 
 
     def open_shard(part: str, number: int) -> np.ndarray:
         file = file_name(name, part, number, len(split.shards))
-        path = place.local(file)
+        path, rows = place.local(file), split.shards[number].rows
         try:
             opened[path] = state(path)
             with path.open("rb") as content:
                 _check_hash(place / file, hashlib.file_digest(content, "sha256"), split.shards[number], part)
             # As a plain array, of which taking rows is quicker than of NumPy's class for maps.
-            return np.asarray(np.load(path, mmap_mode="r" if split.shards[number].rows else None, allow_pickle=False))
-        except OSError as error:
+            array = np.asarray(np.lib.format.open_memmap(path, mode="r")) if rows else array_of(path.read_bytes())
+        except (OSError, *_NO_ARRAY) as error:
             raise storage.unreadable(place / file, error) from None
+        return _checked(array, place / file, part, rows, slots)
 
     sizes = [shard.rows for shard in split.shards]
     values, labels, numbers = (
@@ -277,7 +285,9 @@ def open_for_training(
     # Not from the map where memory does not hold it: row by row a disk is a thousand times slower than from end to end.
     if isinstance(place, Folder) and at_once == len(sizes):
         return rows.open()  # the first batch has rows of every shard anyway
-    return rows._replace(windows=Windows(sizes, at_once, functools.partial(read_shard, place, name, split)))
+    return rows._replace(
+        windows=Windows(sizes, at_once, functools.partial(read_shard, place, name, split, slots=slots))
+    )
 
 
 def state(path: Path) -> tuple[int, int] | None:
@@ -289,8 +299,8 @@ def state(path: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def read_shard(place: Place, name: str, split: Split, part: str, number: int) -> np.ndarray:
-    """An array of a shard, in memory.
+def read_shard(place: Place, name: str, split: Split, part: str, number: int, slots: int | None = None) -> np.ndarray:
+    """An array of a shard, in memory; where `slots` is given, its values have as many columns.
 
     Raises:
       InputError: The file is missing or is not as it was prepared.
@@ -298,10 +308,40 @@ def read_shard(place: Place, name: str, split: Split, part: str, number: int) ->
     file = file_name(name, part, number, len(split.shards))
     content = place.read(file)
     _check_hash(place / file, hashlib.sha256(content), split.shards[number], part)
+    try:
+        array = array_of(content)
+    except ValueError as error:
+        raise storage.unreadable(place / file, error) from None
+    return _checked(array, place / file, part, split.shards[number].rows, slots)
+
+
+def array_of(content: bytes) -> np.ndarray:
+    """The array that a NumPy file holds, without a copy: whatever its header says, nothing is allocated or unpickled.
+
+    Raises:
+      ValueError: It holds none.
+    """
     header = io.BytesIO(content)
-    np.lib.format.read_magic(header)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+    try:
+        if np.lib.format.read_magic(header) != (1, 0):
+            raise ValueError("its format is not 1.0")
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(header)
+    except _NO_ARRAY as error:
+        raise ValueError(str(error)) from None
+    if by_column or min(shape, default=0) < 0:
+        raise ValueError("its array is of another form")
     return np.frombuffer(content, dtype, offset=header.tell()).reshape(shape)
+
+
+def _checked(array: np.ndarray, file: str, part: str, rows: int, slots: int | None) -> np.ndarray:
+    """The array, if it is what the schema says that it is."""
+    shape = (rows, *(array.shape[1:2] if slots is None else (slots,))) if part == "values" else (rows,)
+    if array.shape != shape or array.dtype != PARTS[part]:
+        raise InputError(
+            f"{file} holds {array.dtype}{list(array.shape)} where {storage.SCHEMA} has {PARTS[part]}{list(shape)}; "
+            "prepare again."
+        )
+    return array
 
 
 def _check_hash(file: str, digest: "hashlib._Hash", shard: Shard, part: str) -> None:

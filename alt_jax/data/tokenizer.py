@@ -14,6 +14,7 @@ from alt_jax.errors import InputError
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ALPHABET = 1000
+_UNKNOWN = "a \U0010ffff"
 _ALPHANUMERIC = re.compile(r"([a-z0-9]+)(\.?)")  # with the full stop that closes a prompt's value
 
 
@@ -25,6 +26,8 @@ def load_tokenizer(name_or_folder: str) -> PreTrainedTokenizerFast:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+        if isinstance(tokenizer, PreTrainedTokenizerFast):
+            tokenizer.backend_tokenizer.encode(_UNKNOWN)  # which one that lacks its own unknown token cannot
     except Exception as error:  # tokenizers raises bare Exceptions, the hub half a dozen kinds: all mean the same here
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(f"No tokenizer can be loaded from {name_or_folder!r}: {reason}.") from error

@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, shortened
 from alt_jax.models.dropout import Dropout
 from alt_jax.models.packing import Layout, Wanted, lay_out, select
 from alt_jax.sharding import constrain_rows, shards
@@ -31,6 +31,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True)),
     "relu": jax.nn.relu,
 }
+_MOST_LAYERS, _MOST = 1000, 2**31 - 1
+_EXACT = 2**53  # whole numbers up to here are floats as well
 _KINDS: dict[Any, str] = {
     str: "a name",
     int: "a whole number",
@@ -89,12 +91,16 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.hidden_act not in ACTIVATIONS:
             raise InputError(
-                f"{self._key('hidden_act')} {self.hidden_act!r} is not supported; known are {', '.join(ACTIVATIONS)}."
+                f"{self._key('hidden_act')} {shortened(self.hidden_act)!r} is not supported; known are "
+                f"{', '.join(ACTIVATIONS)}."
             )
         for name, least in self.least.items():
             value = getattr(self, name)
             if value < least:
                 raise InputError(f"{self._key(name)} is {value}; it must be at least {least}.")
+            most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
+            if value > most:  # found before anything of that size is made
+                raise InputError(f"{self._key(name)} is {shortened(str(value))}; it can be {most} at most.")
         for name in self.rates:
             value = getattr(self, name)
             if not 0 <= value < 1:
@@ -138,9 +144,10 @@ class EncoderConfig:
             if key in values:
                 value = values[key]
                 # JSON writes a rate of 0.0 as 0 at times; and True is no number here, though Python has it as an int.
-                value = float(value) if field.type is float and type(value) is int else value
+                if field.type is float and type(value) is int and abs(value) <= _EXACT:
+                    value = float(value)
                 if type(value) is not (typing.get_origin(field.type) or field.type):
-                    raise InputError(f"{source}: {key} is {value!r}; it must be {_KINDS[field.type]}.")
+                    raise InputError(f"{source}: {key} is {shortened(repr(value))}; it must be {_KINDS[field.type]}.")
                 found[field.name] = value
             elif field.default is dataclasses.MISSING:
                 raise InputError(f"{source}: the key {key!r} is missing; is this a config.json of {cls.model_type}?")

@@ -22,7 +22,7 @@ import safetensors.numpy
 from flax import traverse_util
 from transformers import PreTrainedTokenizerBase
 
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, shortened
 from alt_jax.models.encoder import EncoderConfig
 from alt_jax.models.text import read_config, text_tower
 
@@ -231,9 +231,11 @@ def _weight_files(folder: Path) -> list[Path]:
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise InputError(f"{index}: the weight_map of tensor names to files is missing; fetch the model again.")
     files = [folder / shard for shard in sorted(set(shards.values()))]
+    present = set(folder.iterdir())
     for path in files:
-        if path.parent != folder or not path.is_file():
-            raise InputError(f"{index} lists the file {path.name}, which is not in the folder; fetch the model again.")
+        if path not in present:
+            listed = shortened(path.name)
+            raise InputError(f"{index} lists the file {listed}, which is not in the folder; fetch the model again.")
     return files
 
 
@@ -271,7 +273,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} could not be read ({error.strerror}); give a model's folder.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); fetch the model again.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} does not hold a JSON object; fetch the model again.")

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, shortened
 from alt_jax.models.bert import Bert, BertConfig, ElectraConfig, RobertaConfig
 from alt_jax.models.distilbert import DistilBert, DistilBertConfig
 from alt_jax.models.encoder import EncoderConfig, TextTower
@@ -44,7 +44,8 @@ def read_config(values: Mapping[str, Any], source: str) -> EncoderConfig:
     model_type = values.get("model_type")
     if model_type not in names():  # a list, since JSON may hold what cannot be hashed
         raise InputError(
-            f"{source}: model_type {model_type!r} is not supported; use a checkpoint of type {' or '.join(names())}."
+            f"{source}: model_type {shortened(repr(model_type))} is not supported; use a checkpoint of type "
+            f"{' or '.join(names())}."
         )
     return _CONFIGS[str(model_type)].from_hf(values, source)
 

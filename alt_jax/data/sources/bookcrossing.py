@@ -51,6 +51,7 @@ _COLUMNS = {
 _ORIGINAL_ROWS = {RATINGS: 1_149_780, USERS: 278_858, BOOKS: 271_379}
 _AGES, _YEARS = (5, 100), (1, 2005)
 _CELL = r'(?:"(?:[^"\\]|\\.)*"|[^";\n]*)'
+_GLUED = 100  # rows that are mended, one by one; the original has three
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|\w+);")  # without the `;` it is text, as in "R&D"
 
 
@@ -148,6 +149,7 @@ class _File:
         if not table.num_rows:
             raise InputError(f"{self._where.file} has no rows; get the original file again.")
         names = _COLUMNS[self._name]
+        require_columns(table.column_names, list(names), self._where.file)  # as Arrow reads the header's quotes
         return table.select(list(names)).rename_columns(list(names.values()))
 
     def _parse(self) -> pa.Table:
@@ -175,7 +177,8 @@ class _File:
 
     def _collect(self, row: pa.csv.InvalidRow) -> str:
         r"""Three books of the original have title and author in one cell, `"Title\";Author"`; `_mend` parts them."""
-        if row.actual_columns != row.expected_columns - 1 or '\\";' not in row.text:
+        glued = row.actual_columns == row.expected_columns - 1 and '\\";' in row.text
+        if not glued or len(self._glued) == _GLUED:
             return "error"
         self._glued.append(row.text)
         return "skip"

@@ -22,6 +22,7 @@ the training part (see `alt_jax.data.aggregates`), except `…_no_aggregates`, w
 """
 
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -73,6 +74,7 @@ _BOOK_KEYS = {
     **{"publication_year": "year", "work_id": "work_id"},
 }
 _CHUNK = 1 << 16
+_LONGEST = 1 << 24  # bytes of a line; the longest books of the original have a few hundred thousand
 
 Record = dict[str, Any]
 
@@ -267,7 +269,7 @@ def _lines(path: Path, key: str, columns: Sequence[str], pick: Callable[[Record]
             try:
                 record = json.loads(line)
                 empty, cells = not record[key], pick(record)
-            except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
                 reason = f"no {error}" if isinstance(error, KeyError) else str(error)
                 raise where.wrong(number, f"not a JSON object of the expected form ({reason})") from None
             if empty:
@@ -279,12 +281,16 @@ def _lines(path: Path, key: str, columns: Sequence[str], pick: Callable[[Record]
 
     chunks: list[pa.RecordBatch] = []
     pending: list[list[str | None]] = []
+    at = columns.index(key)
     for row in rows():
         pending.append(row)
         if len(pending) == _CHUNK:
-            chunks.append(_chunk(pending, schema))
+            chunks.append(_chunk(pending, schema, where, len(chunks) * _CHUNK))
+            if len({row[at] for row in pending}) < _CHUNK:  # said below; a file that repeats itself may be endless
+                break
             pending = []
-    chunks.append(_chunk(pending, schema))
+    else:
+        chunks.append(_chunk(pending, schema, where, len(chunks) * _CHUNK))
     table = pa.Table.from_batches(chunks, schema)
     if not table.num_rows:
         raise InputError(f"{path} has no lines; get the original file again.")
@@ -296,14 +302,28 @@ def _lines(path: Path, key: str, columns: Sequence[str], pick: Callable[[Record]
     return table
 
 
-def _chunk(rows: list[list[str | None]], schema: pa.Schema) -> pa.RecordBatch:
+def _chunk(rows: list[list[str | None]], schema: pa.Schema, where: Lines, before: int) -> pa.RecordBatch:
     cells = zip(*rows, strict=True) if rows else [()] * len(schema)
-    return pa.RecordBatch.from_arrays([pa.array(column, pa.string()) for column in cells], schema=schema)
+    try:
+        return pa.RecordBatch.from_arrays([pa.array(column, pa.string()) for column in cells], schema=schema)
+    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can say
+        bad = next(n for n, row in enumerate(rows) if any(cell and not _is_text(cell) for cell in row))
+        raise where.wrong(before + bad + 1, "half of a character") from None
+
+
+def _is_text(cell: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in cell)
 
 
 def _unzipped(path: Path) -> Iterator[bytes]:
     try:
         with gzip.open(path) as file:
-            yield from file
+            for number in itertools.count(1):
+                line = file.readline(_LONGEST)
+                if len(line) == _LONGEST:
+                    raise Lines(str(path)).wrong(number, f"longer than {_LONGEST:,} bytes")
+                if not line:
+                    return
+                yield line
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path} is not a whole gzip file ({error}); get it again.") from None

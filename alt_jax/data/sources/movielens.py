@@ -194,9 +194,11 @@ def _parse(data: bytes, where: Lines, parser: _Parser, notices: list[str]) -> En
         lines.pop()
     entries = parser([line.removesuffix("\r") for line in lines], where)
     keys = next(iter(entries.values()))
+    if not keys:
+        raise InputError(f"{where.file} is empty; get the original file again.")
     first: dict[str, int] = {}
     for number, key in enumerate(keys, start=1):
-        if not (key.isascii() and key.isdigit() and key == str(int(key)) and len(key) < 10):
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and key == str(int(key))):
             raise where.wrong(number, f"{key!r} is not an id")
         if key in first:
             raise where.wrong(number, f"id {key} is also on line {first[key]}")
@@ -332,6 +334,6 @@ def _quality(data: bytes, rows: int, where: Lines) -> pa.Array:
 def _check_info(data: bytes, counts: tuple[int, int, int], where: Lines) -> None:
     """u.info of ML-100K states how many users, items and ratings there are."""
     for name, count in zip(("users", "items", "ratings"), counts, strict=True):
-        stated = re.search(rf"(\d+) {name}", data.decode("latin-1"))
+        stated = re.search(rf"(\d{{1,18}}) {name}", data.decode("latin-1"))
         if stated and int(stated[1]) != count:
             raise InputError(f"{where.file} states {stated[1]} {name}, but there are {count}; a file was cut short.")

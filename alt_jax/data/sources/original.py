@@ -1,6 +1,8 @@
 """What readers of published data sets share: their files, messages that name a line, and their declared fields."""
 
 import dataclasses
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -13,7 +15,9 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from alt_jax.config import DataConfig, FieldConfig
-from alt_jax.errors import InputError, nearest
+from alt_jax.errors import InputError, nearest, shortened
+
+_MOST = 1 << 30  # bytes of a file in a zip; the largest of the originals has 78 MB
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Lines:
 
     def wrong(self, line: int, problem: str) -> InputError:
         """An error that names file and line."""
-        return InputError(f"{self.file}, line {line}: {problem}; get the original file again.")
+        return InputError(f"{self.file}, line {line}: {shortened(problem)}; get the original file again.")
 
 
 def read_files(path: Path, folder: str, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, bytes]:
@@ -47,18 +51,30 @@ def read_files(path: Path, folder: str, needed: Sequence[str], optional: Sequenc
     return files
 
 
+# What Python's zip reader and its decompressors raise; encryption and unknown methods are RuntimeErrors.
+DAMAGED_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError),
+    UnicodeDecodeError,
+)
+
+
 def _read_zip(path: Path, names: Sequence[str]) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                name = member.rsplit("/", 1)[-1]
-                if name in names and not member.startswith("__MACOSX"):
+            for member in archive.infolist():
+                name = member.filename.rsplit("/", 1)[-1]
+                if name in names and not member.filename.startswith("__MACOSX"):
                     if name in files:
                         raise InputError(f"{path} holds {name} more than once; use the original zip.")
+                    if member.file_size > _MOST:  # no more than it says is ever unpacked
+                        raise InputError(
+                            f"{path} says that {name} has {member.file_size:,} bytes, which no original has; get the "
+                            "original zip again."
+                        )
                     files[name] = archive.read(member)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"{path} is not a whole zip file ({error}); get it again.") from None
+    except DAMAGED_ZIP as error:
+        raise InputError(f"{path} is not a whole zip file ({shortened(str(error))}); get it again.") from None
     return files
 
 

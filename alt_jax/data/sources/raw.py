@@ -148,6 +148,11 @@ def as_text(column: pa.Array | pa.ChunkedArray, name: str, origin: str) -> pa.Di
     if not pa.types.is_dictionary(column.type):
         column = pc.dictionary_encode(column)
     array = column.unify_dictionaries().combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    try:
+        array.validate(full=True)  # Parquet's strings are bytes that nobody has looked at
+    except pa.ArrowInvalid as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise InputError(f"Column {name!r} of {origin} is damaged ({reason}); write it again, as UTF-8.") from None
     spelled = _spell(array.dictionary)
     # Two values may be spelled alike (null and ""; 0.0 and -0.0): encode the spellings once more. One further entry
     # stands for rows that are null.

@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from alt_jax.config import DataConfig, FieldConfig
 from alt_jax.data.sources.raw import Columns, RawData, check_linked, require_columns
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, shortened
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _PARQUET = (".parquet", ".pq")
@@ -193,7 +193,7 @@ def _parquet(path: Path, columns: Collection[str], encoded: bool) -> Iterator[pa
         with pa.parquet.ParquetFile(path, read_dictionary=strings) as file:
             require_columns(file.schema_arrow.names, columns, str(path))
             yield file
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as Parquet ({_line(error)}); write it again.") from None
 
 
@@ -207,7 +207,7 @@ def _read_csv(path: Path, columns: Collection[str], delimiter: str, encoded: boo
     try:
         with pa.csv.open_csv(path, read_options=read_options, parse_options=parse_options) as reader:
             present = reader.schema.names
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise _csv_error(path, error) from None
     require_columns(present, columns, str(path))
     convert = pa.csv.ConvertOptions(
@@ -222,14 +222,14 @@ def _read_csv(path: Path, columns: Collection[str], delimiter: str, encoded: boo
 
 
 def _csv_error(path: Path, error: Exception) -> InputError:
-    if "UTF8" in str(error) or "UTF-8" in str(error):
+    if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error) or "UTF-8" in str(error):
         return InputError(f"{path} is not UTF-8 text ({_line(error)}); convert it, e.g. with iconv -f latin1 -t utf-8.")
     return InputError(f"{path} is malformed: {_line(error)}; correct that row, counted with the header as row 1.")
 
 
 def _line(error: Exception) -> str:
     """The first line of an error's message, without its closing full stop."""
-    return str(error).strip().split("\n")[0].rstrip(".")
+    return shortened(str(error).strip().split("\n")[0].rstrip("."))
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
@@ -264,7 +264,7 @@ def _first_bad(array: pa.Array) -> str:
         try:
             float(text)
         except ValueError:
-            return f": {text!r} in data row {row}"
+            return f": {shortened(repr(text))} in data row {row}"
     return ""
 
 
