@@ -129,12 +129,15 @@ def export(folder: Path, out: Path) -> None:
 
     Args:
       folder: The finetuning run.
-      out: A new folder, made whole by a rename.
+      out: A new folder, made whole by a rename. One that holds this very export, since the same command was started
+        before, stays as it is.
 
     Raises:
       InputError: The run is not finished, its dataset is gone, or `out` is taken or cannot be written.
     """
     if out.exists():
+        if _is_export_of(folder, out):
+            return
         raise InputError(f"{out} already exists; give a new folder.")
     trained = load_finetuned(folder)
     dataset = open_dataset(trained.run)
@@ -150,6 +153,12 @@ def export(folder: Path, out: Path) -> None:
                 tokenizer = Encoder.load(partial).tokenizer
                 huggingface.save(partial / tower, trained.run.encoder, trained.params[name], tokenizer)
         partial.rename(out)
+
+
+def _is_export_of(folder: Path, out: Path) -> bool:
+    """Whether an export says everything that the run says of itself; it came by a rename, so the rest is there."""
+    pairs = [(folder / name, out / name) for name in _RUN_FILES]
+    return all(a.is_file() and b.is_file() and a.read_bytes() == b.read_bytes() for a, b in pairs)
 
 
 def _read_params(path: Path, task: Finetune) -> Params:

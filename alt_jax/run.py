@@ -97,7 +97,8 @@ class Run:
                 if cluster.first():
                     stack.enter_context(_lock(self.folder))
                     for left in self.folder.glob(".*.partial"):  # by a process that was killed
-                        left.unlink(missing_ok=True)
+                        if left.is_file():
+                            left.unlink()
                     stack.callback(self._unmake, made)
             yield
 

@@ -199,3 +199,24 @@ def test_half_written_checkpoint_is_never_taken_for_whole(tmp_path: Path) -> Non
     again.close()
     assert load_params(tmp_path)[1] == 2
     assert not half.exists()
+
+
+def test_a_checkpoint_is_never_half_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is no longer kept leaves its place in one step; what a kill leaves of it goes at the next start."""
+    root, removed = tmp_path / "checkpoints", tmp_path / "checkpoints" / ".deleted"
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_empty_deleted", lambda self: None)  # as if it were killed each time before that
+        opened = Checkpoints(tmp_path)
+        for step in (1, 2, 3):
+            save(opened, step)
+        opened.close()
+    assert steps(tmp_path) == [2, 3]
+    assert (removed / "1" / "checksums.json").is_file()
+    shutil.rmtree(removed / "1" / "params")
+    assert load_params(tmp_path)[1] == 3
+    again = Checkpoints(tmp_path)
+    assert again.latest() == 3
+    assert not removed.exists()
+    save(again, 4)
+    again.close()
+    assert sorted(path.name for path in root.iterdir()) == ["3", "4"]

@@ -170,6 +170,16 @@ def test_existing_folder_is_not_written_to(tmp_path: Path, runs: Runs) -> None:
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_the_same_export_again_changes_nothing(tmp_path: Path, runs: Runs) -> None:
+    """As after a kill that came when all was done; another run's export is refused."""
+    export(runs.ctr, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    export(runs.ctr, tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    with pytest.raises(InputError, match="already exists"):
+        export(runs.joint, tmp_path / "out")
+
+
 def test_nothing_is_left_when_the_output_cannot_be_written(
     tmp_path: Path, runs: Runs, exported: Path, raw: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -270,11 +270,12 @@ def test_sigterm_leaves_nothing_half_written(
         "prepare": ["prepare", config, "--data.dir", data],
         "ablate": ["ablate", config, "--data.dir", data, "--study", str(study), "--run-dir", str(tmp_path / "study")],
         "export": ["export", str(runs.joint), str(tmp_path / "out")],
+        "pretrain": ["pretrain", config, "--run-dir", str(tmp_path / "run")],  # whose training has not begun
     }
+    where = {"export": (export, "copy_encoder"), "pretrain": (stages, "_start")}
     for name, command in commands.items():
         with monkeypatch.context() as patch:
-            where = (export, "copy_encoder") if name == "export" else (storage, "write_bytes")
-            interrupt(patch, *where)
+            interrupt(patch, *where.get(name, (storage, "write_bytes")))
             assert cli.run(command) == 75, name
         said = capsys.readouterr().err
         assert f"alt-jax {name}: stopped by SIGTERM; start the same command again to go on." in said

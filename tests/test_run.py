@@ -11,7 +11,7 @@ from alt_jax.config import Config
 from alt_jax.data.dataset import Dataset
 from alt_jax.errors import InputError
 from alt_jax.models.encoder import EncoderConfig
-from alt_jax.run import Origin, Run, write_json
+from alt_jax.run import Origin, Run, wait_until_free, write_json
 
 PRETRAIN = Origin("pretrain")
 
@@ -186,6 +186,33 @@ def test_rewind_drops_what_will_be_done_again(run: Run) -> None:
     assert steps(run) == [1, 2, 3, 3]
     run.rewind(0)
     assert steps(run) == []
+
+
+def test_what_a_killed_process_was_writing_goes(run: Run) -> None:
+    """Once nobody else can be in the folder."""
+    for name in (".result.json.123.partial", ".metrics.jsonl.9.partial"):
+        (run.folder / name).write_text("{", encoding="utf-8")
+    with run.held():
+        run.log([{"step": 1}])
+    assert not list(run.folder.glob(".*"))
+    assert steps(run) == [1]
+
+
+def test_who_comes_at_once_waits_until_a_dying_process_has_saved(run: Run) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(run.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == b"held\n"
+        wait_until_free(run.folder, 0.1)
+        assert other.poll() is None  # it did not wait for ever
+        other.stdin.close()  # it ends soon
+        wait_until_free(run.folder, 60)
+        with run.held():
+            pass
+    wait_until_free(run.folder / "nowhere", 60)
+    assert not (run.folder / "nowhere").exists()
 
 
 def test_rewind_drops_a_line_cut_short(run: Run) -> None:

@@ -36,6 +36,7 @@ from alt_jax.train import Plan, Progress, train
 
 PER_EPOCH = 4
 BATCH = 16
+GRACE_S = 30  # what Kubernetes gives a process to end after SIGTERM
 
 
 class Noisy:
@@ -447,11 +448,12 @@ def test_killed_and_stopped_pretraining_ends_like_an_undisturbed_one(
     process = start(command, log)
     wait_for_checkpoint(run, reached, process, log)
     process.terminate()
-    assert process.wait(300) == 75, log.read_text(encoding="utf-8")
+    assert process.wait(GRACE_S) == 75, log.read_text(encoding="utf-8")
+    saved = load_params(run)[1]  # whole, or it would be refused
     said = log.read_text(encoding="utf-8")
     assert "Traceback" not in said
     assert f"resumed at step {reached}" in said
-    assert "stopped by SIGTERM" in said
+    assert f"stopped by SIGTERM at step {saved} of 90, saved" in said
 
     assert cli.run(command) == 0
     assert "resumed at step" in capsys.readouterr().out

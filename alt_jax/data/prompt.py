@@ -194,7 +194,7 @@ def cut_values(
     for strings, cap in zip(values, caps, strict=True):
         cut = np.zeros(len(strings), bool)
         full = np.flatnonzero(length[low : low + len(strings)] == cap)  # of these, some are just as long as that
-        cut[full] = _encode_values(backend, [strings[n] for n in full], ".").length > cap
+        cut[full] = _encode_values(backend, [strings[n] for n in full.tolist()], ".").length > cap
         found.append(cut)
         low += len(strings)
     return found
