@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from alt_jax import bridge, pretraining, stages
+from alt_jax import bridge, console, pretraining, stages
 from alt_jax.comparison import Line, Missing, Scores, compare, write
 from alt_jax.config import Config, Strategy
 from alt_jax.data.prepare import check_prepared, prepare, prepared_by
@@ -137,7 +137,7 @@ def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
                 if code not in (0, STOPPED) and not stop:
                     outcome = _FAILED + outcome
                     log.write(f"\n{outcome}\n".encode())
-            print(f"{job.folder}: {outcome}", flush=True)
+            console.log(f"{job.folder}: {outcome}", run_dir=str(job.folder), outcome=outcome)
             if code and job.strategy is None:
                 return
 
@@ -334,5 +334,5 @@ if __name__ == "__main__":
     except InputError as error:
         sys.exit(str(error))
     except Stopped as stopped:
-        print(stopped)
+        console.log(str(stopped))
         sys.exit(STOPPED)

@@ -20,7 +20,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -31,7 +30,7 @@ import filelock
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from alt_jax import cluster
+from alt_jax import cluster, console
 from alt_jax.config import Config, Strategy, first_problem
 from alt_jax.errors import InputError
 from alt_jax.models.encoder import EncoderConfig
@@ -233,7 +232,7 @@ def _lock(folder: Path) -> Iterator[None]:
             f"{folder} is in use by another process; wait until it has ended, or give another --run-dir."
         ) from None
     except NotImplementedError:  # some network file systems
-        print(f"{folder} cannot be locked there; see that no other process trains in it.", file=sys.stderr)
+        console.warn(f"{folder} cannot be locked there; see that no other process trains in it.")
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alt_jax import bridge, cluster, pretraining, sharding
+from alt_jax import bridge, cluster, console, pretraining, sharding
 from alt_jax.checkpoint import Checkpoints, load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
 from alt_jax.data.batches import updates
@@ -76,7 +76,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
         run = Run(run_dir, origin, config, dataset.schema, encoder)
     cluster.check_same(_facts(run, dataset))
     if (done := run.finished()) is not None:
-        print(f"{run_dir} is already finished.")
+        console.log(f"{run_dir} is already finished.", run_dir=str(run_dir))
         return done
     with cluster.together():
         mesh = make_mesh()
@@ -132,7 +132,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         run = Run(run_dir, origin, config, dataset.schema, encoder)
     cluster.check_same(_facts(run, dataset))
     if (done := run.finished()) is not None:
-        print(f"{run_dir} is already finished.")
+        console.log(f"{run_dir} is already finished.", run_dir=str(run_dir))
         return done
     with cluster.together():
         mesh = make_mesh()
@@ -283,7 +283,7 @@ def _start(
         stage = run.origin.strategy or "pretrain"
         params, summary = bridge.transfer(params, stage, init_from, run.schema)
     for line in summary:
-        print(f"  {line}")
+        console.log(f"  {line}")
     return place(mesh, params, rules)
 
 

@@ -4,7 +4,6 @@ Step N means N updates applied. A checkpoint of step N is written after the eval
 so a run that goes on from it repeats nothing and loses nothing.
 """
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from alt_jax import cluster, lazy
+from alt_jax import cluster, console, lazy
 from alt_jax.checkpoint import Checkpoints
 from alt_jax.config import Nonfinite
 from alt_jax.data.batches import Batch, batch_at, blank, epochs_over, updates
@@ -163,7 +162,7 @@ def train(
         params, opt_state, loop = checkpoints.restore(resumed, *_shapes(mesh, task, optimizer, plan.rules))
         state = State(replicate(mesh, jnp.int32(resumed)), params, opt_state)
         progress, step = Progress(**loop), resumed
-        print(f"resumed at step {step} of {last}")
+        console.log(f"resumed at step {step} of {last}", step=step, last=last)
     update = jax.jit(
         make_step(task, optimizer, lazy_tables=plan.lazy_tables, skip_nonfinite=plan.nonfinite == "skip"),
         donate_argnums=0,
@@ -275,7 +274,7 @@ class _Nonfinite:
             )
         if self._in_a_row == _TOO_MANY:
             raise InputError(f"{what}, and so are the {_TOO_MANY - 1} before; lower the learning rates.")
-        print(f"{what}; the update was left out", file=sys.stderr)
+        console.warn(f"{what}; the update was left out", step=step, not_finite=bad)
 
     def _keep(self, step: int) -> Path:
         """Writes the batch of an update down: value ids and labels; what is drawn follows from the seed and `step`."""
