@@ -237,7 +237,7 @@ def _check_same(job: Job) -> None:
     """Refuses a folder in which another study was run: its results would be taken for this one's."""
     path = job.folder / "config.json"
     if (job.folder / "run.json").is_file() and path.is_file():
-        changed = job.config.differences(Config.from_json(path.read_text(encoding="utf-8"), str(path)))
+        changed = job.config.another_run(Config.from_json(path.read_text(encoding="utf-8"), str(path)))
         for name, (new, old) in changed.items():
             raise InputError(f"{job.folder} was run with {name} = {old!r}, not {new!r}; give another --run-dir.")
 

@@ -21,26 +21,27 @@ _FORMS = (
 tqdm.set_lock(threading.RLock())
 
 
-def wanted() -> bool:
-    """Whether anyone sees progress: on a terminal, or in JSON."""
-    return console.is_json() or sys.stderr.isatty()
-
-
-class Progress:
-    """How far a stage has come, by rows. Shown where `wanted`; else nothing happens.
+class Meter:
+    """How far a stage has come, by rows. In a pipe, as text, nothing happens.
 
     Args:
       stage: Its name, e.g. `finetune joint`.
       rows: Of the whole stage.
       done: Of them, before.
+      first: Whether this is the process that speaks.
     """
 
-    def __init__(self, stage: str, rows: int, done: int = 0) -> None:
+    def __init__(self, stage: str, rows: int, done: int = 0, first: bool = True) -> None:
         self._bar: _Line | _Objects | None = None
-        if wanted():
+        if first and (console.is_json() or sys.stderr.isatty()):
             self._bar = _Objects(stage, rows, done) if console.is_json() else _Line(stage, rows, done)
 
-    def __enter__(self) -> "Progress":
+    @property
+    def wanted(self) -> bool:
+        """Whether anyone sees it."""
+        return self._bar is not None
+
+    def __enter__(self) -> "Meter":
         return self
 
     def __exit__(self, *_: object) -> None:

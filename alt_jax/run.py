@@ -9,6 +9,8 @@ checkpoints/    the newest two and the best
 damaged/        checkpoints that were found to be so, and set aside
 nonfinite/      batches whose loss or gradient was not finite
 metrics.jsonl   one line a step and one an evaluation
+tensorboard/    the same for TensorBoard
+tracking.json   ids of the run at Weights & Biases and MLflow, where they are used
 result.json     written when the run is finished
 ```
 """
@@ -167,9 +169,7 @@ class Run:
                 f"{self.folder} holds another run ({_sentence(other.origin)}, not {_sentence(self.origin)}); "
                 "give another --run-dir."
             )
-        # Where the parameters lie changes numbers by rounding only, so a run may go on with more or larger devices
-        changed = {k: v for k, v in self.config.differences(other.config).items() if not k.startswith("sharding.")}
-        if changed:
+        if changed := self.config.another_run(other.config):
             name, (new, old) = next(iter(changed.items()))
             raise InputError(
                 f"{self.folder} was started with {name} = {old!r}, not {new!r}; give another --run-dir to change it."

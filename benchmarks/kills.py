@@ -93,7 +93,8 @@ def files(folder: Path) -> dict[str, Path]:
         name = path.relative_to(folder)
         hidden = any(part.startswith(".") and part.endswith(".partial") for part in name.parts)
         inside = "checkpoints" in name.parts[:-1] and path.parent.name != "checkpoints"
-        if not hidden and not inside and path.name != "run.lock":
+        shown = "tensorboard" in name.parts  # with the times of day, and a file for every start
+        if not hidden and not inside and not shown and path.name != "run.lock":
             found[str(name)] = path
     return found
 
