@@ -70,4 +70,4 @@ def test_learning_rates_of_an_update(wide):
     schedules = pretrain_schedules(wide.pretrain, steps)
     for step in (1, 51, 100):
         found = rates_at(schedules, step)["rest"]
-        assert found == pytest.approx(peak * (1 + np.cos(np.pi * (step - 1) / steps)) / 2, rel=1e-5)
+        assert found == pytest.approx(peak * (1 + np.cos(np.pi * (step - 1) / steps)) / 2, rel=1e-5, abs=1e-6 * peak)

@@ -110,10 +110,14 @@ class FakeWandB(types.ModuleType):
         assert resume == "allow"
         kept = self.runs.setdefault(id, [])
         self.step = kept[-1][0] + 1 if kept else 0
+
+        def finish(exit_code: int) -> None:
+            self.ended.append(exit_code)
+
         return types.SimpleNamespace(
             step=self.step,
             log=lambda values, step: kept.append((step, values)),
-            finish=lambda exit_code: self.ended.append(exit_code),
+            finish=finish,
         )
 
 
