@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from alt_jax import bridge, pretraining, stages
+from alt_jax import bridge, console, pretraining, stages
 from alt_jax.comparison import Line, Missing, Scores, compare, write
 from alt_jax.config import Config, Strategy
 from alt_jax.data.prepare import check_prepared, prepare, prepared_by
@@ -140,7 +140,7 @@ def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
                 if code not in (0, STOPPED) and not stop:
                     outcome = _FAILED + outcome
                     log.write(f"\n{outcome}\n".encode())
-            print(f"{job.folder}: {outcome}", flush=True)
+            console.log(f"{job.folder}: {outcome}", run_dir=str(job.folder), outcome=outcome)
             if code and job.strategy is None:
                 return
 
@@ -243,7 +243,7 @@ def _check_same(job: Job) -> None:
     """Refuses a folder in which another study was run: its results would be taken for this one's."""
     path = job.folder / "config.json"
     if (job.folder / "run.json").is_file() and path.is_file():
-        changed = job.config.differences(Config.from_json(path.read_text(encoding="utf-8"), str(path)))
+        changed = job.config.another_run(Config.from_json(path.read_text(encoding="utf-8"), str(path)))
         for name, (new, old) in changed.items():
             raise InputError(f"{job.folder} was run with {name} = {old!r}, not {new!r}; give another --run-dir.")
 
@@ -341,5 +341,5 @@ if __name__ == "__main__":
     except InputError as error:
         sys.exit(str(error))
     except Stopped as stopped:
-        print(stopped)
+        console.log(str(stopped))
         sys.exit(STOPPED)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from alt_jax import cluster
+from alt_jax import cluster, console
 from alt_jax.errors import InputError, Stopped
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file at INFO and WARNING
@@ -260,7 +259,7 @@ def _set_aside_damaged(folder: Path) -> None:
             aside.mkdir(exist_ok=True)
             kept = aside / f"{step}-{len(list(aside.iterdir()))}"
             path.rename(kept)
-            print(f"{error}; it was moved to {kept}.", file=sys.stderr)
+            console.warn(f"{error}; it was moved to {kept}.", step=step)
 
 
 def _checksum(path: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 import tyro
 from pydantic import ValidationError
 
-from alt_jax import __version__, programs
+from alt_jax import __version__, console, programs
 from alt_jax.config import Config, Strategy, first_problem, load_config
 from alt_jax.errors import STOPPED, InputError, Stopped
 
@@ -60,6 +60,13 @@ Cluster = Annotated[
     ),
 ]
 ClusterWait = Annotated[int, tyro.conf.arg(help="Seconds to wait for the other hosts.")]
+LogFormat = Annotated[
+    console.Format,
+    tyro.conf.arg(
+        help="What is said meanwhile: text, with a line of progress on a terminal; or json, one object a line for "
+        "machines that collect logs, progress every ten seconds."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class PrepareOptions:
     Beam's own options: --engine beam -- --direct_num_workers 4 --direct_running_mode multi_processing"""
     runner: str = ""
     """Of Beam, e.g. FlinkRunner; empty: FnApiRunner, on this machine."""
+    log_format: LogFormat = "text"
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ class PretrainOptions:
     """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options override them."""
     cluster: Cluster = "none"
     cluster_wait: ClusterWait = 45
+    log_format: LogFormat = "text"
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,7 @@ class FinetuneOptions:
     """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options override them."""
     cluster: Cluster = "none"
     cluster_wait: ClusterWait = 45
+    log_format: LogFormat = "text"
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,7 @@ class AblateOptions:
     preset: str = ""
     """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options and arms override
     them."""
+    log_format: LogFormat = "text"
 
 
 @dataclass(frozen=True)
@@ -260,6 +271,7 @@ def run(arguments: list[str]) -> int:
         print(f"alt-jax {__version__}" if name == "--version" else USAGE.rstrip())
         return 0 if name else 2
     try:
+        console.use(_log_format(rest))
         if name not in _COMMANDS:
             raise InputError(f"there is no such command; `alt-jax --help` shows {', '.join(_COMMANDS)}.")
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -269,19 +281,19 @@ def run(arguments: list[str]) -> int:
         with _sigterm(name):
             _COMMANDS[name](rest)
     except InputError as error:
-        print(f"alt-jax {name}: {error}", file=sys.stderr)
+        console.error(f"alt-jax {name}: {error}", exit_code=2)
         return 2
     except Stopped as stopped:
-        print(f"alt-jax {name}: {stopped}; start the same command again to go on.", file=sys.stderr)
+        console.error(f"alt-jax {name}: {stopped}; start the same command again to go on.", exit_code=STOPPED)
         return STOPPED
     except OSError as error:
         if error.errno not in _STORAGE:
             raise
         where = error.filename or "a file"
-        print(
+        console.error(
             f"alt-jax {name}: {where} cannot be written or read ({error.strerror}); mend that, and start the same "
             "command again to go on.",
-            file=sys.stderr,
+            exit_code=2,
         )
         return 2
     except SystemExit as stop:  # --help
@@ -407,6 +419,12 @@ def _given(flags: list[str], option: str) -> list[str]:
     return [flags[i].partition("=")[2] or "".join(flags[i + 1 : i + 2]) for i in own]
 
 
+def _log_format(flags: list[str]) -> console.Format:
+    """What is said of refused options has that format too."""
+    given = _given([flag.replace("--log_format", "--log-format") for flag in flags], "--log-format")
+    return "json" if given[-1:] == ["json"] else "text"
+
+
 def _prepare(arguments: list[str]) -> None:
     at = arguments.index("--") if "--" in arguments else len(arguments)
     options, given = _configured(PrepareOptions, arguments[:at], "prepare"), arguments[at + 1 :]
@@ -442,7 +460,7 @@ def _finetune(arguments: list[str]) -> None:
     cluster.join(options.cluster, options.cluster_wait, saves=True)
     init_from = None if options.init_from == "none" else Path(options.init_from)
     result = stages.finetune(options.config, options.strategy, init_from, options.run_dir)
-    print(stages.format_report(result["test"]))
+    console.result(stages.format_report(result["test"]), f"{options.run_dir} is finished", result=result)
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -489,7 +507,8 @@ def _ablate(arguments: list[str]) -> None:
         study = dataclasses.replace(study, strategies=options.strategies)
     task = int(index), int(count)
     table = ablate(options.config, study, seeds=options.seeds, folder=options.run_dir, jobs=options.jobs, task=task)
-    print(f"\n{table}\nalso in {options.run_dir}: table.json, table.csv, table.png")
+    also = f"in {options.run_dir}: table.json, table.csv, table.png"
+    console.result(f"\n{table}\nalso {also}", also, table=table)
 
 
 def _inspect(arguments: list[str]) -> None:

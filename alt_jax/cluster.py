@@ -13,7 +13,6 @@ import re
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from alt_jax import signals
+from alt_jax import console, signals
 from alt_jax.errors import InputError
 
 _HEARTBEAT_S = 30  # without a sign of life after which a process is taken for dead
@@ -87,19 +86,17 @@ def join(cluster: str, wait_s: int, *, saves: bool) -> None:
 
 def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Ends the process at once: at its regular end JAX would wait for the others, and they for it."""
-    traceback.print_exception(kind, error, trace)
+    console.crashed(kind, error, trace)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(1)
 
 
 def _give_up(cluster: str, wait_s: int) -> None:
-    print(
+    console.error(
         f"alt-jax: --cluster {cluster}: not all processes came together within {wait_s} s; see that each was started "
         "(hosts that start far apart need a longer --cluster-wait), that all name the same address, of process 0, and "
-        "that its port can be reached.",
-        file=sys.stderr,
-        flush=True,
+        "that its port can be reached."
     )
     os._exit(1 if cluster == "auto" else 2)  # the main thread is in JAX's own code, which no exception reaches
 

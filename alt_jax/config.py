@@ -289,6 +289,10 @@ class MaskConfig:
 
 Tables = Literal["adam", "lazy_adam", "lazy_adagrad"]
 Nonfinite = Literal["stop", "skip"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+# Values that may change when a run goes on: where parameters lie moves numbers by rounding only, and where the metrics
+# are shown moves none.
+FREE = ("sharding.", "tracking")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -416,6 +420,8 @@ class Config:
     Attributes:
       nonfinite: What becomes of a training step whose loss or gradient is not finite: `stop` the run, or `skip` it, ten
         in a row at most; that needs the memory of the state once more.
+      tracking: Where the metrics of training are shown besides `metrics.jsonl`: in RUN/tensorboard, by Weights & Biases
+        (`wandb`), by MLflow (`mlflow`); empty: nowhere.
     """
 
     data: DataConfig = DataConfig()
@@ -430,6 +436,7 @@ class Config:
     finetune: FinetuneConfigs = FinetuneConfigs()
     sharding: ShardingConfig = ShardingConfig()
     nonfinite: Nonfinite = "stop"
+    tracking: tuple[Tracker, ...] = ("tensorboard",)
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -484,6 +491,10 @@ class Config:
         """Dotted names whose values differ, with both values."""
         mine, theirs = self.flat(), other.flat()
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+    def another_run(self, other: "Config") -> dict[str, tuple[Any, Any]]:
+        """The differences that make it another run."""
+        return {name: both for name, both in self.differences(other).items() if not name.startswith(FREE)}
 
 
 def load_config(name: str | Path) -> Config:

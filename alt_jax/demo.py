@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Bool
 
-from alt_jax import metrics, stages
+from alt_jax import console, metrics, stages
 from alt_jax.config import (
     Config,
     CTRConfig,
@@ -103,7 +103,7 @@ def demo(folder: Path, seed: int, *, log: SyntheticConfig = LOG, recipe: Config 
         folder = folder.relative_to(Path.cwd())  # one spelling, since run folders remember where their data lie
     config = demo_config(folder, seed, recipe)
     runs = folder / f"seed-{seed}"
-    print(
+    console.log(
         f"ALT on a generated click log: the same two towers with and without pretraining, in {_PARTS} parts.\n"
         f"Data and runs are kept in {folder}/; a part that is finished is not done again."
     )
@@ -114,7 +114,7 @@ def demo(folder: Path, seed: int, *, log: SyntheticConfig = LOG, recipe: Config 
         dataset = _data(config, log)
 
     results = _train(config, dataset, runs, clock)
-    print("\n" + _table(dataset, best_possible(config, dataset), results, runs, clock.seconds))
+    console.log("\n" + _table(dataset, best_possible(config, dataset), results, runs, clock.seconds))
 
 
 def _train(
@@ -148,7 +148,7 @@ def _table_order() -> Iterator[tuple[Strategy, bool]]:
 
 
 def _heading(number: int, what: str) -> None:
-    print(f"\n── {number}/{_PARTS} {what} ".ljust(100, "─"))
+    console.log(f"\n── {number}/{_PARTS} {what} ".ljust(100, "─"))
 
 
 def _claim(folder: Path, config: Config, log: SyntheticConfig) -> None:
@@ -183,12 +183,12 @@ def _data(config: Config, log: SyntheticConfig) -> Dataset:
     raw, prepared = Path(config.data.raw), Path(config.data.dir)
     if raw.exists() and (prepared / SCHEMA).exists():
         dataset = Dataset.load(prepared)
-        print(f"{prepared} is already finished.")
+        console.log(f"{prepared} is already finished.")
         return dataset
     partial = raw.with_name(f".{raw.name}.{os.getpid()}.partial")
     pq.write_table(generate(log), partial)
     partial.replace(raw)
-    print(f"generated {raw}: {log.rows:,} rows of up to {log.users:,} users and {log.items:,} items")
+    console.log(f"generated {raw}: {log.rows:,} rows of up to {log.users:,} users and {log.items:,} items")
     return prepare(config)
 
 
@@ -199,7 +199,7 @@ def _finished(folder: Path, config: Config, dataset: Dataset) -> dict[str, Any] 
     run = Run.load(folder)
     if run.config != config or run.schema != dataset.schema:
         return None
-    print(f"{folder} is already finished.")
+    console.log(f"{folder} is already finished.")
     return run.result()
 
 

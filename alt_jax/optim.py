@@ -50,33 +50,54 @@ def decayed(params: Any) -> Any:
 _TEXT, _REST = r"text(_second)?/.*", r"(?!text(_second)?/).*"
 
 
-def pretrain_optimizer(config: PretrainConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW for every group with a cosine to 0 over `steps`, after an optional linear warm-up."""
+Schedules = dict[str, optax.ScalarOrSchedule]
+
+
+def pretrain_schedules(config: PretrainConfig, steps: int) -> Schedules:
+    """The learning rate of the text tower and of the rest: a cosine to 0 over `steps`, after a linear warm-up."""
 
     def schedule(peak: float) -> optax.Schedule:
         warmup = round(config.warmup * steps)
         return optax.schedules.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, max(steps, 1))
 
-    def adamw(peak: float) -> optax.GradientTransformation:
-        return optax.adamw(schedule(peak), weight_decay=config.weight_decay, mask=decayed)
+    return {"text": schedule(config.text_learning_rate), "rest": schedule(config.learning_rate)}
 
-    groups = {"text": adamw(config.text_learning_rate), "rest": adamw(config.learning_rate)}
+
+def finetune_schedules(config: FinetuneConfig) -> Schedules:
+    """The learning rate of the text tower and of the rest: constant."""
+    return {"text": config.text_learning_rate, "rest": config.learning_rate}
+
+
+def rates_at(schedules: Schedules, step: int) -> dict[str, float]:
+    """The learning rates of update `step`, from 1."""
+    return {name: float(rate(step - 1) if callable(rate) else rate) for name, rate in schedules.items()}
+
+
+def pretrain_optimizer(config: PretrainConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW for every group, at the rates of `pretrain_schedules`."""
+    rates = pretrain_schedules(config, steps)
+
+    def adamw(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+        return optax.adamw(rate, weight_decay=config.weight_decay, mask=decayed)
+
+    groups = {"text": adamw(rates["text"]), "rest": adamw(rates["rest"])}
     patterns = {"text": _TEXT, "rest": _REST}
     if config.tables == "lazy_adagrad":
-        groups["tables"] = adagrad_by_rows(schedule(config.learning_rate))
+        groups["tables"] = adagrad_by_rows(rates["rest"])
         patterns |= {"tables": TABLES, "rest": f"(?!{TABLES}){_REST}"}
     return optax.multi_transform(groups, lambda params: group_params(params, patterns))
 
 
 def finetune_optimizer(config: FinetuneConfig) -> optax.GradientTransformation:
-    """AdamW for the text tower, Adam for the rest, each at its own constant rate; L2 on the tables of ids.
+    """AdamW for the text tower, Adam for the rest, at the rates of `finetune_schedules`; L2 on the tables of ids.
 
     The tables' Adam is the same whether it is lazy or not: `alt_jax.lazy` decides which rows it sees.
     """
-    adam = optax.adam(config.learning_rate)
-    tables = adagrad_by_rows(config.learning_rate) if config.tables == "lazy_adagrad" else adam
+    rates = finetune_schedules(config)
+    adam = optax.adam(rates["rest"])
+    tables = adagrad_by_rows(rates["rest"]) if config.tables == "lazy_adagrad" else adam
     groups = {
-        "text": optax.adamw(config.text_learning_rate, weight_decay=config.weight_decay, mask=decayed),
+        "text": optax.adamw(rates["text"], weight_decay=config.weight_decay, mask=decayed),
         "tables": optax.chain(gaussian_prior(config.l2, config.l2_towards), tables) if config.l2 else tables,
         "rest": adam,
     }

@@ -9,6 +9,8 @@ checkpoints/    the newest two and the best
 damaged/        checkpoints that were found to be so, and set aside
 nonfinite/      batches whose loss or gradient was not finite
 metrics.jsonl   one line a step and one an evaluation
+tensorboard/    the same for TensorBoard
+tracking.json   ids of the run at Weights & Biases and MLflow, where they are used
 result.json     written when the run is finished
 ```
 """
@@ -20,7 +22,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -31,7 +32,7 @@ import filelock
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from alt_jax import cluster
+from alt_jax import cluster, console
 from alt_jax.config import Config, Strategy, first_problem
 from alt_jax.errors import InputError
 from alt_jax.models.encoder import EncoderConfig
@@ -171,9 +172,7 @@ class Run:
                 f"{self.folder} holds another run ({_sentence(other.origin)}, not {_sentence(self.origin)}); "
                 "give another --run-dir."
             )
-        # Where the parameters lie changes numbers by rounding only, so a run may go on with more or larger devices
-        changed = {k: v for k, v in self.config.differences(other.config).items() if not k.startswith("sharding.")}
-        if changed:
+        if changed := self.config.another_run(other.config):
             name, (new, old) = next(iter(changed.items()))
             raise InputError(
                 f"{self.folder} was started with {name} = {old!r}, not {new!r}; give another --run-dir to change it."
@@ -248,7 +247,7 @@ def _lock(folder: Path) -> Iterator[None]:
             f"{folder} is in use by another process; wait until it has ended, or give another --run-dir."
         ) from None
     except NotImplementedError:  # some network file systems
-        print(f"{folder} cannot be locked there; see that no other process trains in it.", file=sys.stderr)
+        console.warn(f"{folder} cannot be locked there; see that no other process trains in it.")
     try:
         yield
     finally:

@@ -1,10 +1,11 @@
 """SIGTERM and SIGINT as a request: what is running saves first, and then stops."""
 
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+
+from alt_jax import console
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def stop_requests(
 
     def handler(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
-        print(notice, file=sys.stderr, flush=True)
+        console.warn(notice, signal=signal.Signals(number).name)
         pass_on()
 
     previous = [signal.signal(number, handler) for number in numbers]

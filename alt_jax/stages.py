@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alt_jax import bridge, cluster, pretraining, sharding
+from alt_jax import bridge, cluster, console, flops, pretraining, sharding, tracking
 from alt_jax.checkpoint import Checkpoints, load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
 from alt_jax.data.batches import updates
@@ -22,12 +24,12 @@ from alt_jax.errors import InputError
 from alt_jax.evaluate import Scorer, report, undefined
 from alt_jax.models import interactions
 from alt_jax.models.alt import ALT
-from alt_jax.optim import finetune_optimizer, pretrain_optimizer
+from alt_jax.optim import finetune_optimizer, finetune_schedules, pretrain_optimizer, pretrain_schedules
 from alt_jax.pretraining import Pretrain
 from alt_jax.run import Origin, Run
 from alt_jax.sharding import Rules, check_batch, check_rules, jit_init, make_mesh, place, replicate
 from alt_jax.tasks import Finetune, Params
-from alt_jax.train import Plan, train
+from alt_jax.train import Plan, Shown, train
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
       InputError: The dataset, the model, the earlier pretraining or the folder does not fit.
       alt_jax.errors.Stopped: A signal came.
     """
-    rules = sharding.rules(config)
+    began, rules = time.perf_counter(), sharding.rules(config)
     recipe, lazy = config.pretrain, config.pretrain.tables != "adam"
     plan = Plan(
         recipe.batch_size,
@@ -69,6 +71,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
     origin = Origin("pretrain", init_from=None if init_from is None else str(init_from))
     with cluster.together():
         interactions.build(config.ctr)  # refused before data is read
+        tracking.check(config.tracking)
         dataset = Dataset.load(config.data.dir, config.data.memory_gib)
         check_prepared(config)
         pretraining.check(config, dataset.schema)
@@ -76,7 +79,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
         run = Run(run_dir, origin, config, dataset.schema, encoder)
     cluster.check_same(_facts(run, dataset))
     if (done := run.finished()) is not None:
-        print(f"{run_dir} is already finished.")
+        console.log(f"{run_dir} is already finished.", run_dir=str(run_dir))
         return done
     with cluster.together():
         mesh = make_mesh()
@@ -84,11 +87,19 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
         steps = _steps(mesh, dataset, plan)
         task = Pretrain.build(config, dataset, encoder)
     optimizer = pretrain_optimizer(config.pretrain, steps)
+    work = sum(flops.pretrain_flops(task, recipe.batch_size).values())
+    shown = Shown("pretrain", work, config.text.dtype, pretrain_schedules(recipe, steps))
     with run.held():
         with Checkpoints(run_dir) as checkpoints:
-            params = _start(task, checkpoints, mesh, run, init_from, rules)
-            train(task, run, checkpoints, mesh, dataset.train, replicate(mesh, dataset.pieces), params, optimizer, plan)
-        result = {"stage": "pretrain", "init_from": origin.init_from, "steps": steps, "seed": config.seed}
+            params, pieces = _start(task, checkpoints, mesh, run, init_from, rules), replicate(mesh, dataset.pieces)
+            train(task, run, checkpoints, mesh, dataset.train, pieces, params, optimizer, plan, shown=shown)
+        result = {
+            "stage": "pretrain",
+            "init_from": origin.init_from,
+            "steps": steps,
+            "seed": config.seed,
+            "machine": machine(mesh, began),
+        }
         run.finish(result)
     return result
 
@@ -109,7 +120,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
       InputError: The dataset, the model, the pretraining run or the folder does not fit.
       alt_jax.errors.Stopped: A signal came.
     """
-    rules = sharding.rules(config)
+    began, rules = time.perf_counter(), sharding.rules(config)
     recipe: FinetuneConfig = getattr(config.finetune, strategy)
     lazy = recipe.tables != "adam"
     plan = Plan(
@@ -124,6 +135,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     origin = Origin("finetune", strategy, None if init_from is None else str(init_from))
     with cluster.together():
         interactions.build(config.ctr)  # refused before data is read
+        tracking.check(config.tracking)
         dataset = Dataset.load(config.data.dir, config.data.memory_gib)
         check_prepared(config)
         if strategy == "plm":
@@ -132,7 +144,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         run = Run(run_dir, origin, config, dataset.schema, encoder)
     cluster.check_same(_facts(run, dataset))
     if (done := run.finished()) is not None:
-        print(f"{run_dir} is already finished.")
+        console.log(f"{run_dir} is already finished.", run_dir=str(run_dir))
         return done
     with cluster.together():
         mesh = make_mesh()
@@ -140,8 +152,15 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         for split in ("valid", "test"):
             dataset.split(split).open()  # what is damaged is found now, not after training
         task = Finetune(ALT(config, dataset.schema, encoder), strategy)
+        lengths = None if strategy == "ctr" else dataset.prompt_tokens()
         if task.packs:
-            task = dataclasses.replace(task, lengths=dataset.prompt_tokens())
+            task = dataclasses.replace(task, lengths=lengths)
+        work = sum(flops.finetune_flops(task, recipe.batch_size, lengths).values())
+    rates = finetune_schedules(recipe)
+    if strategy == "ctr":
+        del rates["text"]
+    dtype = "float32" if strategy == "ctr" else config.text.dtype
+    shown = Shown(f"finetune {strategy}", work, dtype, rates)
     with run.held():
         scorer = Scorer(task, mesh, dataset.pieces)
 
@@ -151,7 +170,9 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         pieces, optimizer = replicate(mesh, dataset.pieces), finetune_optimizer(recipe)
         with Checkpoints(run_dir) as checkpoints:
             params = _start(task, checkpoints, mesh, run, init_from, rules)
-            trained = train(task, run, checkpoints, mesh, dataset.train, pieces, params, optimizer, plan, validate)
+            trained = train(
+                task, run, checkpoints, mesh, dataset.train, pieces, params, optimizer, plan, validate, shown=shown
+            )
         best_step = trained[1].best_step
         del params, trained  # the best ones need the memory
         best = place(mesh, load_params(run_dir, best_step)[0], rules)
@@ -164,11 +185,30 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
             "best_step": best_step,
             "valid": validate(best),
             "test": report(dataset, "test", scorer(best, dataset.test.values)),
+            "machine": machine(mesh, began),
         }
         with cluster.together():
             dataset.train.check()  # and with it the files of the other parts
         run.finish(result)
     return result
+
+
+def machine(mesh: Mesh, began: float) -> dict[str, Any]:
+    """What a run was computed on.
+
+    Args:
+      mesh: Devices.
+      began: `time.perf_counter()` when this start of the run began.
+    """
+    return {
+        "device": mesh.devices.flat[0].device_kind,
+        "devices": mesh.size,
+        "processes": jax.process_count(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
 
 
 def load_finetuned(folder: Path) -> Trained:
@@ -275,12 +315,22 @@ def _start(
     """
     config, what = run.config, " ".join(filter(None, (run.origin.stage, run.origin.strategy)))
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    print(f"{what} · seed {config.seed} · {mesh.size} × {mesh.devices[0].device_kind}{processes} · {config.data.dir}")
+    device = mesh.devices.flat[0].device_kind
+    console.log(
+        f"{what} · seed {config.seed} · {mesh.size} × {device}{processes} · {config.data.dir}",
+        stage=what,
+        seed=config.seed,
+        device=device,
+        devices=mesh.size,
+        processes=jax.process_count(),
+        data=config.data.dir,
+        run_dir=str(run.folder),
+    )
     if checkpoints.latest() is not None:
         return None
     params, summary = starting_params(task, mesh, run, init_from, rules)
     for line in summary:
-        print(f"  {line}")
+        console.log(f"  {line}")
     return place(mesh, params, rules)
 
 

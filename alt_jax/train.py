@@ -4,7 +4,6 @@ Step N means N updates applied. A checkpoint of step N is written after the eval
 so a run that goes on from it repeats nothing and loses nothing.
 """
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from alt_jax import cluster, lazy
+from alt_jax import cluster, console, flops, lazy
 from alt_jax.checkpoint import Checkpoints
 from alt_jax.config import Nonfinite
 from alt_jax.data.batches import Batch, batch_at, blank, epochs_over, updates
@@ -28,11 +27,15 @@ from alt_jax.data.prompt import Pieces, feature_ids
 from alt_jax.errors import InputError, Stopped
 from alt_jax.evaluate import undefined
 from alt_jax.objectives import Mean
+from alt_jax.optim import Schedules, rates_at
+from alt_jax.progress import Meter
 from alt_jax.run import Run
 from alt_jax.sharding import Rules, check_batch, layout, own_rows, place, replicate, replicated, split_rows
 from alt_jax.tasks import Params, Task
+from alt_jax.tracking import Log, tracked
 
 _LOG_EVERY = 50  # steps whose metrics are fetched at once
+_LOG_SECONDS = 10.0  # after which they are fetched before
 _TOO_MANY = 10  # updates in a row that are not finite, after which there is nothing to hope for
 _AHEAD = 4  # steps that the host is ahead of the devices at most: what is under way, a signal has to wait for
 
@@ -85,6 +88,23 @@ class Plan:
     nonfinite: Nonfinite = "stop"
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a line of progress says besides what the loop knows.
+
+    Attributes:
+      stage: Its name.
+      flops: Of a step (`alt_jax.flops`), or None where they are not known.
+      dtype: Of the products.
+      schedules: Learning rates by group of parameters.
+    """
+
+    stage: str
+    flops: float | None
+    dtype: str
+    schedules: Schedules
+
+
 def make_step(
     task: Task, optimizer: optax.GradientTransformation, *, lazy_tables: bool = False, skip_nonfinite: bool = False
 ) -> Callable[[State, Pieces, Batch, jax.Array], tuple[State, dict[str, Mean]]]:
@@ -128,6 +148,7 @@ def train(
     optimizer: optax.GradientTransformation,
     plan: Plan,
     evaluate: Callable[[Params], dict[str, float]] | None = None,
+    shown: Shown | None = None,
 ) -> tuple[Params, Progress]:
     """Trains, or goes on with, a run.
 
@@ -143,6 +164,7 @@ def train(
       optimizer: Gradient transformation.
       plan: Length, batch, seed.
       evaluate: Called at the end of every epoch with the parameters; its "auc" decides the best step and stopping.
+      shown: What progress says.
 
     Returns:
       The last parameters, and the progress with the best step.
@@ -164,7 +186,7 @@ def train(
         params, opt_state, loop = checkpoints.restore(resumed, *_shapes(mesh, task, optimizer, plan.rules))
         state = State(replicate(mesh, jnp.int32(resumed)), params, opt_state)
         progress, step = Progress(**loop), resumed
-        print(f"resumed at step {step} of {last}")
+        console.log(f"resumed at step {step} of {last}", step=step, last=last)
     update = jax.jit(
         make_step(task, optimizer, lazy_tables=plan.lazy_tables, skip_nonfinite=plan.nonfinite == "skip"),
         donate_argnums=0,
@@ -173,10 +195,12 @@ def train(
     run.rewind(step)
     read = partial(batch_at, rows, seed=plan.seed, batch_size=plan.batch_size)
     trouble = cluster.Trouble()
-    log = _Log(run, plan.batch_size, _Nonfinite(run, plan.nonfinite, read))
+    shown = shown or Shown("training", None, "float32", {})
+    meter = Meter(shown.stage, last * plan.batch_size, step * plan.batch_size, cluster.first())
 
     requests = cluster.stop_requests("stopping after this step…")
-    with jax.set_mesh(mesh), requests as requested:
+    with tracked(run, step) as record, meter, jax.set_mesh(mesh), requests as requested:
+        log = _Log(record, plan.batch_size, _Nonfinite(run, plan.nonfinite, read), _Watch(shown, mesh, meter))
         while True:
             fresh = step > 0 and step != resumed
             over, before = (epochs_over(len(rows.labels), plan.batch_size, n) for n in (step, step - 1))
@@ -185,7 +209,7 @@ def train(
             if fresh and epoch_ends:
                 log.flush()
                 if evaluate is not None:
-                    score = _evaluate(evaluate, state.params, run, step, progress)
+                    score = _evaluate(evaluate, state.params, record, step, progress)
                 log.epoch(over, plan.epochs, progress if evaluate else None)
             stop = requested()
             save = fresh and (epoch_ends or stop or (plan.checkpoint_every and step % plan.checkpoint_every == 0))
@@ -234,7 +258,7 @@ def _shapes(mesh: Mesh, task: Task, optimizer: optax.GradientTransformation, rul
 
 
 def _evaluate(
-    evaluate: Callable[[Params], dict[str, float]], params: Params, run: Run, step: int, progress: Progress
+    evaluate: Callable[[Params], dict[str, float]], params: Params, record: Log, step: int, progress: Progress
 ) -> float:
     found = evaluate(params)
     score = found["auc"]
@@ -244,7 +268,7 @@ def _evaluate(
         raise InputError(
             f"The AUC of the validation part, which decides when to stop, is undefined at step {step} ({why}); {mend}."
         )
-    run.log([{"step": step, **{f"valid/{name}": value for name, value in found.items()}}])
+    record([{"step": step, **{f"valid/{name}": value for name, value in found.items()}}])
     if progress.best_score is None or score > progress.best_score:
         progress.best_step, progress.best_score, progress.waited = step, score, 0
     else:
@@ -280,7 +304,7 @@ class _Nonfinite:
             )
         if self._in_a_row == _TOO_MANY:
             raise InputError(f"{what}, and so are the {_TOO_MANY - 1} before; lower the learning rates.")
-        print(f"{what}; the update was left out", file=sys.stderr)
+        console.warn(f"{what}; the update was left out", step=step, not_finite=bad)
 
     def _keep(self, step: int) -> Path:
         """Writes the batch of an update down: value ids and labels; what is drawn follows from the seed and `step`."""
@@ -295,13 +319,14 @@ class _Nonfinite:
 class _Log:
     """Collects metrics on the device and writes them in blocks."""
 
-    def __init__(self, run: Run, batch_size: int, nonfinite: _Nonfinite) -> None:
-        self._run, self._batch_size, self._nonfinite = run, batch_size, nonfinite
+    def __init__(self, record: Log, batch_size: int, nonfinite: _Nonfinite, watch: "_Watch") -> None:
+        self._record, self._batch_size, self._nonfinite, self._watch = record, batch_size, nonfinite, watch
         self._pending: list[tuple[int, dict[str, Mean]]] = []
         self._running: deque[tuple[int, dict[str, Mean]]] = deque()  # of these, what may still be computed
         self._since = self._epoch_since = time.perf_counter()
         self._epoch_rows = 0
         self._last: dict[str, float | None] = {}
+        self._steps = 0
 
     def add(self, step: int, metrics: dict[str, Mean]) -> None:
         """Keeps the metrics of an update; fetches them with those before once there are enough."""
@@ -309,33 +334,44 @@ class _Log:
         self._running.append((step, metrics))
         if len(self._running) > _AHEAD:
             self._look()
-        if len(self._pending) == _LOG_EVERY:
+        self._steps += 1
+        if self._steps == _LOG_EVERY:
             self.flush()
+        elif time.perf_counter() - self._since >= _LOG_SECONDS:
+            # Of those that were looked at only: processes look at each update at the same step, whatever the time.
+            self._write(len(self._pending) - len(self._running))
 
     def flush(self) -> None:
         """Writes everything kept so far. `rows_per_s` is the mean over the block, compilation included."""
-        if not self._pending:
-            return
         while self._running:
             self._look()
-        fetched = jax.device_get(self._pending)
+        self._steps = 0
+        self._write(len(self._pending))
+
+    def _write(self, count: int) -> None:
+        """Writes the oldest that are kept, so many."""
+        if not count:
+            return
+        fetched = jax.device_get(self._pending[:count])
         now = time.perf_counter()
         rate = len(fetched) * self._batch_size / (now - self._since)
         self._since = now
         self._epoch_rows += len(fetched) * self._batch_size
         records = [{"step": step, **_values(metrics), "rows_per_s": round(rate, 1)} for step, metrics in fetched]
-        self._run.log(records)
+        self._record(records)
         self._last = records[-1]
-        self._pending = []
+        self._pending = self._pending[count:]
+        self._watch.show(fetched[-1][0], self._last, rate / self._batch_size)
 
     def _look(self) -> None:
         """Waits for the oldest update under way."""
         step, metrics = self._running.popleft()
         sums = {name: metrics[name].total for name in ("loss", "grad_norm")}
         self._nonfinite.see(step, metrics, all(np.isfinite(x) for x in jax.device_get(sums).values()))
+        self._watch.meter.advance(self._batch_size)
 
     def epoch(self, epoch: int, epochs: int, progress: Progress | None) -> None:
-        """Prints one line about an epoch."""
+        """Says one line about an epoch."""
         now = time.perf_counter()
         shown = {
             k: v for k, v in self._last.items() if k in ("loss", "icl", "mlm", "mtm", "icl/top1_ctr_to_text") and v
@@ -346,8 +382,31 @@ class _Log:
                 f"best valid AUC {progress.best_score:.4f}" + (f" ({progress.waited} ago)" if progress.waited else "")
             )
         parts.append(f"{self._epoch_rows / (now - self._epoch_since):,.0f} rows/s")
-        print("  ".join(parts))
+        best = None if progress is None else progress.best_score
+        facts = {"epoch": epoch, "epochs": epochs, **shown, "best_valid_auc": best}
+        console.log("  ".join(parts), **facts)
         self._since, self._epoch_since, self._epoch_rows = now, now, 0
+
+
+class _Watch:
+    """What a line of progress says of the newest update."""
+
+    def __init__(self, shown: Shown, mesh: Mesh, meter: Meter) -> None:
+        self.meter = meter
+        self._schedules = shown.schedules
+        self._of_peak: float | None = None  # what a step a second would be of the peak
+        if meter.wanted and shown.flops is not None:
+            self._of_peak = shown.flops / flops.peak(mesh, shown.dtype)
+
+    def show(self, step: int, values: dict[str, float | None], steps_per_s: float) -> None:
+        """Losses, share of the peak, learning rates."""
+        if not self.meter.wanted:
+            return
+        self.meter.show(
+            losses={name: values[name] for name in ("loss", "icl", "mlm", "mtm") if name in values},
+            share_of_peak=None if self._of_peak is None else self._of_peak * steps_per_s,
+            learning_rates=rates_at(self._schedules, step),
+        )
 
 
 def _values(metrics: dict[str, Mean]) -> dict[str, float | None]:

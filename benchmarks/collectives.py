@@ -35,9 +35,10 @@ import tables  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
 
+from alt_jax import flops  # noqa: E402
 from alt_jax.config import Config, CTRConfig, FinetuneConfig, ShardingConfig, TextConfig  # noqa: E402
 from alt_jax.data.batches import Batch, batch_at  # noqa: E402
-from alt_jax.data.prompt import Pieces, prompt_lengths  # noqa: E402
+from alt_jax.data.prompt import Pieces  # noqa: E402
 from alt_jax.optim import finetune_optimizer, pretrain_optimizer  # noqa: E402
 from alt_jax.pretraining import Pretrain  # noqa: E402
 from alt_jax.sharding import Rules, by_rows, layout, make_mesh, replicated, rules  # noqa: E402
@@ -195,9 +196,8 @@ def main() -> None:
     one_chip = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, batch_size=own))
     task = Pretrain.build(one_chip, dataset, encoder)
     params = jax.eval_shape(task.init, jax.random.key(0))
-    lengths = [prompt_lengths(dataset.pieces, batch.values, dataset.schema.widths)[:own]]
-    flops = sum(pretraining.step_flops(task, one_chip, encoder, dataset, lengths, params).values())
-    projection(flops, params, own, config.icl.dim)
+    parts = flops.pretrain_flops(task, own)
+    projection(sum(parts.values()) - parts["ICL comparisons"], params, own, config.icl.dim)
     kind = f"chips of {arguments.topology}" if arguments.topology else "CPU devices"
     for name in arguments.steps:
         how, remat = STEPS[name]

@@ -13,11 +13,10 @@ from typing import Any
 
 import jax
 import measure
-import numpy as np
 from pretraining import experiment
 
+from alt_jax import flops
 from alt_jax.data.batches import Batch, batch_at
-from alt_jax.data.prompt import prompt_lengths
 from alt_jax.models.alt import ALT
 from alt_jax.optim import finetune_optimizer
 from alt_jax.sharding import make_mesh, replicate, split_rows
@@ -45,7 +44,7 @@ def main() -> None:
         finetune_optimizer(recipe),
     )
     mesh, key, numbers = make_mesh(), jax.random.key(0), itertools.count()
-    pieces, params = replicate(mesh, dataset.pieces), jax.eval_shape(task.init, key)
+    pieces = replicate(mesh, dataset.pieces)
 
     def made(number: int) -> Batch:
         found = batch_at(dataset.train, seed=0, step=number, batch_size=arguments.batch)
@@ -79,13 +78,7 @@ def main() -> None:
         found = measure.interleaved(works, arguments.rounds, at_least=2.0)
 
     seconds = {name: found[name] / STEPS for name in ("bare", "whole", "host")}
-    flops = 0.0
-    if arguments.strategy != "plm":
-        flops += 3 * measure.dense_flops(params["ctr"], arguments.batch)
-    if arguments.strategy != "ctr":
-        values = np.concatenate([np.asarray(batch.values) for batch in there])
-        lengths = prompt_lengths(dataset.pieces, values, dataset.schema.widths)
-        flops += 3 * measure.text_flops(encoder, lengths, cls_only=True) / STEPS
+    total = sum(flops.finetune_flops(task, arguments.batch, lengths).values())
     measure.show(
         "finetuning step",
         {
@@ -97,11 +90,11 @@ def main() -> None:
             "rows/s": arguments.batch / seconds["whole"],
             "whole / bare": seconds["whole"] / seconds["bare"],
             "host / whole": seconds["host"] / seconds["whole"],
-            "GFLOP a step": flops / 1e9,
+            "GFLOP a step": total / 1e9,
             "GFLOP a step by XLA": (step.cost_analysis() or {}).get("flops", float("nan")) / 1e9,
-            "GFLOP/s of the step": flops / seconds["bare"] / 1e9,
+            "GFLOP/s of the step": total / seconds["bare"] / 1e9,
             "GFLOP/s of a large product": large_flops / found["matrix"] / 1e9,
-            "share of a large product's rate": flops / seconds["bare"] / (large_flops / found["matrix"]),
+            "share of a large product's rate": total / seconds["bare"] / (large_flops / found["matrix"]),
             "MB of temporaries": step.memory_analysis().temp_size_in_bytes / 1e6,
         },
         arguments.json,

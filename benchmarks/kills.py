@@ -128,7 +128,8 @@ def files(folder: Path) -> dict[str, Path]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if "checkpoints" not in name.parts[:-1] and path.name != "run.lock":
+        shown = "tensorboard" in name.parts  # with the times of day, and a file for every start
+        if "checkpoints" not in name.parts[:-1] and not shown and path.name != "run.lock":
             found[str(name)] = path
     return found
 

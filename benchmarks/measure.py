@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's own rates, medians of runs taken in turn, FLOPs counted by hand, output."""
+"""What the benchmarks share: the machine's own rates, medians of runs taken in turn, output."""
 
 import argparse
 import datetime
@@ -13,8 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from alt_jax.models.encoder import EncoderConfig
 
 TOWERS = {  # layers, width, heads, inner width
     "tinybert": (4, 312, 12, 1200),
@@ -58,24 +56,6 @@ def copy(size: int = 1 << 26) -> tuple[Callable[[], jax.Array], float]:
     x = jnp.zeros(size, jnp.float32)
     add = jax.jit(lambda x: x + 1)
     return lambda: add(x), 8.0 * size
-
-
-def text_flops(encoder: EncoderConfig, lengths: Any, *, cls_only: bool = False) -> float:
-    """Products of one forward pass over prompts of these lengths; padding is no use and does not count."""
-    d, inner, layers = encoder.hidden_size, encoder.intermediate_size, encoder.num_hidden_layers
-    tokens, pairs, rows = float(sum(lengths)), float(sum(n * n for n in lengths)), len(lengths)
-    whole = 2 * tokens * (4 * d * d + 2 * d * inner) + 4 * pairs * d
-    if not cls_only:
-        return layers * whole
-    last = 2 * tokens * 2 * d * d + 2 * rows * (2 * d * d + 2 * d * inner) + 4 * tokens * d
-    return (layers - 1) * whole + last
-
-
-def dense_flops(params: Any, rows: int) -> float:
-    """Products of one forward pass through the matrices of a tree, each applied once a row; tables do not count."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    no_product = ("embedding", "table", "bias")
-    return float(sum(2 * rows * leaf.size for path, leaf in leaves if path[-1].key not in no_product))
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -16,16 +16,15 @@ import jax
 import measure
 import numpy as np
 
-from alt_jax import masking, mlm
+from alt_jax import flops, mlm
 from alt_jax.config import Config
 from alt_jax.data.batches import batch_at
 from alt_jax.data.dataset import Dataset
-from alt_jax.data.prompt import maskable_tokens, prompt_lengths
+from alt_jax.data.prompt import prompt_lengths
 from alt_jax.models.bert import BertConfig
 from alt_jax.optim import pretrain_optimizer
 from alt_jax.pretraining import Pretrain
 from alt_jax.sharding import make_mesh, replicate, split_rows
-from alt_jax.tasks import blank_row
 from alt_jax.train import initial_state, make_step
 from configs import movielens_1m
 
@@ -70,7 +69,6 @@ def main() -> None:
     mesh = make_mesh()
     optimizer = pretrain_optimizer(config.pretrain, 1000)
     pieces, key = replicate(mesh, dataset.pieces), jax.random.key(0)
-    params = jax.eval_shape(task.init, key)
     batches = [batch_at(dataset.train, seed=0, step=i, batch_size=arguments.batch) for i in range(8)]
     with jax.set_mesh(mesh):
         state = initial_state(mesh, jax.jit(task.init)(key), optimizer)
@@ -86,14 +84,14 @@ def main() -> None:
 
         lengths = [prompt_lengths(dataset.pieces, batch.values, dataset.schema.widths) for batch in batches]
         tokens = int(np.mean([n.sum() for n in lengths]))
-        flops = step_flops(task, config, encoder, dataset, lengths, params)
+        parts = flops.pretrain_flops(task, arguments.batch)
         products = _tower_products(encoder, tokens, config.text.dtype)
         side = 2048 if jax.default_backend() == "cpu" else 8192
         large, large_flops = measure.product(side, side, side, config.text.dtype)
         works = {"step": train, "matrix": large} | {name: work for name, (work, _) in products.items()}
         found = measure.interleaved(works, arguments.rounds)
 
-    total = sum(flops.values())
+    total = sum(parts.values())
     tower_rate = sum(count for _, count in products.values()) / sum(found[name] for name in products)
     matrix_rate = large_flops / found["matrix"]
     analysis = step.cost_analysis() or {}
@@ -107,7 +105,7 @@ def main() -> None:
             "mlm capacity": mlm.capacity(task.maskable, arguments.batch, config, dataset.schema),
             "ms a step": 1e3 * found["step"],
             "rows/s": arguments.batch / found["step"],
-            **{f"GFLOP a step: {name}": count / 1e9 for name, count in flops.items()},
+            **{f"GFLOP a step: {name}": count / 1e9 for name, count in parts.items()},
             "GFLOP a step by XLA": analysis.get("flops", float("nan")) / 1e9,
             "GFLOP/s of the step": total / found["step"] / 1e9,
             "GFLOP/s of a large product": matrix_rate / 1e9,
@@ -118,29 +116,6 @@ def main() -> None:
         },
         arguments.json,
     )
-
-
-def step_flops(
-    task: Pretrain, config: Config, encoder: BertConfig, dataset: Dataset, lengths: list[Any], params: Any
-) -> dict[str, float]:
-    """Products of a step that have to be, by part: forward, and twice that backward."""
-    rows, width = config.pretrain.batch_size, encoder.hidden_size
-    whole = float(np.mean([measure.text_flops(encoder, n) for n in lengths]))
-    sample = np.asarray(dataset.train.values[:100_000])
-    per_field = maskable_tokens(dataset.pieces, sample, dataset.schema.widths)
-    units = masking.mask_units(dataset.schema, config.mask)
-    hidden = rows * masking.num_masked_units(units, config.mask.rate) * per_field.sum(axis=1).mean() / len(units)
-    representation = jax.eval_shape(
-        lambda p: task.model.apply({"params": p}, *blank_row(dataset.schema), train=False, method="represent"), params
-    )
-    head = 2 * hidden * ((width + representation.shape[1]) * width + width * encoder.vocab_size)
-    passes = 2 if config.loss.mlm else 1
-    tables = measure.dense_flops(params["ctr"], rows)
-    return {
-        "text tower": 3 * passes * whole,
-        "MLM head": 3 * head if config.loss.mlm else 0.0,
-        "CTR tower": 3 * 2 * tables,
-    }
 
 
 def _tower_products(encoder: BertConfig, tokens: int, dtype: str) -> dict[str, Any]:

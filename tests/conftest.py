@@ -20,7 +20,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # stand for a float, as it may for mypy (PEP 484).
 install_import_hook("alt_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from alt_jax import bridge, pretraining  # noqa: E402
+from alt_jax import bridge, console, pretraining  # noqa: E402
 from alt_jax.config import (  # noqa: E402
     Config,
     CTRConfig,
@@ -52,6 +52,12 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def said_as_text() -> None:
+    """Whatever a test before has chosen."""
+    console.use("text")
 
 
 @pytest.fixture(scope="module")

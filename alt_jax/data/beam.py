@@ -19,7 +19,6 @@ import io
 import json
 import secrets
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,6 +32,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners import create_runner
 
+from alt_jax import console
 from alt_jax.config import FieldConfig
 from alt_jax.data import storage, values, workers
 from alt_jax.data.engine import SCRATCH, Engine
@@ -179,7 +179,7 @@ class Beam(Engine):
                 for name in shared.sizes():
                     shared.remove(name)
             except InputError as error:  # what is left over is no reason to lose a dataset
-                print(error, file=sys.stderr)
+                console.warn(str(error))
         elif self._job.shared == str(self.folder):
             shutil.rmtree(self.folder / SCRATCH, ignore_errors=True)
         else:

@@ -8,6 +8,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from alt_jax import console
 from alt_jax.errors import InputError
 
 _TIMEOUT_S = 60
@@ -47,7 +48,7 @@ def fetch(archive: Archive, folder: str | Path | None = None) -> Path:
     if path.is_file() and archive.is_original(path):
         return path
     advice = f"download it where there is a network and pass --data.raw PATH/{archive.name}."
-    print(f"downloading {archive.url} ({archive.bytes / 1e6:.1f} MB)")
+    console.log(f"downloading {archive.url} ({archive.bytes / 1e6:.1f} MB)", bytes=archive.bytes)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A file of its own per attempt: neither a killed download nor a second one beside it can spoil the zip.

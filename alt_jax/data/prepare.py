@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from alt_jax import console
 from alt_jax.config import Config, FieldConfig
 from alt_jax.data import aggregates, protocols, rows, sources
 from alt_jax.data.dataset import (
@@ -107,9 +108,11 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, in
     dataset = Dataset.load(config.data.dir)
     report(raw, split, dataset, vocabulary, fields, cut)
     stages = zip(("read and split", "values", "text", "rows"), itertools.pairwise(clock), strict=True)
-    print(
+    seconds = {stage: round(end - begin, 1) for stage, (begin, end) in stages}
+    console.log(
         f"prepared {target.name} in {clock[-1] - clock[0]:.1f} s: "
-        + " · ".join(f"{stage} {end - begin:.1f} s" for stage, (begin, end) in stages)
+        + " · ".join(f"{stage} {passed:.1f} s" for stage, passed in seconds.items()),
+        seconds=seconds,
     )
     return dataset
 

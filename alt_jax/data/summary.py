@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Bool
 
+from alt_jax import console
 from alt_jax.data.dataset import Dataset, Vocabulary
 from alt_jax.data.protocols import SPLITS, Split
 from alt_jax.data.sources.raw import RawData
@@ -21,27 +22,32 @@ def report(
     """Prints what a user needs to judge the data by; of each field, `cut` says which values did not fit the prompt."""
     schema = dataset.schema
     for notice in raw.notices:
-        print(f"note: {notice}")
-    print(f"{schema.source} · {schema.protocol} · label > {split.threshold:g} is positive")
+        console.log(f"note: {notice}")
+    console.log(f"{schema.source} · {schema.protocol} · label > {split.threshold:g} is positive")
     dropped = "".join(f" · {count:,} dropped: {reason}" for reason, count in split.dropped.items())
-    print(f"rows   {raw.table.num_rows:,} read{dropped}")
+    console.log(f"rows   {raw.table.num_rows:,} read{dropped}")
     for name in SPLITS:
         part = schema.splits[name]
-        print(f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive  split {part.hash[:12]}")
+        console.log(
+            f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive  split {part.hash[:12]}",
+            split=name,
+            rows=part.rows,
+            positives=part.positives,
+        )
     absent = vocabulary.count == 0
     for what, name in schema.entities.items():
         share = absent[dataset.test.values[:, schema.slot(name)]].mean()
-        print(f"  test rows whose {what} is unseen in training: {share:.1%}")
-    print(f"vocabulary ({schema.num_ids:,} feature ids)")
+        console.log(f"  test rows whose {what} is unseen in training: {share:.1%}", share=float(share))
+    console.log(f"vocabulary ({schema.num_ids:,} feature ids)")
     for field, found in zip(schema.fields, fields, strict=True):
         seen = int((found.counts > 0).sum())
         rare = f", {seen - found.known:,} rare" if seen > found.known else ""
         kind = "" if field.kind == "category" else f"  ({_kind(field)})"
         unseen = f"{len(found.counts) - seen:,} in valid/test only{rare}{kind}"
-        print(f"  {field.name:<20}{found.known:>9,} in training, {unseen}")
+        console.log(f"  {field.name:<20}{found.known:>9,} in training, {unseen}")
     text, parts = schema.text, schema.splits.values()
     mean = sum(n * rows for part in parts for n, rows in enumerate(part.prompts)) / sum(part.rows for part in parts)
-    print(
+    console.log(
         f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {mean:.1f} tokens on average, "
         f"{text.length} at most, bounded by {text.max_length}"
     )
@@ -49,12 +55,12 @@ def report(
         if too_long.any():
             rows = "occurrences" if field.kind in ("multi", "sequence") else "rows"
             count = int(found.counts[too_long].sum())
-            print(
+            console.log(
                 f"  {field.name} is cut to {field.max_tokens - 1} tokens in {count:,} training {rows}; a larger "
                 "text.max_length would keep all of it"
             )
-    print(f"linked {'; '.join(' + '.join(group) for group in schema.linked) or 'none'}")
-    print(f"hashes vocabulary {schema.vocabulary_hash[:12]} · data {schema.data_hash[:12]}")
+    console.log(f"linked {'; '.join(' + '.join(group) for group in schema.linked) or 'none'}")
+    console.log(f"hashes vocabulary {schema.vocabulary_hash[:12]} · data {schema.data_hash[:12]}")
 
 
 def _kind(field: Field) -> str:
