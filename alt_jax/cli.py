@@ -385,7 +385,7 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _predict(arguments: list[str]) -> None:
     options = _parse(PredictOptions, arguments, "alt-jax predict")
-    from alt_jax.export import predict
+    from alt_jax.scorer import predict
 
     rows = predict(options.model, options.rows, options.output)
     print(f"scored {rows:,} rows to {options.output}")
