@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
+from scipy.special import expit
 
 from alt_jax import sharding
 from alt_jax.data.dataset import Encoder
@@ -117,17 +118,23 @@ class Scorer:
         ]
         for rows, found in batches:
             logits[rows] = np.asarray(found)[: len(rows)]
-        return 1 / (1 + np.exp(-logits))
+        probability: np.ndarray = expit(logits)
+        return probability
 
-    def warm_up(self, most: int | None = None) -> int:
-        """Compiles the programs for batches of up to `most` rows; by default all. Returns how many they are."""
-        needed = [size for size in self.sizes if size <= self._size(most or self.sizes[-1])]
-        values = np.full((1, sum(self.encoder.schema.widths)), -1, np.int32)
-        for size in needed:
-            for length in self.lengths:
-                pieces = self.encoder.pieces
-                jax.block_until_ready(self._dispatch(pieces, np.repeat(values, size, axis=0), length))
-        return len(needed) * len(self.lengths)
+    def programs(self, most: int | None = None) -> list[tuple[int, int]]:
+        """Rows and prompt length of every program that tables of up to `most` rows need; None: tables of any length."""
+        most = most or self.sizes[-1]
+        return [(size, length) for size in self.sizes if size <= self._size(most) for length in self.lengths]
+
+    def compile(self, size: int, length: int) -> None:
+        """Compiles one of `programs`, and runs it once."""
+        values = np.full((size, sum(self.encoder.schema.widths)), -1, np.int32)
+        jax.block_until_ready(self._dispatch(self.encoder.pieces, values, length))
+
+    def warm_up(self, most: int | None = None) -> None:
+        """Compiles all `programs`, so that no later call has to."""
+        for size, length in self.programs(most):
+            self.compile(size, length)
 
     def batches(
         self, values: Int[np.ndarray, "N S"], pieces: Pieces
