@@ -60,7 +60,7 @@ def every_kind(folder: Path) -> Config:
         item="item",
     )
     text = TextConfig(vocab_size=200, hidden=16, layers=1, heads=2, intermediate=16, max_length=128)
-    config = Config(data=data, text=text, ctr=CTRConfig(tower="dlrm", dim=4))
+    config = Config(data=data, text=text, ctr=CTRConfig(tower="autoint", dim=4))
     prepare(config)
     return config
 

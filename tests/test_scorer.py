@@ -115,12 +115,12 @@ def test_scores_are_those_of_a_dataset_whatever_holds_the_rows(config, rows, str
     mesh = make_mesh(jax.devices()[:1])
     params = random_scorer(config, strategy)._params
     expected = Probabilities(scorer.task, mesh, pieces)(replicate(mesh, params), values)
-    assert np.ptp(expected) > 0.1
+    assert np.ptp(expected) > 0.02
     found = scorer.score(rows)
     assert found.dtype == np.float64
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     alone = np.concatenate([scorer.score(rows.slice(n, 1)) for n in range(9)])
-    np.testing.assert_allclose(alone, expected[:9], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(alone, expected[:9], rtol=1e-5)
 
     class Frame:
         """What Polars and pandas have."""
@@ -134,7 +134,7 @@ def test_scores_are_those_of_a_dataset_whatever_holds_the_rows(config, rows, str
     assert scorer.score(rows.slice(0, 0)).shape == (0,)
     assert scorer.score([]).shape == (0,)
     monkeypatch.setattr(scorers, "_MANY", 0)  # as tables of many rows are scored
-    np.testing.assert_allclose(scorer.score(rows), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scorer.score(rows), expected, rtol=1e-5)
 
 
 def test_pandas(config, rows):
@@ -152,7 +152,7 @@ def test_all_devices_share_the_rows(config, rows):
     one = random_scorer(config, "ctr")
     every = Scorer(one.task, jax.device_get(one._params), one.encoder)
     assert every.sizes == (8, 64, 512, 4096)
-    np.testing.assert_allclose(every.score(rows), one.score(rows), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(every.score(rows), one.score(rows), rtol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["ctr", "joint"])

@@ -121,6 +121,7 @@ class Service:
             middleware=[Middleware(_Counted, metrics=self._metrics)],
             exception_handlers={HTTPException: _refused, 500: _broken},
         )
+        self.app.router.redirect_slashes = False
 
     @property
     def state(self) -> Literal["starting", "ready", "stopping"]:

@@ -15,7 +15,7 @@ class Full(Exception):  # noqa: N818 - not an error: too much is asked for at th
     """The queue has no room for the rows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Waiting:
     rows: Sequence[Any]
     since: float
@@ -69,8 +69,14 @@ class Batcher:
         self._queue.append(waiting)
         self.rows += len(rows)
         self._changed.set()
-        async with asyncio.timeout(timeout):
-            return await waiting.scores
+        try:
+            async with asyncio.timeout(timeout):
+                return await waiting.scores
+        except (TimeoutError, asyncio.CancelledError):
+            with contextlib.suppress(ValueError):  # it is being scored
+                self._queue.remove(waiting)
+                self.rows -= len(rows)
+            raise
 
     async def in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Does something else in the thread."""
