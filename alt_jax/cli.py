@@ -31,7 +31,8 @@ usage: alt-jax COMMAND …
   finetune CONFIG --strategy ctr|plm|joint --init-from D|none --run-dir E
   evaluate E… [--split test] [--json]                 AUC, logloss, GAUC, ECE of a run, or of some
   predict  E|EXPORT rows.csv|parquet -o scores.parquet
-  export   E OUT                                      weights, config, schema, Hugging Face folder
+  export   E OUT                                      weights, StableHLO, ONNX, Hugging Face folder
+  serve    E|EXPORT [--port 8000]                     scores over HTTP, many requests at a time
   ablate   CONFIG --study S --run-dir D [--seeds 3]   a study: runs side by side, a table, a figure
   inspect  DATASET|E|EXPORT [--rows 3]                what is in there, on one screen, with rows
   report   RUN… [-o OUT.html] [--price USD_PER_HOUR]  one HTML page about runs and studies
@@ -166,6 +167,35 @@ class ExportOptions:
 
     run_dir: tyro.conf.Positional[Path]
     out: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Scores rows over HTTP with a finetuning run or an export, until SIGTERM or SIGINT.
+
+    POST /score {"rows": [{column: value, …}, …]} gives {"scores": [0.42, …]}; GET /schema is the JSON Schema of a row,
+    /healthz says whether all is compiled, /metrics is for Prometheus. It has neither TLS nor passwords.
+
+    Example: alt-jax serve exported/joint --port 8000
+    """
+
+    model: tyro.conf.Positional[Path]
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all of this machine's."""
+    port: int = 8000
+    """0: any that is free."""
+    max_rows: int = 1024
+    """Of a request."""
+    max_bytes: int = 1 << 20
+    """Of a request's body."""
+    timeout: float = 2.0
+    """Seconds that a body may take to arrive, and then its scores to be there."""
+    max_batch: int = 256
+    """Rows that are scored together; a request is not divided."""
+    max_wait_ms: float = 2.0
+    """How long a row waits for others while the model is free, in milliseconds."""
+    max_queue: int = 8192
+    """Rows that may wait; more are refused with 503."""
 
 
 @dataclass(frozen=True)
@@ -476,7 +506,7 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _predict(arguments: list[str]) -> None:
     options = _parse(PredictOptions, arguments, "alt-jax predict")
-    from alt_jax.export import predict
+    from alt_jax.scorer import predict
 
     rows = predict(options.model, options.rows, options.output)
     print(f"scored {rows:,} rows to {options.output}")
@@ -488,6 +518,19 @@ def _export(arguments: list[str]) -> None:
 
     export(options.run_dir, options.out)
     print(f"exported {options.run_dir} to {options.out}")
+
+
+def _serve(arguments: list[str]) -> None:
+    options = _parse(ServeOptions, arguments, "alt-jax serve")
+    try:
+        from alt_jax.serving.app import Limits
+        from alt_jax.serving.server import serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("starlette", "uvicorn", "prometheus_client"):
+            raise
+        raise InputError(f"serve needs {error.name}; install it with pip install 'alt-jax[serve]'.") from None
+    limits = Limits(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Limits)})
+    serve(options.model, options.host, options.port, limits)
 
 
 def _ablate(arguments: list[str]) -> None:
@@ -558,6 +601,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "export": _export,
+    "serve": _serve,
     "ablate": _ablate,
     "inspect": _inspect,
     "report": _report,

@@ -24,7 +24,7 @@ _PART = 1 << 22  # rows whose values are in memory
 _AHEAD = 4  # batches that the host is ahead of the devices at most
 
 
-class Scorer:
+class Probabilities:
     """Click probabilities of raw value ids under one set of prompt pieces; used with any parameters."""
 
     def __init__(self, task: Finetune, mesh: Mesh, pieces: Pieces) -> None:

@@ -1,4 +1,4 @@
-"""Export of a finished finetuning, and prediction on raw rows from a run or an export.
+"""Export of a finished finetuning, from which `alt_jax.scorer` scores raw rows.
 
 ```
 params.safetensors    every parameter, named by its path: ctr/embedding/embedding, text/encoder/layer/0/…
@@ -10,112 +10,29 @@ second_text_tower/    likewise, if the run has one
 """
 
 import contextlib
-import errno
-import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 import safetensors.numpy
 from flax import traverse_util
-from jaxtyping import Float
 
 from alt_jax.data.dataset import Encoder, copy_encoder
-from alt_jax.data.sources import table
 from alt_jax.errors import InputError
-from alt_jax.evaluate import Scorer
 from alt_jax.models import huggingface
 from alt_jax.partial import beside
-from alt_jax.run import Run
-from alt_jax.sharding import make_mesh, replicate
-from alt_jax.stages import finetune_task, load_finetuned, open_dataset
+from alt_jax.stages import load_finetuned, open_dataset
 from alt_jax.tasks import Finetune, Params
 
 PARAMS = "params.safetensors"
 _RUN_FILES = ("config.json", "schema.json", "encoder.json", "run.json", "result.json")
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """A finished model and what raw rows are encoded with."""
-
-    task: Finetune
-    params: Params
-    encoder: Encoder
-
-    @classmethod
-    def load(cls, folder: Path) -> "Predictor":
-        """Opens a finetuning run or an export.
-
-        Raises:
-          InputError: The folder is neither, or is damaged.
-        """
-        if (folder / PARAMS).is_file():
-            run = Run.load(folder)
-            task = finetune_task(run)
-            return cls(task, _read_params(folder / PARAMS, task), Encoder.load(folder))
-        trained = load_finetuned(folder)
-        return cls(trained.task, trained.params, Encoder.load(open_dataset(trained.run).folder))
-
-    def __call__(self, rows: pa.Table, origin: str) -> Float[np.ndarray, " N"]:
-        """Click probability of every raw row, in order.
-
-        Args:
-          rows: Holds the schema's columns.
-          origin: Name of the table, for messages.
-
-        Raises:
-          InputError: A column is missing.
-        """
-        values, pieces = self.encoder.encode(rows, origin, prompts=self.task.strategy != "ctr")
-        mesh = make_mesh()
-        return Scorer(self.task, mesh, pieces)(replicate(mesh, self.params), values)
-
-
-def predict(folder: Path, rows: Path, output: Path) -> int:
-    """Scores a CSV or Parquet file of raw rows.
-
-    Args:
-      folder: A finetuning run or an export.
-      rows: Has the columns of the schema; the label is not needed. That of a sequence holds item ids, newest first,
-        with the field's separator between them, or a list of them.
-      output: Parquet (or CSV, by its name) with a column `score`, one line per row, in order.
-
-    Returns:
-      Number of rows.
-
-    Raises:
-      InputError: The model, the rows or the output cannot be used.
-    """
-    if output.suffix not in (".parquet", ".csv"):
-        raise InputError(f"{output} should end in .parquet or .csv.")
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    with _writing(output):  # tried first: what cannot be written is said before anything is scored
-        if output.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-    try:
-        model = Predictor.load(folder)
-        raw = table.read(rows, model.encoder.columns, encoded=True)
-        scores = pa.table({"score": pa.array(model(raw, str(rows)))})
-        with _writing(output):
-            (pq.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv)(scores, partial)
-            partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
-    return raw.num_rows
-
-
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turns what the file system says against `path` into one sentence."""
     try:
         yield
@@ -141,7 +58,7 @@ def export(folder: Path, out: Path) -> None:
         raise InputError(f"{out} already exists; give a new folder.")
     trained = load_finetuned(folder)
     dataset = open_dataset(trained.run)
-    with _writing(out), beside(out) as partial:
+    with writing(out), beside(out) as partial:
         flat: dict[str, Any] = traverse_util.flatten_dict(trained.params, sep="/")
         tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}
         safetensors.numpy.save_file(tensors, partial / PARAMS)
@@ -161,8 +78,12 @@ def _is_export_of(folder: Path, out: Path) -> bool:
     return all(a.is_file() and b.is_file() and a.read_bytes() == b.read_bytes() for a, b in pairs)
 
 
-def _read_params(path: Path, task: Finetune) -> Params:
-    """The parameters that the task needs, every one of them."""
+def read_params(path: Path, task: Finetune) -> Params:
+    """The parameters that the task needs, every one of them, from an export's file.
+
+    Raises:
+      InputError: It is damaged, or does not hold just these.
+    """
     try:
         tensors = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError, KeyError) as error:  # the last: a type that NumPy has not

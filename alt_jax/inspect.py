@@ -32,7 +32,7 @@ from alt_jax.data.shards import Rows, open_rows
 from alt_jax.data.storage import SCHEMA, is_url
 from alt_jax.data.tokenizer import load_tokenizer
 from alt_jax.errors import InputError
-from alt_jax.export import PARAMS, Predictor
+from alt_jax.export import PARAMS, read_params
 from alt_jax.models.alt import ALT
 from alt_jax.run import Run
 from alt_jax.schema import Field, Schema
@@ -460,13 +460,14 @@ def _export(folder: Path, rows: int, split: str) -> _Page:
     ]
     if not rows:
         return _Page(head)
-    model = Predictor.load(folder)
-    head += _parameters(model.params)
+    task = finetune_task(run)
+    params = read_params(folder / PARAMS, task)
+    head += _parameters(params)
     try:
         dataset = open_dataset(run)
     except InputError as error:
         return _Page(head, no_rows=f"not shown, since they are not part of an export: {error}")
-    return _Page(head, _scored_rows(run, dataset, model.params, rows, split, model.task))
+    return _Page(head, _scored_rows(run, dataset, params, rows, split, task))
 
 
 # Rows.

@@ -162,7 +162,8 @@ class Pretrain:
         """Draws what both sides hide of a batch, with a key for MLM, one for MTM, and one for its replacements."""
         config, schema = self.model.config, self.model.schema
         mlm_key, mtm_key, noise_key = keys
-        ids, numbers = jnp.asarray(feature_ids(pieces, batch.values)), row_numbers(self.model, pieces, batch.values)
+        ids = jnp.asarray(feature_ids(pieces, batch.values))
+        numbers = jnp.asarray(row_numbers(self.model, pieces, batch.values))
         masks = masking.choose_masks((mlm_key, mtm_key), len(ids), schema, config.mask)
         text = mlm.choose(masks.text, text_length(schema.text.length), mlm_key, config)
         shown = mtm.hide(ids, numbers, masks.table, noise_key, config, schema)

@@ -21,7 +21,7 @@ from alt_jax.data.batches import updates
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prepare import check_prepared
 from alt_jax.errors import InputError
-from alt_jax.evaluate import Scorer, report, undefined
+from alt_jax.evaluate import Probabilities, report, undefined
 from alt_jax.models import interactions
 from alt_jax.models.alt import ALT
 from alt_jax.optim import finetune_optimizer, finetune_schedules, pretrain_optimizer, pretrain_schedules
@@ -162,10 +162,10 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     dtype = "float32" if strategy == "ctr" else config.text.dtype
     shown = Shown(f"finetune {strategy}", work, dtype, rates)
     with run.held():
-        scorer = Scorer(task, mesh, dataset.pieces)
+        probabilities = Probabilities(task, mesh, dataset.pieces)
 
         def validate(params: Params) -> dict[str, float]:
-            return report(dataset, "valid", scorer(params, dataset.valid.values))
+            return report(dataset, "valid", probabilities(params, dataset.valid.values))
 
         pieces, optimizer = replicate(mesh, dataset.pieces), finetune_optimizer(recipe)
         with Checkpoints(run_dir) as checkpoints:
@@ -184,7 +184,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
             "protocol": dataset.schema.protocol,
             "best_step": best_step,
             "valid": validate(best),
-            "test": report(dataset, "test", scorer(best, dataset.test.values)),
+            "test": report(dataset, "test", probabilities(best, dataset.test.values)),
             "machine": machine(mesh, began),
         }
         with cluster.together():
@@ -279,11 +279,11 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
             )
         with cluster.together():
             own = open_dataset(trained.run)  # its prompts may come from another tokenizer
-        scorer, params = (
-            Scorer(trained.task, mesh, own.pieces),
+        probabilities, params = (
+            Probabilities(trained.task, mesh, own.pieces),
             place(mesh, trained.params, sharding.rules(trained.run.config)),
         )
-        probability += scorer(params, own.split(split).values) / len(runs)
+        probability += probabilities(params, own.split(split).values) / len(runs)
     return report(dataset, split, probability)
 
 

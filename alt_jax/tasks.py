@@ -38,16 +38,17 @@ class Task(Protocol):
 
 
 def row_prompts(
-    model: ALT, pieces: Pieces, values: Int[Array, "B S"], length: int, fields: Sequence[int] | None = None
+    model: ALT, pieces: Pieces, values: Int[Array | np.ndarray, "B S"], length: int, fields: Sequence[int] | None = None
 ) -> Prompt:
     """The rows spelled out, or some fields of them."""
     schema = model.schema
     return compose(pieces, values, length=length, pad_id=schema.text.pad_id, widths=schema.widths, fields=fields)
 
 
-def row_numbers(model: ALT, pieces: Pieces, values: Int[Array, "B S"]) -> Float[Array, "B M"]:
+def row_numbers(model: ALT, pieces: Pieces, values: Int[Array | np.ndarray, "B S"]) -> Float[Array | np.ndarray, "B M"]:
     """Numbers of the numeric fields, standardised."""
-    return jnp.take(pieces.number, values[:, np.asarray(model.schema.numeric_slots, int)], mode="clip")
+    xp: Any = np if isinstance(pieces.number, np.ndarray) and isinstance(values, np.ndarray) else jnp
+    return xp.take(pieces.number, values[:, np.asarray(model.schema.numeric_slots, int)], mode="clip")
 
 
 def text_length(schema_length: int) -> int:
@@ -127,8 +128,11 @@ class Finetune:
         assert schema.item is not None
         return tuple(range(schema.index(schema.item), len(schema.fields)))
 
-    def _inputs(self, pieces: Pieces, values: Int[Array, "B S"], length: int) -> tuple[Any, ...]:
-        """What `click` takes behind the strategy."""
+    def inputs(self, pieces: Pieces, values: Int[Array | np.ndarray, "B S"], length: int) -> tuple[Any, ...]:
+        """What the model takes behind the strategy: ids, tokens and their mask, numbers, a second text tower's prompt.
+
+        NumPy arrays if both arguments are, so that a program may take them whose shapes know of no vocabulary.
+        """
         ids, numbers = feature_ids(pieces, values), row_numbers(self.model, pieces, values)
         if self.strategy == "ctr":
             return ids, None, None, numbers
@@ -144,7 +148,7 @@ class Finetune:
         self, params: Params, pieces: Pieces, batch: Batch, key: jax.Array
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
         """BCE of the strategy's logit, for `joint` also of its two parts."""
-        inputs = self._inputs(pieces, batch.values, text_length(self.model.schema.text.length))
+        inputs = self.inputs(pieces, batch.values, text_length(self.model.schema.text.length))
         room, crowded = None, dict[str, Mean]()
         if self.packs and self.lengths is not None:
             room, _, crowded = fit(inputs[2], self.lengths)
@@ -160,6 +164,9 @@ class Finetune:
         self, params: Params, pieces: Pieces, values: Int[Array, "B S"], length: int, room: int | None = None
     ) -> Float[Array, " B"]:
         """The strategy's click logit, dropout off, prompts of up to `length` tokens, a device's of up to `room`."""
-        inputs = self._inputs(pieces, values, length)
+        return self.score(params, self.inputs(pieces, values, length), room)
+
+    def score(self, params: Params, inputs: tuple[Any, ...], room: int | None = None) -> Float[Array, " B"]:
+        """The same from what `inputs` gave."""
         logit: Float[Array, " B"] = apply_method(self.model, params, "score", self.strategy, *inputs, room=room)
         return logit

@@ -29,7 +29,7 @@ from pretraining import experiment
 
 from alt_jax.data.batches import batch_at
 from alt_jax.data.dataset import Dataset
-from alt_jax.evaluate import ID_BATCH, TEXT_BATCH, Scorer
+from alt_jax.evaluate import ID_BATCH, TEXT_BATCH, Probabilities
 from alt_jax.models.alt import ALT
 from alt_jax.optim import finetune_optimizer, pretrain_optimizer
 from alt_jax.pretraining import Pretrain
@@ -71,7 +71,7 @@ def training(task: Task, optimizer: Any, dataset: Dataset, batch_size: int) -> C
 def scoring(task: Finetune, dataset: Dataset) -> Callable[[], int]:
     """A call that scores the next rows of the test part, and returns how many."""
     mesh = make_mesh()
-    scorer = Scorer(task, mesh, dataset.pieces)
+    scorer = Probabilities(task, mesh, dataset.pieces)
     params = replicate(mesh, jax.jit(task.init)(jax.random.key(0)))
     size = 16 * ID_BATCH if task.strategy == "ctr" else 4 * TEXT_BATCH
     values, first = np.asarray(dataset.test.values), 0

@@ -15,8 +15,8 @@ import pyarrow as pa
 from alt_jax import metrics
 from alt_jax.config import DataConfig
 from alt_jax.data import sources
-from alt_jax.evaluate import Scorer, unseen
-from alt_jax.export import Predictor
+from alt_jax.evaluate import Probabilities, unseen
+from alt_jax.scorer import Scorer
 from alt_jax.sharding import make_mesh, replicate
 from alt_jax.stages import load_finetuned, open_dataset
 
@@ -32,14 +32,14 @@ def main(raw_path: str, run: Path) -> None:
     trained = load_finetuned(run)
     dataset = open_dataset(trained.run)
     mesh = make_mesh()
-    score = Scorer(trained.task, mesh, dataset.pieces)(replicate(mesh, trained.params), dataset.test.values)
+    score = Probabilities(trained.task, mesh, dataset.pieces)(replicate(mesh, trained.params), dataset.test.values)
     label = np.asarray(dataset.test.labels).astype(int)
     seen = ~unseen(dataset, "test", dataset.schema.user or "")
 
     raw = sources.load(DataConfig(source="movielens_1m", raw=raw_path))
     imputed = np.asarray(raw.table["timestamp_quality"]) == 2
     rows = raw.table.filter(pa.array(imputed))
-    extra_score = Predictor.load(run)(rows, raw_path)
+    extra_score = Scorer.load(run).score(rows, raw_path)
     extra_label = (np.asarray(rows["rating"]) > 3).astype(int)
     train_users = dataset.train.values[:, dataset.schema.slot(dataset.schema.user or "")]
     known = set(np.asarray(dataset.vocabulary().value, object)[np.unique(train_users)].tolist())

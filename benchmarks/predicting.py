@@ -24,9 +24,9 @@ from alt_jax import bridge
 from alt_jax.config import Config
 from alt_jax.data.dataset import Dataset, Encoder
 from alt_jax.data.sources import table
-from alt_jax.evaluate import Scorer
-from alt_jax.export import Predictor
+from alt_jax.evaluate import Probabilities
 from alt_jax.models.alt import ALT
+from alt_jax.scorer import Scorer
 from alt_jax.sharding import make_mesh, replicate, split_rows
 from alt_jax.tasks import Finetune
 
@@ -70,7 +70,7 @@ def main() -> None:
     config = written.override(dict(arguments.set))
     task = Finetune(ALT(config, dataset.schema, bridge.encoder_config(config.text, dataset.schema)), arguments.strategy)
     params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
-    model = Predictor(task, params, Encoder.load(arguments.dataset))
+    model = Scorer(task, params, Encoder.load(arguments.dataset))
     mesh = make_mesh()
     parts: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -85,13 +85,13 @@ def main() -> None:
 
         def predict() -> pa.Table:
             raw = read()
-            scores = pa.table({"score": pa.array(model(raw, str(path)))})
+            scores = pa.table({"score": pa.array(model.score(raw, str(path)))})
             pq.write_table(scores, output)
             return scores
 
         timed(parts, "first", predict)
         values, pieces = look_up(read())
-        scorer = Scorer(task, mesh, pieces)
+        scorer = Probabilities(task, mesh, pieces)
         there = replicate(mesh, params)
         batches = [(split_rows(mesh, values[rows]), *size) for rows, *size in scorer.batches(values)]
 

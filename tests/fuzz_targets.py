@@ -43,7 +43,7 @@ from alt_jax.data.sources import table
 from alt_jax.data.sources.raw import RawData, as_text
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from alt_jax.errors import InputError
-from alt_jax.export import PARAMS, _read_params
+from alt_jax.export import PARAMS
 from alt_jax.models import huggingface
 from alt_jax.models.text import text_tower
 from alt_jax.run import Origin, Run
@@ -360,7 +360,7 @@ def _runs(folder: Path, config: Config, dataset: Dataset) -> dict[str, Target]:
 
     def read_params(data: bytes) -> None:
         _put(folder / PARAMS, data)
-        _read_params(folder / PARAMS, task)
+        read_params(folder / PARAMS, task)
 
     return {
         **{f"run/{name}": Target((content,), read_among(name)) for name, content in files.items()},

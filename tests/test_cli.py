@@ -398,7 +398,7 @@ def test_predict_refuses_rows(refused: Callable[..., str], runs: Runs, rows: Pat
 def test_predict_says_before_scoring_that_the_output_cannot_be_written(
     refused: Callable[..., str], runs: Runs, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alt_jax.export.Predictor.__call__", lambda *_: pytest.fail("scored in vain"))
+    monkeypatch.setattr("alt_jax.scorer.Scorer.score", lambda *_: pytest.fail("scored in vain"))
     (tmp_path / "taken.csv").mkdir()
     assert "taken.csv cannot be written (Is a directory)" in refused(
         "predict", runs.ctr, rows, "-o", tmp_path / "taken.csv"

@@ -142,7 +142,8 @@ def _reached(*_: object, **__: object) -> NoReturn:
 WORK = (
     "alt_jax.data.prepare.prepare", "alt_jax.stages.pretrain", "alt_jax.stages.finetune", "alt_jax.stages.evaluate",
     "alt_jax.ablate.ablate", "alt_jax.demo.demo", "alt_jax.export.export", "alt_jax.data.beam.engine",
-    "alt_jax.export.predict", "alt_jax.inspect.inspect", "alt_jax.report.build.report",
+    "alt_jax.scorer.predict", "alt_jax.inspect.inspect", "alt_jax.report.build.report",
+    "alt_jax.serve.serve",
 )  # fmt: skip
 
 

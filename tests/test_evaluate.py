@@ -13,7 +13,7 @@ from alt_jax.config import Config
 from alt_jax.data.dataset import Dataset, Encoder
 from alt_jax.data.prompt import Pieces, prompt_lengths
 from alt_jax.data.shards import ShardedArray
-from alt_jax.evaluate import Scorer, report, undefined
+from alt_jax.evaluate import Probabilities, report, undefined
 from alt_jax.models.alt import ALT
 from alt_jax.sharding import make_mesh, replicate
 from alt_jax.tasks import Finetune, Params, text_length
@@ -66,7 +66,7 @@ def test_every_row_has_in_its_place_the_score_that_it_has_alone(scored, rows, de
     monkeypatch.setattr(evaluate, "_RUN", 1)
     monkeypatch.setattr(evaluate, "_AHEAD", 2)
     mesh = make_mesh(jax.devices()[:devices])
-    scorer, params = Scorer(task, mesh, rows[1]), replicate(mesh, params)
+    scorer, params = Probabilities(task, mesh, rows[1]), replicate(mesh, params)
     found = scorer(params, rows[0])
     assert np.ptp(alone) > 0.1
     np.testing.assert_allclose(found, alone, rtol=1e-5)
@@ -87,7 +87,7 @@ def test_batches_hold_every_row_once_and_rows_of_like_length(tiny_config, tiny_d
     monkeypatch.setattr(evaluate, "TEXT_BATCH", 4)
     for run, programs in ((2, len(np.unique(own // 8))), (16, 1)):
         monkeypatch.setattr(evaluate, "_RUN", run)
-        batches = list(Scorer(task, mesh, pieces).batches(values))
+        batches = list(Probabilities(task, mesh, pieces).batches(values))
         assert [len(chosen) for chosen, _, _ in batches] == [4] * 10
         runs = [batches[at : at + run] for at in range(0, 10, run)]
         order = [sorted(np.concatenate([chosen for chosen, _, _ in each]), key=lambda n: own[n]) for each in runs]
@@ -106,12 +106,12 @@ def test_batches_hold_every_row_once_and_rows_of_like_length(tiny_config, tiny_d
 def test_two_text_towers_are_not_packed_by_the_length_of_the_whole(tiny_config, tiny_dataset, rows):
     config = tiny_config.override({"finetune.plm.towers": "two"})
     task, _ = finetuned(config, tiny_dataset, "plm")
-    assert {room for *_, room in Scorer(task, make_mesh(jax.devices()[:1]), rows[1]).batches(rows[0])} == {None}
+    assert {room for *_, room in Probabilities(task, make_mesh(jax.devices()[:1]), rows[1]).batches(rows[0])} == {None}
 
 
 def test_scoring_without_prompts_keeps_the_order_of_the_rows(tiny_config, tiny_dataset, rows):
     task, _ = finetuned(tiny_config, tiny_dataset, "ctr")
-    ((order, _, room),) = Scorer(task, make_mesh(jax.devices()[:1]), rows[1]).batches(rows[0])
+    ((order, _, room),) = Probabilities(task, make_mesh(jax.devices()[:1]), rows[1]).batches(rows[0])
     assert order[:37].tolist() == list(range(37))
     assert room is None
 

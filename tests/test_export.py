@@ -18,10 +18,11 @@ from alt_jax.checkpoint import load_params
 from alt_jax.config import Config
 from alt_jax.data.dataset import Dataset
 from alt_jax.errors import InputError
-from alt_jax.evaluate import Scorer, report
-from alt_jax.export import PARAMS, export, predict
+from alt_jax.evaluate import Probabilities, report
+from alt_jax.export import PARAMS, export
 from alt_jax.models import huggingface
 from alt_jax.run import Run
+from alt_jax.scorer import predict
 from alt_jax.sharding import make_mesh, replicate
 
 
@@ -49,14 +50,15 @@ def evaluated(runs: Runs, tiny_dataset: Dataset) -> np.ndarray:
     """The scores that `evaluate` sees, row by row."""
     opened = stages.load_finetuned(runs.joint)
     mesh = make_mesh()
-    scorer = Scorer(opened.task, mesh, tiny_dataset.pieces)
+    scorer = Probabilities(opened.task, mesh, tiny_dataset.pieces)
     return scorer(replicate(mesh, opened.params), tiny_dataset.test.values)
 
 
 def test_several_runs_are_averaged(runs: Runs, tiny_dataset: Dataset, evaluated: np.ndarray):
     other = stages.load_finetuned(runs.ctr)
     mesh = make_mesh()
-    theirs = Scorer(other.task, mesh, tiny_dataset.pieces)(replicate(mesh, other.params), tiny_dataset.test.values)
+    probabilities = Probabilities(other.task, mesh, tiny_dataset.pieces)
+    theirs = probabilities(replicate(mesh, other.params), tiny_dataset.test.values)
     found = stages.evaluate([runs.joint, runs.ctr], "test")
     expected = report(tiny_dataset, "test", (evaluated + theirs) / 2)
     assert stages.to_json(found) == stages.to_json(expected)
@@ -196,7 +198,7 @@ def test_nothing_is_left_when_the_output_cannot_be_written(
     monkeypatch.setattr("alt_jax.export.shutil.copy", full)
     with pytest.raises(InputError, match="No space left"):
         export(runs.joint, tmp_path / "out")
-    monkeypatch.setattr("alt_jax.export.pq.write_table", full)
+    monkeypatch.setattr("alt_jax.scorer.pq.write_table", full)
     with pytest.raises(InputError, match="No space left"):
         predict(exported, rows, tmp_path / "scores.parquet")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "rows.csv"]

@@ -27,9 +27,10 @@ from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import sentence
 from alt_jax.data.tokenizer import load_tokenizer
 from alt_jax.errors import InputError
-from alt_jax.export import export, predict
+from alt_jax.export import export
 from alt_jax.inspect import COLUMNS, LINES, inspect
 from alt_jax.run import Origin, Run
+from alt_jax.scorer import predict
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

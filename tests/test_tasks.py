@@ -138,7 +138,7 @@ def test_two_text_towers_read_a_half_of_the_prompt_each(plain_config, tiny_datas
     assert set(params) == {"text", "text_second", "two_text_logit"}
     length = 8 * -(-schema.text.length // 8)
     values = np.array(batch.values)
-    _, *one, _, two = task._inputs(pieces, jnp.asarray(values), length)
+    _, *one, _, two = task.inputs(pieces, jnp.asarray(values), length)
     words = {}
     for name, (tokens, mask) in {"one": one, "two": two, "whole": spell(tiny_dataset, values)[:2]}.items():
         words[name] = [np.asarray(t)[np.asarray(m)].tolist() for t, m in zip(tokens, mask, strict=True)]
@@ -148,7 +148,7 @@ def test_two_text_towers_read_a_half_of_the_prompt_each(plain_config, tiny_datas
     assert item == 3
     swapped = values.copy()
     swapped[:, item:] = values[::-1, item:]
-    _, *same, _, other = task._inputs(pieces, jnp.asarray(swapped), length)
+    _, *same, _, other = task.inputs(pieces, jnp.asarray(swapped), length)
     assert (np.asarray(same[0]) == np.asarray(one[0])).all()
     assert (np.asarray(other[0]) == np.asarray(two[0])[::-1]).all()
 

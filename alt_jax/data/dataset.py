@@ -325,7 +325,7 @@ class Encoder:
     def _extended(self, new: list[list[str]], origin: str, prompts: bool) -> Pieces:
         """The pieces with further values between the known ones and the template's."""
         schema, text = self.schema, self.schema.text
-        ids = [self._new_ids(field, strings, origin) for field, strings in zip(schema.fields, new, strict=True)]
+        ids = [self.new_ids(field, strings, origin) for field, strings in zip(schema.fields, new, strict=True)]
         features, numbers = (np.concatenate(arrays) for arrays in zip(*ids, strict=True))
         feature: Any = np.concatenate([self.pieces.feature, features])
         number: Any = np.concatenate([self.pieces.number, numbers])
@@ -353,10 +353,14 @@ class Encoder:
         ]
         return Pieces(*arrays)
 
-    def _new_ids(
+    def new_ids(
         self, field: Field, strings: list[str], origin: str
     ) -> tuple[Int[np.ndarray, " V"], Float[np.ndarray, " V"]]:
-        """Feature ids and numbers of strings that the dataset has not seen."""
+        """Feature ids and numbers of strings that the dataset has not seen.
+
+        Raises:
+          InputError: The field is numeric, and one is no number.
+        """
         feature, number = np.full(len(strings), field.offset, np.int32), np.zeros(len(strings), np.float32)
         if field.numeric is not None:
             numbers = fields.parse_numbers(strings, field.column, origin)

@@ -13,6 +13,7 @@ of its bucket, and from there on the buckets are its values.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,13 +70,28 @@ def _spell(column: pa.ChunkedArray, field: FieldConfig | Field, origin: str) -> 
         codes[length == 0, 0] = len(strings) - 1
         return _merged(strings, codes)
     text = as_text(column, field.column, origin)
-    several = [string.split(field.separator)[: field.slots] for string in text.dictionary.to_pylist()]
-    distinct = list(dict.fromkeys(part.strip() for parts in several for part in parts))
-    number = {string: i for i, string in enumerate(distinct)}
-    codes = np.full((len(several), field.slots), -1, np.int32)
-    for i, parts in enumerate(several):
-        codes[i, : len(parts)] = [number[part.strip()] for part in parts]
+    distinct, codes = _numbered([split(string, field) for string in text.dictionary.to_pylist()], field)
     return Spelled(distinct, codes[np.asarray(text.indices)])
+
+
+def split(string: str, field: FieldConfig | Field) -> list[str]:
+    """The values of a list that is stored as one string."""
+    return [part.strip() for part in string.split(field.separator)]
+
+
+def spell_rows(rows: Sequence[Sequence[str]], field: FieldConfig | Field) -> Spelled:
+    """What `spell` gives for rows whose values are strings already: one a row, or for a list any number of them."""
+    found = _numbered([values or [""] for values in rows], field)
+    return _merged(bucket_of(found.strings, field.hash_buckets), found.codes) if field.hash_buckets else found
+
+
+def _numbered(rows: Sequence[Sequence[str]], field: FieldConfig | Field) -> Spelled:
+    slots = field.slots if field.kind in ("multi", "sequence") else 1
+    number: dict[str, int] = {}
+    codes = np.full((len(rows), slots), -1, np.int32)
+    for row, values in enumerate(rows):
+        codes[row, : len(values)] = [number.setdefault(value, len(number)) for value in values[:slots]]
+    return Spelled(list(number), codes)
 
 
 def _merged(strings: list[str], codes: Int[np.ndarray, "N S"]) -> Spelled:

@@ -200,6 +200,65 @@ def cut_values(
     return found
 
 
+class FewPieces:
+    """Pieces of a few values at a time, in time that depends on these and not on how many there are in all."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, pieces: Pieces, max_tokens: Sequence[int], widths: Sequence[int]
+    ) -> None:
+        """Prepares the tokenizer.
+
+        Args:
+          tokenizer: That of `pieces`, which `tokenize_pieces` has accepted.
+          pieces: Of all known values, as NumPy arrays.
+          max_tokens: Cap of each field.
+          widths: Slots of each field.
+        """
+        self._pieces, self._caps, self._widths = pieces, np.asarray(max_tokens), np.asarray(widths)
+        self._backend = _plain_text_backend(tokenizer)
+        self._backend.post_processor = None
+        self._closing = [self._backend.encode(f"a{mark}").ids[-1] for mark in ".,"]
+
+    def __call__(
+        self,
+        known: Int[np.ndarray, " K"],
+        new: Sequence[str],
+        field: Int[np.ndarray, " N"],
+        feature: Int[np.ndarray, " V"],
+        number: Float[np.ndarray, " V"],
+    ) -> Pieces:
+        """Pieces of V = K + N values.
+
+        Args:
+          known: Value ids of the first K.
+          new: Strings of the others, which are tokenised.
+          field: Positions of their fields.
+          feature: Feature ids of all V.
+          number: Standardised numbers of all V, where their field is numeric.
+        """
+        template = len(self._pieces.feature) + np.arange(2 + len(self._widths))
+        followed = self._widths[field] > 1  # others have an empty piece for that
+        parts = [self._taken(known), self._new(new, field, "."), self._taken(template)]
+        if self._widths.max() > 1:
+            comma = self._new([string for string, one in zip(new, followed, strict=True) if one], field[followed], ",")
+            length, maskable = np.zeros((2, len(new)), np.int64)
+            length[followed], maskable[followed] = comma.length, comma.maskable
+            parts += [self._taken(template[-1] + 1 + known), _Encoded(comma.tokens, length, maskable)]
+        tokens, length, maskable = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        arrays: list[Any] = [array.astype(np.int32) for array in (tokens, np.cumsum(length) - length, length, maskable)]
+        found: list[Any] = [*arrays, feature, number]
+        return Pieces(*found)
+
+    def _new(self, strings: Sequence[str], field: Int[np.ndarray, " N"], mark: str) -> "_Encoded":
+        return _encode_values(self._backend, strings, mark).capped(self._caps[field], self._closing[".,".index(mark)])
+
+    def _taken(self, ids: Int[np.ndarray, " K"]) -> "_Encoded":
+        start, length = (np.asarray(array)[ids].astype(np.int64) for array in (self._pieces.start, self._pieces.length))
+        shift = np.repeat(start - np.cumsum(length) + length, length)
+        tokens = np.asarray(self._pieces.tokens)[np.arange(len(shift)) + shift]
+        return _Encoded(tokens, length, np.asarray(self._pieces.maskable)[ids])
+
+
 def compose(
     pieces: Pieces,
     values: Int[Array | np.ndarray, "B S"],

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from alt_jax import metrics, sharding
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import Pieces, feature_ids
-from alt_jax.evaluate import Scorer
+from alt_jax.evaluate import Probabilities
 from alt_jax.report import measures
 from alt_jax.report.measures import Bin, Calibration, Curve
 from alt_jax.sharding import make_mesh, place
@@ -76,7 +76,7 @@ def look(trained: Trained, dataset: Dataset) -> Clicks:
     params = place(mesh, trained.params, rules)
     rows, schema = dataset.test, dataset.schema
     label = np.asarray(rows.labels)
-    probability = Scorer(trained.task, mesh, dataset.pieces)(params, rows.values)
+    probability = Probabilities(trained.task, mesh, dataset.pieces)(params, rows.values)
     counts = dataset.vocabulary().count
     return Clicks(
         metrics.auc(label, probability),
@@ -97,7 +97,7 @@ def _fused(trained: Trained, dataset: Dataset, params: Params, mesh: jax.shardin
     some = np.linspace(0, len(rows.labels) - 1, min(_MOST, len(rows.labels))).astype(int)
     values, label = np.asarray(rows.values[some]), np.asarray(rows.labels[some])
     ctr, text, both = (
-        _logits(Scorer(Finetune(model, strategy), mesh, dataset.pieces)(params, values))
+        _logits(Probabilities(Finetune(model, strategy), mesh, dataset.pieces)(params, values))
         for strategy in ("ctr", "plm", "joint")
     )
     kind = trained.run.config.finetune.joint.fusion

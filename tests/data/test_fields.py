@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alt_jax import bridge, export
+from alt_jax import bridge, scorer
 from alt_jax.config import Config, CTRConfig, DataConfig, FieldConfig, TextConfig
 from alt_jax.data import fields
 from alt_jax.data.batches import Batch, batch_at
@@ -213,10 +213,10 @@ def test_what_a_missing_history_should_hold_is_said(prepared, tmp_path, monkeypa
         encoder.encode(raw)
     pq.write_table(raw, tmp_path / "rows.parquet")
     pyarrow.csv.write_csv(raw, tmp_path / "rows.csv")
-    monkeypatch.setattr(export.Predictor, "load", lambda folder: SimpleNamespace(encoder=encoder))
+    monkeypatch.setattr(scorer.Scorer, "load", lambda folder: SimpleNamespace(encoder=encoder))
     for path in (tmp_path / "rows.parquet", tmp_path / "rows.csv"):
         with pytest.raises(InputError, match=re.escape(f"{path} {said}")):
-            export.predict(tmp_path, path, tmp_path / "scores.csv")
+            scorer.predict(tmp_path, path, tmp_path / "scores.csv")
     with pytest.raises(InputError, match="has no column 'genre'; did you mean"):
         encoder.encode(raw.drop_columns(["genre"]))
 

@@ -162,6 +162,23 @@ def as_text(column: pa.Array | pa.ChunkedArray, name: str, origin: str) -> pa.Di
     return pa.DictionaryArray.from_arrays(pa.array(recode[codes]), again.dictionary)
 
 
+def spell_value(value: str | bool | int | float | None) -> str:
+    """Spells one value as `as_text` spells it in a column of its kind.
+
+    Raises:
+      OverflowError: It is an integer of more than 64 bits, which no column holds.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            raise OverflowError("an integer of more than 64 bits")
+        return str(value)
+    return _spell_float(value) or ""
+
+
 def _spell(values: pa.Array) -> pa.Array:
     if pa.types.is_floating(values.type):
         return pa.array([_spell_float(value) for value in values.to_pylist()], pa.string())

@@ -1,0 +1,237 @@
+"""Scores of raw rows, from a finished finetuning run or an export of one."""
+
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int
+from scipy.special import expit
+
+from alt_jax import sharding
+from alt_jax.data.dataset import Encoder
+from alt_jax.data.fields import Spelled
+from alt_jax.data.online import OnlineEncoder
+from alt_jax.data.prompt import Pieces, prompt_lengths
+from alt_jax.data.sources import table
+from alt_jax.errors import InputError
+from alt_jax.evaluate import Probabilities
+from alt_jax.export import PARAMS, read_params, writing
+from alt_jax.run import Run
+from alt_jax.sharding import check_rules, make_mesh, place, replicated, split_rows
+from alt_jax.stages import finetune_task, load_finetuned, open_dataset
+from alt_jax.tasks import Finetune, Params, text_length
+
+# Rows that programs are compiled for, with ids alone and with a text tower; see `Scorer.batches`.
+ID_SIZES, TEXT_SIZES = (1, 8, 64, 512, 4096), (1, 8, 64, 256)
+_MANY = 64  # of the largest batches; tables of more rows are scored as a dataset is
+
+
+class Scorer:
+    """A finished model that scores raw rows.
+
+    ```
+    scorer = alt_jax.Scorer.load("runs/joint")
+    scorer.score([{"user_id": "u1", "title": "A film"}, {"user_id": "u2", "title": "A film"}])
+    ```
+
+    Parameters are put on the devices once. Programs are compiled for a few sizes of batches and lengths of prompts,
+    each when it is first needed or in `warm_up`, and kept for as long as the scorer is.
+
+    Attributes:
+      task: Model and strategy.
+      encoder: What raw rows are encoded with.
+    """
+
+    def __init__(
+        self, task: Finetune, params: Params, encoder: Encoder, devices: Sequence[jax.Device] | None = None
+    ) -> None:
+        """Puts the parameters on the devices, by default on all.
+
+        Raises:
+          InputError: The devices do not divide a table that the config splits over them.
+        """
+        self.task, self.encoder = task, encoder
+        self._mesh, rules = make_mesh(devices), sharding.rules(task.model.config)
+        check_rules(self._mesh, rules)
+        self._params = place(self._mesh, params, rules)
+        self._online = OnlineEncoder(encoder)
+        self._program = jax.jit(task.score, out_shardings=replicated(self._mesh))
+        self._reads = task.strategy != "ctr"
+        devices_, sizes = self._mesh.size, TEXT_SIZES if self._reads else ID_SIZES
+        self.sizes = tuple(sorted({devices_ * -(-size // devices_) for size in sizes}))
+        text = encoder.schema.text
+        # Prompts of nine training rows in ten, of all, and of any row.
+        rows = np.cumsum(encoder.schema.splits["train"].prompts)
+        common = int(np.searchsorted(rows, 0.9 * rows[-1]))
+        lengths = {text_length(length) for length in (common, text.length, text.max_length)}
+        self.lengths = tuple(sorted(lengths)) if self._reads else (0,)
+
+    @classmethod
+    def load(cls, folder: str | Path, devices: Sequence[jax.Device] | None = None) -> "Scorer":
+        """Opens a finetuning run or an export.
+
+        Args:
+          folder: Of the run, whose dataset must still be there, or of the export, which needs nothing else.
+          devices: Hold the model and share out the rows; by default all.
+
+        Raises:
+          InputError: The folder is neither, or is damaged.
+        """
+        folder = Path(folder)
+        if (folder / PARAMS).is_file():
+            task = finetune_task(Run.load(folder))
+            return cls(task, read_params(folder / PARAMS, task), Encoder.load(folder), devices)
+        trained = load_finetuned(folder)
+        return cls(trained.task, trained.params, Encoder.load(open_dataset(trained.run).folder), devices)
+
+    def score(self, rows: Any, origin: str = "The table") -> Float[np.ndarray, " N"]:
+        """Click probability of every raw row, in order.
+
+        Args:
+          rows: A `pyarrow.Table`, a data frame of pandas or of whatever else has Arrow's C stream (Polars, DuckDB), a
+            dict of columns, or a list of dicts. Has the schema's columns; others are ignored. A missing value is None.
+          origin: Name of the rows, for messages.
+
+        Raises:
+          InputError: A column is missing or cannot be read as its field's kind.
+        """
+        raw = as_table(rows, self.encoder.columns, origin)
+        if raw.num_rows > _MANY * self.sizes[-1]:
+            values, pieces = self.encoder.encode(raw, origin, prompts=self._reads)
+            return Probabilities(self.task, self._mesh, pieces)(self._params, values)
+        return self.score_spelled(self._online.spell(raw, origin), origin)
+
+    def score_spelled(self, columns: Sequence[Spelled], origin: str = "The table") -> Float[np.ndarray, " N"]:
+        """The same for columns that are spelled already, one for each of the schema's fields, in its order."""
+        values, pieces = self._online.encode(columns, origin, prompts=self._reads)
+        logits = np.empty(len(values), np.float64)
+        batches = [
+            (rows, self._dispatch(pieces, values[padded], length))
+            for rows, padded, length in self.batches(values, pieces)
+        ]
+        for rows, found in batches:
+            logits[rows] = np.asarray(found)[: len(rows)]
+        probability: np.ndarray = expit(logits)
+        return probability
+
+    def programs(self, most: int | None = None) -> list[tuple[int, int]]:
+        """Rows and prompt length of every program that tables of up to `most` rows need; None: tables of any length."""
+        most = most or self.sizes[-1]
+        return [(size, length) for size in self.sizes if size <= self._size(most) for length in self.lengths]
+
+    def compile(self, size: int, length: int) -> None:
+        """Compiles one of `programs`, and runs it once."""
+        values = np.full((size, sum(self.encoder.schema.widths)), -1, np.int32)
+        jax.block_until_ready(self._dispatch(self.encoder.pieces, values, length))
+
+    def warm_up(self, most: int | None = None) -> None:
+        """Compiles all `programs`, so that no later call has to."""
+        for size, length in self.programs(most):
+            self.compile(size, length)
+
+    def batches(
+        self, values: Int[np.ndarray, "N S"], pieces: Pieces
+    ) -> Iterator[tuple[Int[np.ndarray, " n"], Int[np.ndarray, " B"], int]]:
+        """All rows in batches of the sizes and lengths that there are programs for, at most half of each filled up.
+
+        Yields:
+          Which rows; the same, filled up with the last of them; and the length that their prompts are padded to.
+        """
+        lengths: Any = np.zeros(len(values), np.int32)
+        if self._reads:
+            lengths = prompt_lengths(pieces, values, self.encoder.schema.widths)
+        order = np.argsort(lengths, kind="stable")
+        low = 0
+        while low < len(order):
+            left = len(order) - low
+            size = self._size(left)
+            if size > 2 * left and size != self.sizes[0]:
+                size = self.sizes[self.sizes.index(size) - 1]
+            rows = order[low : low + size]
+            length = next(length for length in self.lengths if length >= lengths[rows[-1]])
+            yield rows, np.pad(rows, (0, size - len(rows)), mode="edge"), length
+            low += len(rows)
+
+    def _size(self, rows: int) -> int:
+        """The smallest batch that holds so many rows, or else the largest there is."""
+        return next((size for size in self.sizes if size >= rows), self.sizes[-1])
+
+    def _dispatch(self, pieces: Pieces, values: Int[np.ndarray, "B S"], length: int) -> Float[jax.Array, " B"]:
+        """Logits of one batch, without waiting for them."""
+        inputs = self.task.inputs(pieces, values, length)
+        with jax.set_mesh(self._mesh):
+            logits: jax.Array = self._program(self._params, split_rows(self._mesh, inputs))
+        return logits
+
+
+def as_table(rows: Any, columns: Mapping[str, str], origin: str) -> pa.Table:
+    """Rows of whatever kind `Scorer.score` takes as a table that has those of the columns that are there.
+
+    Raises:
+      InputError: They are of another kind, or a column holds values of several kinds.
+    """
+    if isinstance(rows, pa.Table):
+        return rows
+    if isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
+        for number, row in enumerate(rows):
+            if missing := [column for column in columns if column not in row]:
+                raise InputError(f"Row {number} of {origin} has no column {missing[0]!r}{columns[missing[0]]}; add it.")
+        rows = {column: [row[column] for row in rows] for column in columns}
+    try:
+        if isinstance(rows, Mapping):
+            return pa.table({name: pa.array(rows[name]) for name in columns if name in rows})
+        if type(rows).__module__.split(".")[0] == "pandas":
+            return pa.Table.from_pandas(rows[[name for name in columns if name in rows]], preserve_index=False)
+        if hasattr(rows, "__arrow_c_stream__"):
+            return pa.table(rows)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise InputError(
+            f"{origin} cannot be read as columns of one kind each ({reason}); store them as text."
+        ) from None
+    raise InputError(
+        f"{origin} is a {type(rows).__name__}; give a pyarrow.Table, a data frame, a dict of columns or a list of "
+        "dicts."
+    )
+
+
+def predict(folder: Path, rows: Path, output: Path) -> int:
+    """Scores a CSV or Parquet file of raw rows.
+
+    Args:
+      folder: A finetuning run or an export.
+      rows: Has the columns of the schema; the label is not needed. That of a sequence holds item ids, newest first,
+        with the field's separator between them, or a list of them.
+      output: Parquet (or CSV, by its name) with a column `score`, one line per row, in order.
+
+    Returns:
+      Number of rows.
+
+    Raises:
+      InputError: The model, the rows or the output cannot be used.
+    """
+    if output.suffix not in (".parquet", ".csv"):
+        raise InputError(f"{output} should end in .parquet or .csv.")
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    with writing(output):  # tried first: what cannot be written is said before anything is scored
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    try:
+        model = Scorer.load(folder)
+        raw = table.read(rows, model.encoder.columns, encoded=True)
+        scores = pa.table({"score": pa.array(model.score(raw, str(rows)))})
+        with writing(output):
+            (pq.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv)(scores, partial)
+            partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return raw.num_rows

@@ -1,0 +1,1 @@
+"""`alt-jax serve`: a model's scores over HTTP."""
