@@ -1,7 +1,11 @@
 """Export of a finished finetuning, and prediction on raw rows from a run or an export.
 
 ```
+README.md             the model card: data, training, metrics, limits, and how to use each file without alt_jax
 params.safetensors    every parameter, named by its path: ctr/embedding/embedding, text/encoder/layer/0/…
+score.stablehlo       value ids to probabilities, for JAX (see `alt_jax.stablehlo`)
+ctr.onnx              value ids to the CTR tower's probabilities, for ONNX runtimes (strategies ctr and joint; see
+                      `alt_jax.onnx`); left out where the package onnx is not installed
 config.json · schema.json · encoder.json · run.json · result.json
 vocabulary.parquet · pieces.npz · tokenizer/      what raw rows are encoded with
 text_tower/           the text tower as a Hugging Face folder (strategies plm and joint)
@@ -27,6 +31,7 @@ import safetensors.numpy
 from flax import traverse_util
 from jaxtyping import Float
 
+from alt_jax import card, stablehlo
 from alt_jax.data.dataset import Encoder, copy_encoder
 from alt_jax.data.sources import table
 from alt_jax.errors import InputError
@@ -34,7 +39,7 @@ from alt_jax.evaluate import Scorer
 from alt_jax.models import huggingface
 from alt_jax.run import Run
 from alt_jax.sharding import make_mesh, replicate
-from alt_jax.stages import finetune_task, load_finetuned, open_dataset
+from alt_jax.stages import Trained, finetune_task, load_finetuned, open_dataset
 from alt_jax.tasks import Finetune, Params
 
 PARAMS = "params.safetensors"
@@ -126,6 +131,8 @@ def _writing(path: Path) -> Iterator[None]:
 def export(folder: Path, out: Path) -> None:
     """Writes a finished finetuning as plain files that need neither Orbax nor the dataset.
 
+    Says what it leaves out, and why: programs that one file has no room for, or that cannot be made here.
+
     Args:
       folder: The finetuning run.
       out: A new folder, made whole by a rename.
@@ -148,13 +155,40 @@ def export(folder: Path, out: Path) -> None:
             copy_encoder(dataset.folder, partial)
             for name in _RUN_FILES:
                 shutil.copy(folder / name, partial / name)
+            encoder = Encoder.load(partial)
             for name, tower in (("text", "text_tower"), ("text_second", "second_text_tower")):
                 if name in trained.params:
-                    tokenizer = Encoder.load(partial).tokenizer
-                    huggingface.save(partial / tower, trained.run.encoder, trained.params[name], tokenizer)
+                    huggingface.save(partial / tower, trained.run.encoder, trained.params[name], encoder.tokenizer)
+            for name, program in _programs(trained, encoder):
+                (partial / name).write_bytes(program)
+            present = sorted(path.name for path in partial.iterdir())
+            text = card.card(trained.run, trained.run.result() or {}, tensors, present)
+            (partial / card.NAME).write_text(text, encoding="utf-8")
             partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _programs(trained: Trained, encoder: Encoder) -> Iterator[tuple[str, bytes]]:
+    """The serving programs that can be made, by the names of their files; says which cannot."""
+    pieces, longest = encoder.serving_pieces()
+    try:
+        yield stablehlo.NAME, stablehlo.serialize(trained.task, trained.params, pieces, longest)
+    except InputError as error:
+        print(f"left out {stablehlo.NAME}: {error}")
+    if trained.task.strategy == "plm":
+        return
+    try:
+        from alt_jax import onnx  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "onnx":
+            raise
+        print("left out ctr.onnx: it needs the package onnx; pip install 'alt-jax[onnx]' and export again.")
+        return
+    try:
+        yield onnx.NAME, onnx.ctr_model(trained.task, trained.params, pieces).SerializeToString()
+    except InputError as error:
+        print(f"left out {onnx.NAME}: {error}")
 
 
 def _read_params(path: Path, task: Finetune) -> Params:
