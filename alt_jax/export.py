@@ -1,7 +1,11 @@
 """Export of a finished finetuning, from which `alt_jax.scorer` scores raw rows.
 
 ```
+README.md             the model card: data, training, metrics, limits, and how to use each file without alt_jax
 params.safetensors    every parameter, named by its path: ctr/embedding/embedding, text/encoder/layer/0/…
+score.stablehlo       value ids to probabilities, for JAX (see `alt_jax.stablehlo`)
+ctr.onnx              value ids to the CTR tower's probabilities, for ONNX runtimes (strategies ctr and joint; see
+                      `alt_jax.onnx`); left out where the package onnx is not installed
 config.json · schema.json · encoder.json · run.json · result.json
 vocabulary.parquet · pieces.npz · tokenizer/      what raw rows are encoded with
 text_tower/           the text tower as a Hugging Face folder (strategies plm and joint)
@@ -20,11 +24,12 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
+from alt_jax import card, console, stablehlo
 from alt_jax.data.dataset import Encoder, copy_encoder
 from alt_jax.errors import InputError
 from alt_jax.models import huggingface
 from alt_jax.partial import beside
-from alt_jax.stages import load_finetuned, open_dataset
+from alt_jax.stages import Trained, load_finetuned, open_dataset
 from alt_jax.tasks import Finetune, Params
 
 PARAMS = "params.safetensors"
@@ -43,6 +48,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def export(folder: Path, out: Path) -> None:
     """Writes a finished finetuning as plain files that need neither Orbax nor the dataset.
+
+    Says what it leaves out, and why: programs that one file has no room for, or that cannot be made here.
 
     Args:
       folder: The finetuning run.
@@ -65,10 +72,15 @@ def export(folder: Path, out: Path) -> None:
         copy_encoder(dataset.folder, partial)
         for name in _RUN_FILES:
             shutil.copy(folder / name, partial / name)
+        encoder = Encoder.load(partial)
         for name, tower in (("text", "text_tower"), ("text_second", "second_text_tower")):
             if name in trained.params:
-                tokenizer = Encoder.load(partial).tokenizer
-                huggingface.save(partial / tower, trained.run.encoder, trained.params[name], tokenizer)
+                huggingface.save(partial / tower, trained.run.encoder, trained.params[name], encoder.tokenizer)
+        for name, program in _programs(trained, encoder):
+            (partial / name).write_bytes(program)
+        present = sorted(path.name for path in partial.iterdir())
+        text = card.card(trained.run, trained.run.result() or {}, tensors, present)
+        (partial / card.NAME).write_text(text, encoding="utf-8")
         partial.rename(out)
 
 
@@ -76,6 +88,28 @@ def _is_export_of(folder: Path, out: Path) -> bool:
     """Whether an export says everything that the run says of itself; it came by a rename, so the rest is there."""
     pairs = [(folder / name, out / name) for name in _RUN_FILES]
     return all(a.is_file() and b.is_file() and a.read_bytes() == b.read_bytes() for a, b in pairs)
+
+
+def _programs(trained: Trained, encoder: Encoder) -> Iterator[tuple[str, bytes]]:
+    """The serving programs that can be made, by the names of their files; says which cannot."""
+    pieces, longest = encoder.serving_pieces()
+    try:
+        yield stablehlo.NAME, stablehlo.serialize(trained.task, trained.params, pieces, longest)
+    except InputError as error:
+        console.log(f"left out {stablehlo.NAME}: {error}")
+    if trained.task.strategy == "plm":
+        return
+    try:
+        from alt_jax import onnx  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "onnx":
+            raise
+        console.log("left out ctr.onnx: it needs the package onnx; pip install 'alt-jax[onnx]' and export again.")
+        return
+    try:
+        yield onnx.NAME, onnx.ctr_model(trained.task, trained.params, pieces).SerializeToString()
+    except InputError as error:
+        console.log(f"left out {onnx.NAME}: {error}")
 
 
 def read_params(path: Path, task: Finetune) -> Params:

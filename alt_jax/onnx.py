@@ -28,8 +28,10 @@ from onnx import TensorProto, helper, numpy_helper
 from alt_jax import __version__
 from alt_jax.data.prompt import Pieces
 from alt_jax.errors import InputError
+from alt_jax.stablehlo import check_size
 from alt_jax.tasks import Finetune, Params
 
+NAME = "ctr.onnx"
 OPSET, IR = 17, 8  # of 2022, so that runtimes of that year on read them
 _INPUT, _OUTPUT, _BATCH = "ids", "probability", "batch"
 
@@ -47,11 +49,12 @@ def ctr_model(task: Finetune, params: Params, pieces: Pieces) -> onnx.ModelProto
       0 are empty slots; those beyond the last are taken for it.
 
     Raises:
-      InputError: The tower has an operation that is not translated.
+      InputError: The tower has an operation that is not translated, or is too large for one file.
     """
     alone = dataclasses.replace(task, strategy="ctr")
     needed = {name: params[name] for name in ("ctr", "ctr_logit")}
     flat: dict[str, Any] = traverse_util.flatten_dict(needed, sep="/")
+    check_size((flat, pieces.feature, pieces.number))
     flat |= {"value/feature_id": pieces.feature, "value/number": pieces.number}
 
     def score(weights: dict[str, Array], ids: Int[Array, "B S"]) -> Float[Array, " B"]:
@@ -141,20 +144,20 @@ class _Graph:
         known |= zip(jaxpr.invars, arguments, strict=True)
 
         def read(atom: Any) -> _Value:
-            return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else known[atom]
+            return np.asarray(atom.val, _aval(atom).dtype) if isinstance(atom, Literal) else known[atom]
 
-        for eqn in jaxpr.eqns:
+        for eqn in _needed(jaxpr):
             known |= zip(eqn.outvars, self._apply(eqn, [read(atom) for atom in eqn.invars]), strict=True)
         return [read(atom) for atom in jaxpr.outvars]
 
     def _apply(self, eqn: JaxprEqn, inputs: list[_Value]) -> Sequence[_Value]:
         name = eqn.primitive.name
         if name in _CALLS:
-            inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+            inner: Any = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
             if isinstance(inner, ClosedJaxpr):
                 return self.run(inner.jaxpr, inner.consts, inputs)
             return self.run(inner, (), inputs)
-        static = all(isinstance(dim, int) for var in eqn.outvars for dim in var.aval.shape)
+        static = all(isinstance(dim, int) for var in eqn.outvars for dim in _aval(var).shape)
         if static and all(isinstance(value, np.ndarray) for value in inputs):  # e.g. iota: computed now
             results = eqn.primitive.bind(*inputs, **eqn.params)
             return [np.asarray(x) for x in (results if eqn.primitive.multiple_results else [results])]
@@ -201,8 +204,23 @@ class _Graph:
         return made
 
 
-def _ints(values: Sequence[int]) -> Int[np.ndarray, " N"]:
-    return np.asarray(values, np.int64)
+def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """The operations that a program's results depend on."""
+    wanted, found = set(map(id, jaxpr.outvars)), list[JaxprEqn]()
+    for eqn in reversed(jaxpr.eqns):
+        if any(id(var) in wanted for var in eqn.outvars):
+            wanted |= set(map(id, eqn.invars))
+            found.append(eqn)
+    return found[::-1]
+
+
+def _aval(var: Any) -> Any:
+    """Shape and type of a variable."""
+    return var.aval
+
+
+def _ints(values: Any) -> Int[np.ndarray, " N"]:
+    return np.asarray(list(values), np.int64)
 
 
 def _plain(kind: str) -> _Rule:
@@ -232,7 +250,7 @@ def _rsqrt(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
 
 
 def _integer_pow(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
-    return str(graph.op("Pow", *inputs, np.asarray(eqn.params["y"], eqn.invars[0].aval.dtype)))
+    return str(graph.op("Pow", *inputs, np.asarray(eqn.params["y"], _aval(eqn.invars[0]).dtype)))
 
 
 def _cast(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
@@ -241,13 +259,13 @@ def _cast(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
 
 def _select(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
     which, *cases = inputs
-    if len(cases) != 2 or eqn.invars[0].aval.dtype != bool:
+    if len(cases) != 2 or _aval(eqn.invars[0]).dtype != bool:
         raise graph.refusal(eqn)
     return str(graph.op("Where", which, cases[1], cases[0]))
 
 
 def _reshape(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
-    dims = eqn.outvars[0].aval.shape
+    dims = _aval(eqn.outvars[0]).shape
     symbolic = [dim for dim in dims if not isinstance(dim, int)]
     if len(symbolic) > 1 or eqn.params["dimensions"] is not None:
         raise graph.refusal(eqn)
@@ -256,7 +274,7 @@ def _reshape(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
 
 def _broadcast(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
     dims, place = eqn.params["shape"], eqn.params["broadcast_dimensions"]
-    before = dict(zip(place, eqn.invars[0].aval.shape, strict=True))
+    before = dict(zip(place, _aval(eqn.invars[0]).shape, strict=True))
     (value,) = inputs
     if new := [axis for axis in range(len(dims)) if axis not in before]:
         value = graph.op("Unsqueeze", value, _ints(new))
@@ -274,13 +292,18 @@ def _concatenate(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
     return str(graph.op("Concat", *inputs, axis=eqn.params["dimension"]))
 
 
+def _stack(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
+    axis = eqn.params["axis"]
+    return str(graph.op("Concat", *(graph.op("Unsqueeze", value, _ints([axis])) for value in inputs), axis=axis))
+
+
 def _squeeze(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
     return str(graph.op("Squeeze", *inputs, _ints(eqn.params["dimensions"])))
 
 
 def _slice(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
     start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
-    whole = eqn.invars[0].aval.shape
+    whole = _aval(eqn.invars[0]).shape
     if any(not isinstance(end, int) and end != dim for end, dim in zip(limit, whole, strict=True)):
         raise graph.refusal(eqn)
     ends = [end if isinstance(end, int) else np.iinfo(np.int64).max for end in limit]
@@ -297,7 +320,7 @@ def _split(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> list[str]:
 def _dot(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
     """Batch axes first, then the free ones of both; as a product of matrices where a layer's kernel is one."""
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
-    ranks = [len(var.aval.shape) for var in eqn.invars]
+    ranks = [len(_aval(var).shape) for var in eqn.invars]
     if not left_batch and tuple(left_sum) == (ranks[0] - 1,) and tuple(right_sum) == (0,) and ranks[1] == 2:
         return str(graph.op("MatMul", *inputs))
     left = list(ascii_lowercase[: ranks[0]])
@@ -312,21 +335,27 @@ def _dot(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
 
 
 def _gather(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
-    """Single elements along some axes, all of the others: lookups, `x[:, rows, columns]`, `x[..., 0]`."""
-    numbers, mode = eqn.params["dimension_numbers"], eqn.params["mode"]
-    (values, indices), shape = inputs, eqn.invars[0].aval.shape
-    axes = numbers.start_index_map
+    """`x[:, 2:5]` (JAX gathers where the batch is symbolic), lookups, and `x[:, rows, columns]`."""
+    numbers, mode, slices = eqn.params["dimension_numbers"], eqn.params["mode"], eqn.params["slice_sizes"]
+    (values, indices), shape = inputs, _aval(eqn.invars[0]).shape
+    axes, collapsed = numbers.start_index_map, numbers.collapsed_slice_dims
     rest = [axis for axis in range(len(shape)) if axis not in axes]
-    whole = all(eqn.params["slice_sizes"][axis] == (1 if axis in axes else shape[axis]) for axis in range(len(shape)))
     sizes = [shape[axis] for axis in axes]
     if (
-        not whole
-        or set(numbers.collapsed_slice_dims) != set(axes)
-        or numbers.operand_batching_dims
+        numbers.operand_batching_dims
+        or any(slices[axis] != shape[axis] for axis in rest)
         or not all(isinstance(size, int) for size in sizes)
     ):
         raise graph.refusal(eqn)
-    last = np.asarray(sizes, eqn.invars[1].aval.dtype) - 1
+    if isinstance(indices, np.ndarray) and indices.ndim == 1:
+        ends = [int(start) + slices[axis] for start, axis in zip(indices, axes, strict=True)]
+        if any(start < 0 or end > size for start, end, size in zip(indices, ends, sizes, strict=True)):
+            raise graph.refusal(eqn)
+        cut = graph.op("Slice", values, _ints(indices), _ints(ends), _ints(axes))
+        return str(graph.op("Squeeze", cut, _ints(collapsed)) if collapsed else cut)
+    if set(collapsed) != set(axes) or any(slices[axis] != 1 for axis in axes):
+        raise graph.refusal(eqn)
+    last = np.asarray(sizes, _aval(eqn.invars[1]).dtype) - 1
     inside: Any = None
     if mode != GatherScatterMode.PROMISE_IN_BOUNDS:
         if mode == GatherScatterMode.FILL_OR_DROP:
@@ -339,15 +368,16 @@ def _gather(graph: _Graph, eqn: JaxprEqn, inputs: Sequence[_Value]) -> str:
         values = graph.op("Transpose", values, perm=[*axes, *rest])
     found = graph.op("GatherND", values, graph.op("Cast", indices, to=TensorProto.INT64))
     if inside is not None:
-        fill = eqn.params["fill_value"]
-        if fill is None:  # NaN for floats; JAX has others for other types, which no tower looks up
+        fill, dtype = eqn.params["fill_value"], _aval(eqn.outvars[0]).dtype
+        if fill is None:
+            if not np.issubdtype(dtype, np.floating):  # JAX has a value for each type; no tower needs them
+                raise graph.refusal(eqn)
             fill = math.nan
-        dtype = eqn.outvars[0].aval.dtype
         if rest:
             inside = graph.op("Unsqueeze", inside, _ints(range(-len(rest), 0)))
         found = graph.op("Where", graph.op("Cast", inside, to=TensorProto.BOOL), found, np.asarray(fill, dtype))
     # ONNX has the indices' axes first, then the rest; JAX has the rest at offset_dims.
-    rank, offset = len(eqn.outvars[0].aval.shape), numbers.offset_dims
+    rank, offset = len(_aval(eqn.outvars[0]).shape), numbers.offset_dims
     looked = [axis for axis in range(rank) if axis not in offset]
     order = [looked.index(a) if a in looked else len(looked) + offset.index(a) for a in range(rank)]
     return str(found if order == list(range(rank)) else graph.op("Transpose", found, perm=order))
@@ -392,6 +422,7 @@ _RULES: dict[str, _Rule] = {
     "sqrt": _plain("Sqrt"),
     "square": _square,
     "squeeze": _squeeze,
+    "stack": _stack,
     "stop_gradient": _plain("Identity"),
     "sub": _plain("Sub"),
     "tanh": _plain("Tanh"),

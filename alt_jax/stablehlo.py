@@ -25,15 +25,21 @@ from jax import export
 from jaxtyping import Array, Float, Int
 
 from alt_jax.data.prompt import Pieces
+from alt_jax.errors import InputError
 from alt_jax.tasks import Finetune, Params, text_length
 
+NAME = "score.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
 MOST_BYTES = 2**31 - 2**24  # of constants: neither JAX' flatbuffers nor ONNX' protocol buffers hold 2 GiB
 
 
-def size(params: Params, pieces: Pieces) -> int:
-    """Bytes of what a serving function holds as constants."""
-    return sum(np.asarray(array).nbytes for array in jax.tree.leaves((params, pieces)))
+def check_size(arrays: Any) -> None:
+    """Raises InputError if the arrays of a tree are more than one file can hold as constants."""
+    size = sum(np.asarray(array).nbytes for array in jax.tree.leaves(arrays))
+    if size > MOST_BYTES:
+        raise InputError(
+            f"its constants would take {size / 2**30:.1f} GiB, and such a file holds 2 at most; use params.safetensors."
+        )
 
 
 def serialize(task: Finetune, params: Params, pieces: Pieces, longest: int) -> bytes:
@@ -48,14 +54,18 @@ def serialize(task: Finetune, params: Params, pieces: Pieces, longest: int) -> b
     Returns:
       What `jax.export.deserialize` reads; [B, S] int32 value ids to [B] float32 probabilities. It names no file of the
       machine that wrote it.
+
+    Raises:
+      InputError: The model is too large for one file.
     """
+    check_size((params, pieces))
     model = task.model
     length = min(text_length(longest), model.encoder.max_length)
     params, pieces = jax.tree.map(np.asarray, (params, pieces))
 
     def score(ids: Int[Array, "B S"]) -> Float[Array, " B"]:
-        on_device = jax.tree.map(jnp.asarray, (params, pieces))
-        return jax.nn.sigmoid(task.logit(*on_device, ids, length).astype(jnp.float32))
+        weights, known = jax.tree.map(jnp.asarray, (params, pieces))
+        return jax.nn.sigmoid(task.logit(weights, known, ids, length).astype(jnp.float32))
 
     rows = export.symbolic_shape("batch")
     ids = jax.ShapeDtypeStruct((*rows, sum(model.schema.widths)), jnp.int32)

@@ -309,16 +309,16 @@ class Encoder:
         """
         schema, known = self.schema, len(self.pieces.feature)
         pieces = self._extended([[""] for _ in schema.fields], "The table", True)
-        pieces = Pieces(*(np.asarray(array) for array in pieces))
+        length = np.asarray(pieces.length)
         counts = [len(strings) for strings in self.values]
         field = np.concatenate([np.repeat(np.arange(len(counts)), counts), np.arange(len(counts))])
         values, template = len(field), 2 + len(counts)
-        longest = int(pieces.length[values : values + template].sum())
+        longest = int(length[values : values + template].sum())
         for f, slots in enumerate(schema.widths):
             own = np.flatnonzero(field == f)
-            longest += int(pieces.length[own].max())
+            longest += int(length[own].max())
             if slots > 1:
-                longest += (slots - 1) * int(pieces.length[values + template + own].max())
+                longest += (slots - 1) * int(length[values + template + own].max())
         assert values == known + len(counts)
         return pieces, longest
 
