@@ -130,7 +130,10 @@ def transfer(
             summary.append(f"{name}: fresh ({count(fresh):,} parameters)")
             continue
         if old not in found:
-            raise InputError(f"{pretrained} has no parameters for {old!r}; it has {', '.join(found)}.")
+            raise InputError(
+                f"{pretrained} has no parameters for {old!r}, only for {', '.join(found)}; pretrain with losses that "
+                "need them, or choose another strategy."
+            )
         _check_leaves(found[old], fresh, old, pretrained)
         taken[name] = found[old]
         summary.append(f"{name}: from {pretrained}, step {step} ({count(fresh):,} parameters)")

@@ -474,8 +474,8 @@ class Config:
         for name, value in values.items():
             if name not in known:
                 near = difflib.get_close_matches(name, list(known), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else "."
-                raise InputError(f"there is no config value {shortened(repr(name))}{hint}")
+                hint = f"did you mean {near[0]!r}?" if near else "`alt-jax pretrain CONFIG --help` shows all."
+                raise InputError(f"there is no config value {shortened(repr(name))}; {hint}")
             *groups, leaf = name.split(".")
             place = tree
             for group in groups:
@@ -522,10 +522,10 @@ def load_config(name: str | Path) -> Config:
     except InputError:
         raise
     except KeyError as error:
-        raise InputError(f"{path} cannot be run: it knows no {error}.") from error
+        raise InputError(f"{path} cannot be run: it knows no {error}; look into it for what it knows.") from error
     except (Exception, SystemExit) as error:  # a config file is the user's code: what it raises is theirs to mend
         reason = shortened((str(error).strip().splitlines() or [""])[0])
-        raise InputError(f"{path} cannot be run: {type(error).__name__}: {reason}") from error
+        raise InputError(f"{path} cannot be run: {type(error).__name__}: {reason}; mend it.") from error
     if not isinstance(config, Config):
         raise InputError(f"{path} must define get_config() that returns an alt_jax.config.Config.")
     return config

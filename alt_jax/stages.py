@@ -226,7 +226,7 @@ def load_finetuned(folder: Path) -> Trained:
             raise InputError(f"The finetuning in {folder} is not finished; run its command again until it is.")
         best_step = result.get("best_step")
         if not isinstance(best_step, int):
-            raise InputError(f"{folder / 'result.json'} names no best_step; the run folder is damaged.")
+            raise InputError(f"{folder / 'result.json'} names no best_step; train again in another --run-dir.")
     params, step = load_params(folder, best_step)
     return Trained(run, finetune_task(run), params, step)
 
@@ -275,7 +275,7 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
         if trained.run.schema.data_hash != dataset.schema.data_hash:
             raise InputError(
                 f"{trained.run.folder} was trained on another dataset than {runs[0].run.folder}; their scores are of "
-                "different rows and cannot be averaged."
+                "different rows; give runs of one dataset."
             )
         with cluster.together():
             own = open_dataset(trained.run)  # its prompts may come from another tokenizer

@@ -288,7 +288,7 @@ def test_mlm_on_prompts_alone_is_a_first_stage(tmp_path: Path, tiny_config: Conf
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
     with pytest.raises(InputError, match=r"was started with|another run"):
         stages.pretrain(tiny_config, second)
-    with pytest.raises(InputError, match=r"has no parameters for 'ctr'; it has"):
+    with pytest.raises(InputError, match=r"has no parameters for 'ctr', only for"):
         stages.finetune(tiny_config, "ctr", first, tmp_path / "ctr")
     stages.finetune(tiny_config, "plm", first, tmp_path / "ptab")  # MLM, then classify
     assert Run.load(tmp_path / "ptab").result() is not None

@@ -143,7 +143,7 @@ WORK = (
     "alt_jax.data.prepare.prepare", "alt_jax.stages.pretrain", "alt_jax.stages.finetune", "alt_jax.stages.evaluate",
     "alt_jax.ablate.ablate", "alt_jax.demo.demo", "alt_jax.export.export", "alt_jax.data.beam.engine",
     "alt_jax.scorer.predict", "alt_jax.inspect.inspect", "alt_jax.report.build.report",
-    "alt_jax.serve.serve",
+    "alt_jax.serving.server.serve",
 )  # fmt: skip
 
 
@@ -304,7 +304,7 @@ def _walk(folder: Path, blocks: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str, str]:
-    """`own_log.md`, typed in down to the service: the folder, what was said; how to start the service, and to ask it."""
+    """`own_log.md`, typed in down to the service: the folder, what was said; how to start the service, to ask it."""
     folder, page = tmp_path_factory.mktemp("walk"), ROOT / "docs" / "own_log.md"
     (folder / "configs").mkdir()
     for name, text in titles(page).items():

@@ -67,7 +67,9 @@ def engine(runner: str, arguments: Sequence[str]) -> Callable[[RawData, Split, P
     try:
         made = create_runner(runner)
     except (ValueError, ImportError, AttributeError, TypeError) as error:
-        raise InputError(f"--runner {runner} cannot be used: {str(error).splitlines()[0].rstrip('.')}.") from None
+        raise InputError(
+            f"--runner {runner} cannot be used: {str(error).splitlines()[0].rstrip('.')}; give another."
+        ) from None
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -75,7 +77,7 @@ def engine(runner: str, arguments: Sequence[str]) -> Callable[[RawData, Split, P
             given = options.get_all_options(retain_unknown_options=True)
     except SystemExit:
         reason = said.getvalue().splitlines()[-1].split("error: ")[-1]
-        raise InputError(f"{runner} refuses its options: {reason}.") from None
+        raise InputError(f"{runner} refuses its options: {reason}; correct what follows the `--`.") from None
     if given["runner"]:
         raise InputError(f"--runner {given['runner']} belongs to alt-jax; give it before the `--`.")
     # Other runners know more options than their Python part does.
@@ -83,7 +85,7 @@ def engine(runner: str, arguments: Sequence[str]) -> Callable[[RawData, Split, P
     if unknown:
         raise InputError(f"{LOCAL} has no option --{min(unknown)}; correct what follows the `--`.")
     for problem in PipelineOptionsValidator(options, made).validate():
-        raise InputError(f"{runner} refuses its options: {problem.rstrip('.')}.")
+        raise InputError(f"{runner} refuses its options: {problem.rstrip('.')}; correct what follows the `--`.")
     return partial(Beam, runner=runner, arguments=list(arguments))
 
 

@@ -384,8 +384,8 @@ def _choose_caps(
     missing = 2 * slots.sum() - room
     if missing > 0:
         raise InputError(
-            f"A prompt of {slots.sum()} values needs at least {max_length + missing} tokens; text.max_length is "
-            f"{max_length}."
+            f"A prompt of {slots.sum()} values needs at least {max_length + missing} tokens, but text.max_length is "
+            f"{max_length}; raise it, or leave fields out."
         )
     spare = room - longest @ slots
     if spare >= 0:

@@ -47,7 +47,7 @@ class BertConfig(EncoderConfig):
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise InputError(
                 f"{source}: position_embedding_type {values['position_embedding_type']!r} is not supported; "
-                "only absolute positions are."
+                "only absolute positions are; use another model."
             )
         return values
 

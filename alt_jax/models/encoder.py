@@ -154,7 +154,7 @@ class EncoderConfig:
         try:
             return cls(**found)
         except InputError as error:
-            raise InputError(f"{source}: {error}") from None
+            raise InputError(f"{source}: {str(error).rstrip('.')}; mend that file, or use another model.") from None
 
     @classmethod
     def translate(cls, values: Mapping[str, Any], source: str) -> Mapping[str, Any]:

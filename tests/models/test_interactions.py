@@ -212,7 +212,11 @@ def test_a_tower_is_one_registered_class(monkeypatch):
         ("autoint", {"heads": 0}, "heads of the tower 'autoint' cannot be 0: Input should be greater than 0."),
         ("autoint", {"heads": "two"}, "cannot be 'two'"),
         ("dcnv2", {"structure": "serial"}, "Input should be 'parallel' or 'stacked'"),
-        ("finalmlp", {"heads": 3}, "heads 3 of the tower 'finalmlp' does not divide the last of ctr.hidden, 4."),
+        (
+            "finalmlp",
+            {"heads": 3},
+            "heads 3 of the tower 'finalmlp' does not divide the last of ctr.hidden, 4; change one.",
+        ),
     ],
 )
 def test_option_that_cannot_be(tower, options, said):

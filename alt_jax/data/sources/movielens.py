@@ -336,4 +336,6 @@ def _check_info(data: bytes, counts: tuple[int, int, int], where: Lines) -> None
     for name, count in zip(("users", "items", "ratings"), counts, strict=True):
         stated = re.search(rf"(\d{{1,18}}) {name}", data.decode("latin-1"))
         if stated and int(stated[1]) != count:
-            raise InputError(f"{where.file} states {stated[1]} {name}, but there are {count}; a file was cut short.")
+            raise InputError(
+                f"{where.file} states {stated[1]} {name}, but there are {count}; a file was cut short: get it again."
+            )

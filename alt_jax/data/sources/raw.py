@@ -106,7 +106,10 @@ def check_linked(linked: Sequence[Sequence[str]], columns: Sequence[str]) -> Non
     members = [column for group in linked for column in group]
     for column in members:
         if column not in columns:
-            raise InputError(f"data.linked names column {column!r}, which is not among data.fields: {list(columns)}.")
+            raise InputError(
+                f"data.linked names column {column!r}, which is not among data.fields: {list(columns)}; "
+                "name one of these."
+            )
     if len(members) != len(set(members)) or any(len(group) < 2 for group in linked):
         raise InputError("data.linked must list groups of two or more columns, each column in one group only.")
 

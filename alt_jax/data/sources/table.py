@@ -71,10 +71,14 @@ def check_fields(config: DataConfig, fields: Sequence[FieldConfig]) -> None:
         if twice:
             raise InputError(f"data.fields uses the {what} {twice[0]!r} twice; leave one of them out.")
     if config.label in columns:
-        raise InputError(f"data.fields contains the label column {config.label!r}; a model must not see its label.")
+        raise InputError(
+            f"data.fields contains the label column {config.label!r}; a model must not see its label; leave it out."
+        )
     for what, column in (("user", config.user), ("item", config.item)):
         if column is not None and column not in columns:
-            raise InputError(f"data.{what} names column {column!r}, which is not among data.fields: {columns}.")
+            raise InputError(
+                f"data.{what} names column {column!r}, which is not among data.fields: {columns}; name one of these."
+            )
     check_linked(config.linked, columns)
 
 
@@ -119,7 +123,9 @@ def read(path: Path, columns: Collection[str], *, encoded: bool = False) -> pa.T
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowTypeError as error:
-        raise InputError(f"The parts in {path} have columns of different types ({_line(error)}).") from None
+        raise InputError(
+            f"The parts in {path} have columns of different types ({_line(error)}); write them with the same."
+        ) from None
 
 
 class RowGroup(NamedTuple):
@@ -155,7 +161,9 @@ def row_groups(parts: Sequence[Path], columns: Collection[str], origin: str) -> 
     try:
         return [group for group in groups if group.rows], pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowTypeError as error:
-        raise InputError(f"The parts in {origin} have columns of different types ({_line(error)}).") from None
+        raise InputError(
+            f"The parts in {origin} have columns of different types ({_line(error)}); write them with the same."
+        ) from None
 
 
 def read_group(group: RowGroup, schema: pa.Schema) -> pa.Table:
@@ -249,10 +257,14 @@ def _label(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
     try:
         numbers = pc.cast(array, pa.float64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise InputError(f"Label column {name!r} of {path} is not numeric{_first_bad(array)}.") from None
+        raise InputError(
+            f"Label column {name!r} of {path} is not numeric{_first_bad(array)}; correct it, or set data.label."
+        ) from None
     bad = ~np.isfinite(np.asarray(numbers))
     if bad.any():
-        raise InputError(f"Label column {name!r} of {path} is not finite in data row {int(bad.argmax()) + 1}.")
+        raise InputError(
+            f"Label column {name!r} of {path} is not finite in data row {int(bad.argmax()) + 1}; correct that."
+        )
     return numbers
 
 
@@ -298,4 +310,6 @@ def times(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
                 "use a random protocol without data.timestamp."
             )
         return numbers.cast(pa.int64()) if pa.types.is_timestamp(kind) else numbers
-    raise InputError(f"Timestamp column {name!r} of {path} holds neither numbers nor ISO 8601 times.")
+    raise InputError(
+        f"Timestamp column {name!r} of {path} holds neither numbers nor ISO 8601 times; write it as one of these."
+    )

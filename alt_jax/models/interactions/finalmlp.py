@@ -52,7 +52,7 @@ class FinalMLP(Interaction):
         if self.config.hidden and self.config.hidden[-1] % self.heads:
             raise InputError(
                 f"ctr.options: heads {self.heads} of the tower 'finalmlp' does not divide the last of ctr.hidden, "
-                f"{self.config.hidden[-1]}."
+                f"{self.config.hidden[-1]}; change one."
             )
 
     @nn.compact
