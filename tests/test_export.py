@@ -1,8 +1,11 @@
 import dataclasses
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -10,13 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 from flax import traverse_util
+from fresh_process import without_alt_jax
+from huggingface_hub import ModelCard
 from tiny_runs import Runs, trained
 from transformers import AutoConfig, AutoTokenizer
 
+import alt_jax
 from alt_jax import stages
 from alt_jax.checkpoint import load_params
 from alt_jax.config import Config
 from alt_jax.data.dataset import Dataset
+from alt_jax.data.prompt import feature_ids
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Probabilities, report
 from alt_jax.export import PARAMS, export
@@ -24,6 +31,7 @@ from alt_jax.models import huggingface
 from alt_jax.run import Run
 from alt_jax.scorer import predict
 from alt_jax.sharding import make_mesh, replicate
+from alt_jax.tasks import apply_method
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +171,150 @@ def test_ctr_has_no_text_tower(tmp_path: Path, runs: Runs) -> None:
     export(runs.ctr, tmp_path / "out")
     assert not (tmp_path / "out" / "text_tower").exists()
     assert not any(name.startswith("text") for name in safetensors.numpy.load_file(tmp_path / "out" / PARAMS))
+
+
+@pytest.fixture(scope="module")
+def both(runs: Runs, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Exports of the two strategies."""
+    out = tmp_path_factory.mktemp("exported") / "ctr"
+    export(runs.ctr, out)
+    return {"joint": exported, "ctr": out}
+
+
+FILES = {
+    *("params.safetensors", "score.stablehlo", "ctr.onnx", "vocabulary.parquet", "schema.json", "pieces.npz"),
+    *("tokenizer", "config.json", "encoder.json", "run.json", "result.json"),
+}
+
+
+def run_card(folder: Path, table: pa.Table) -> dict[str, np.ndarray]:
+    """What the card's code gives for rows, in a copy of the export."""
+    pq.write_table(table, folder / "rows.parquet")
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 4
+    code = "\n".join(blocks)
+    try:
+        import torch  # noqa: F401
+    except ImportError:  # then transformers has no models, but still their configurations
+        code = code.replace("AutoModel", "AutoConfig")
+    code += '\nscores = {"probability": probability, "ctr": probability_of_ctr, "ids": ids}\n'
+    code += 'np.savez("found.npz", **scores, **{f"params/{name}": value for name, value in params.items()})\n'
+    if (folder / "text_tower").exists():
+        code += 'assert len(tokenizer) == json.loads(Path("schema.json").read_text())["text"]["vocab_size"]\n'
+        code += "assert getattr(text_tower, 'config', text_tower).hidden_size == 16\n"
+    without_alt_jax(code, folder)
+    with np.load(folder / "found.npz") as found:
+        return dict(found)
+
+
+@pytest.mark.parametrize("name", ["joint", "ctr"])
+def test_code_of_the_card_gives_the_scores_of_predict(
+    tmp_path: Path, name: str, runs: Runs, both: dict[str, Path], raw: pa.Table, tiny_dataset: Dataset
+) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(both[name], folder)
+    table = raw
+    if name == "ctr":  # which does not read how a new value is spelled
+        table = pa.concat_tables([table, pa.table({column: [f"new {column}"] for column in table.column_names})])
+    found = run_card(folder, table)
+    predict(runs.joint if name == "joint" else runs.ctr, folder / "rows.parquet", folder / "scores.parquet")
+    expected = np.asarray(pq.read_table(folder / "scores.parquet")["score"])
+    assert np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(found["probability"], expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(found["ids"][:60], np.asarray(tiny_dataset.test.values))
+    for key, tensor in safetensors.numpy.load_file(both[name] / PARAMS).items():
+        np.testing.assert_array_equal(found[f"params/{key}"], tensor)
+    if name == "ctr":
+        np.testing.assert_allclose(found["ctr"], expected, rtol=0, atol=1e-5)
+        return
+    opened = stages.load_finetuned(runs.joint)
+    ids = feature_ids(tiny_dataset.pieces, np.asarray(tiny_dataset.test.values))
+    alone = {key: opened.params[key] for key in ("ctr", "ctr_logit")}
+    logit = apply_method(opened.task.model, alone, "score", "ctr", jnp.asarray(ids), None, None)
+    np.testing.assert_allclose(found["ctr"], 1 / (1 + np.exp(-np.asarray(logit))), rtol=0, atol=1e-5)
+    assert np.abs(found["ctr"] - expected).max() > 1e-4  # both towers are another score
+
+
+@pytest.mark.parametrize("name", ["joint", "ctr"])
+def test_facts_of_the_card_are_the_runs(name: str, runs: Runs, both: dict[str, Path], tiny_dataset: Dataset) -> None:
+    loaded = ModelCard.load(both[name] / "README.md")
+    result = json.loads((both[name] / "result.json").read_text(encoding="utf-8"))
+    found = {each.metric_type: each.metric_value for each in loaded.data.eval_results}
+    assert found == {"roc_auc": result["test"]["auc"], "log_loss": result["test"]["logloss"]}
+    assert loaded.data.library_name == "alt-jax"
+    text = loaded.text
+    for split in tiny_dataset.schema.splits.values():
+        assert split.hash in text
+    assert tiny_dataset.schema.data_hash in text
+    assert tiny_dataset.schema.vocabulary_hash in text
+    valid, test = (result[part] for part in ("valid", "test"))
+    assert f"| AUC | {valid['auc']:.4f} | {test['auc']:.4f} |" in text
+    assert f"| rows | 60 ({valid['positives']} positive) | 60 ({test['positives']} positive) |" in text
+    assert test["unseen_user_auc"] is None
+    assert "| AUC on users that training never saw | undefined (0 rows) | undefined (0 rows) |" in text
+    assert f"`finetune.{name}.batch_size` | `16`" in text
+    assert ("from the pretraining `pretrain`" in text) == (name == "joint")
+    assert ("without pretraining" in text) == (name == "ctr")
+    assert str(runs.joint.parent) not in text
+    listed = set(re.findall(r"^- `([^`]+)`: ", text.split("## Files")[1], re.MULTILINE))
+    present = {path.name for path in both[name].iterdir()} - {"README.md"}
+    assert listed == present == FILES | ({"text_tower"} if name == "joint" else set())
+
+
+def test_numpy_alone_scores_a_factorization_machine(tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset) -> None:
+    """From the names of its parameters and nothing else."""
+    ctr = dataclasses.replace(tiny_config.ctr, tower="fm", options=())
+    stages.finetune(dataclasses.replace(tiny_config, ctr=ctr), "ctr", None, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out")
+    trained_fm = stages.load_finetuned(tmp_path / "run")
+    mesh = make_mesh()
+    values = np.asarray(tiny_dataset.test.values)
+    expected = Scorer(trained_fm.task, mesh, tiny_dataset.pieces)(replicate(mesh, trained_fm.params), values)
+    np.save(tmp_path / "out" / "ids.npy", np.asarray(feature_ids(tiny_dataset.pieces, values)))
+    code = """
+import numpy as np
+from safetensors.numpy import load_file
+
+params, ids = load_file("params.safetensors"), np.load("ids.npy")
+v, w = params["ctr/embedding/embedding"][ids], params["ctr_logit/linear/embedding"][ids]
+logit = params["ctr_logit/readout/bias"] + w.sum((1, 2))
+for i in range(ids.shape[1]):
+    for j in range(i):
+        logit = logit + (v[:, i] * v[:, j]).sum(1)
+np.save("scores.npy", 1 / (1 + np.exp(-logit)))
+"""
+    without_alt_jax(code, tmp_path / "out")
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "scores.npy"), expected, rtol=0, atol=1e-5)
+
+
+def test_names_in_the_text_tower_are_those_of_transformers(exported: Path) -> None:
+    """As a BertModel's state has them, which the golden was recorded from."""
+    with np.load(Path(__file__).parent / "goldens" / "bert.npz") as golden:
+        layers = re.compile(r"(encoder\.layer\.)\d+")
+        known = {layers.sub(r"\g<1>N", name) for name in golden["names"].tolist()}
+    found = safetensors.numpy.load_file(exported / "text_tower" / "model.safetensors")
+    assert {layers.sub(r"\g<1>N", name) for name in found} == {name for name in known if not name.startswith("pooler")}
+
+
+@pytest.mark.parametrize("reason", ["missing", "untranslated"])
+def test_onnx_is_left_out_with_the_reason(
+    tmp_path: Path, runs: Runs, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if reason == "missing":
+        monkeypatch.delitem(sys.modules, "alt_jax.onnx", raising=False)
+        monkeypatch.delattr(alt_jax, "onnx", raising=False)
+        monkeypatch.setitem(sys.modules, "onnx", None)
+        expected = "left out ctr.onnx: it needs the package onnx; pip install 'alt-jax[onnx]' and export again."
+    else:
+        from alt_jax import onnx
+
+        monkeypatch.delitem(onnx._RULES, "tanh")
+        expected = "left out ctr.onnx: The CTR tower 'dcn_mix' uses JAX' operation 'tanh'"
+    export(runs.ctr, tmp_path / "out")
+    assert expected in capsys.readouterr().out
+    assert not (tmp_path / "out" / "ctr.onnx").exists()
+    assert (tmp_path / "out" / "score.stablehlo").is_file()
+    assert "onnx" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8").replace("alt_jax.onnx", "")
 
 
 def test_existing_folder_is_not_written_to(tmp_path: Path, runs: Runs) -> None:
