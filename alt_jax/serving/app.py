@@ -67,7 +67,7 @@ class Limits:
     timeout: float = 2.0
     max_batch: int = 256
     max_wait_ms: float = 2.0
-    max_queue: int = 8192
+    max_queue: int = 2048
 
     def __post_init__(self) -> None:
         """Raises InputError for what makes no sense."""

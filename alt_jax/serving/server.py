@@ -37,6 +37,7 @@ def serve(folder: Path, host: str, port: int, limits: Limits) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=75,  # seconds; above the 60 of most load balancers, or they find connections closed
             timeout_graceful_shutdown=int(2 * limits.timeout) + 5,
         )
         server = _Server(config, service.stop)
