@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import tiny_table
 
 from alt_jax import stages
 from alt_jax.checkpoint import load_params
@@ -28,7 +27,7 @@ LENGTH = 40  # tokens of a prompt, too few for the titles
 def odd(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Dataset]:
     """One gender, few clicks, titles that overflow the prompt, and all fields linked, so that all are masked as one."""
     folder = tmp_path_factory.mktemp("odd")
-    table = tiny_table()
+    table = pq.read_table(tiny_config.data.raw)
     rng = np.random.default_rng(1)
     clicked = rng.random(table.num_rows) < 0.08
     changed = {
