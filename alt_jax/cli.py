@@ -32,7 +32,7 @@ usage: alt-jax COMMAND …
   predict  E|EXPORT rows.csv|parquet -o scores.parquet
   export   E OUT                                      weights, config, schema, Hugging Face folder
   ablate   CONFIG --study S --run-dir D [--seeds 3]   a study: runs side by side, a table, a figure
-  inspect  DATASET|E|EXPORT [--rows 3]                what is in there, on one screen, and a few rows of it
+  inspect  DATASET|E|EXPORT [--rows 3]                what is in there, on one screen
   list     towers|texts|datasets|protocols|presets|studies   names that configs may use, one a line
 
 CONFIG is a Python file with get_config(), see configs/. Any of its values can be overridden, e.g.
