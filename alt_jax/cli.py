@@ -34,7 +34,7 @@ usage: alt-jax COMMAND …
   export   E OUT                                      weights, StableHLO, ONNX, Hugging Face folder
   serve    E|EXPORT [--port 8000]                     scores over HTTP, many requests at a time
   ablate   CONFIG --study S --run-dir D [--seeds 3]   a study: runs side by side, a table, a figure
-  inspect  DATASET|E|EXPORT [--rows 3]                what is in there, on one screen, with rows
+  inspect  DATASET|E|EXPORT [--rows 3]                what is in there, on one screen
   report   RUN… [-o OUT.html] [--price USD_PER_HOUR]  one HTML page about runs and studies
   list     towers|texts|datasets|protocols|presets|studies   names that configs may use, one a line
 
