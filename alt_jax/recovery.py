@@ -63,7 +63,7 @@ def hide(model: ALT, pieces: Pieces, values: Int[np.ndarray, "B S"], key: jax.Ar
     @jax.jit
     def draw(pieces: Pieces, values: Int[Array, "B S"], key: jax.Array) -> Hidden:
         mlm_key, mtm_key, noise_key, _ = jax.random.split(key, 4)
-        ids, numbers = jnp.asarray(feature_ids(pieces, values)), row_numbers(model, pieces, values)
+        ids, numbers = jnp.asarray(feature_ids(pieces, values)), jnp.asarray(row_numbers(model, pieces, values))
         masks = masking.choose_masks((mlm_key, mtm_key), len(ids), schema, config.mask)
         prompt = row_prompts(model, pieces, values, text_length(schema.text.length))
         chosen = mlm.choose(masks.text, prompt.tokens.shape[1], mlm_key, config)

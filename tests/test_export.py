@@ -269,7 +269,7 @@ def test_numpy_alone_scores_a_factorization_machine(tmp_path: Path, tiny_config:
     trained_fm = stages.load_finetuned(tmp_path / "run")
     mesh = make_mesh()
     values = np.asarray(tiny_dataset.test.values)
-    expected = Scorer(trained_fm.task, mesh, tiny_dataset.pieces)(replicate(mesh, trained_fm.params), values)
+    expected = Probabilities(trained_fm.task, mesh, tiny_dataset.pieces)(replicate(mesh, trained_fm.params), values)
     np.save(tmp_path / "out" / "ids.npy", np.asarray(feature_ids(tiny_dataset.pieces, values)))
     code = """
 import numpy as np
