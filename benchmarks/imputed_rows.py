@@ -6,7 +6,7 @@ Those 29,260 rows are known to lie behind the 80 % point, hence in what is valid
 share of users seen in training, and AUC: of the test part, by whether the user was seen; of the imputed rows; of both.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -55,4 +55,8 @@ def main(raw_path: str, run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("raw", help="ml-1m.zip, or its folder")
+    parser.add_argument("run", type=Path, help="a finished finetuning run with protocol `time`")
+    arguments = parser.parse_args()
+    main(arguments.raw, arguments.run)

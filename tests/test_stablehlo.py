@@ -18,7 +18,7 @@ from alt_jax.data.dataset import Encoder
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import prompt_lengths
 from alt_jax.errors import InputError
-from alt_jax.evaluate import Scorer
+from alt_jax.evaluate import Probabilities
 from alt_jax.models.alt import ALT
 from alt_jax.sharding import make_mesh, replicate
 from alt_jax.tasks import Finetune, Params
@@ -112,7 +112,7 @@ def test_scores_in_another_process_are_those_of_the_scorer(
     mesh, expected = make_mesh(), {}
     for case in CASES:
         task, params = random_model(config, encoder, case)
-        expected[case] = Scorer(task, mesh, encoder.pieces)(replicate(mesh, params), values)
+        expected[case] = Probabilities(task, mesh, encoder.pieces)(replicate(mesh, params), values)
         assert np.ptp(expected[case]) > 1e-3
         program = stablehlo.serialize(task, params, pieces, longest)
         for folder in (Path(stablehlo.__file__).parents[1], Path(jax.__file__).parent, Path.home()):
@@ -168,7 +168,7 @@ def test_unseen_values_have_an_id_a_field(
     assert sum(compared) >= len(FIELDS) - 1  # an empty history is a value that the dataset knows
     by_name, extended = encoder.encode(pa.table(columns))
     mesh = make_mesh()
-    expected = Scorer(task, mesh, extended)(replicate(mesh, params), by_name)
+    expected = Probabilities(task, mesh, extended)(replicate(mesh, params), by_name)
     program = jax.export.deserialize(stablehlo.serialize(task, params, pieces, longest))
     np.testing.assert_allclose(np.asarray(program.call(asked))[compared], expected[compared], rtol=0, atol=1e-5)
 
