@@ -4,7 +4,6 @@ Their ink is the page's own text colour, and the palette is that of Okabe and It
 and which shows on white and on black.
 """
 
-import hashlib
 import io
 import math
 import re
@@ -70,8 +69,6 @@ def _figure(paint: Callable[[Figure], None], height: float = _HEIGHT) -> str:
         figure.savefig(out, format="svg", metadata=nothing)
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    prefix = f"f{hashlib.sha256(text.encode()).hexdigest()[:10]}-"  # a page is one document
-    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}", text)
     return re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # HTML knows them
 
 

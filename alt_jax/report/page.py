@@ -1,6 +1,8 @@
 """HTML: one page that needs no script and nothing from elsewhere. All text is escaped here, and only here."""
 
 import html
+import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -120,13 +122,24 @@ def page(title: str, subtitle: str, sections: Sequence[Section], footer: str) ->
             "</head>",
             "<body>",
             element("header", element("h1", "alt-jax report"), element("p", subtitle), element("nav", links)),
-            element("main", *body),
+            _distinct(element("main", *body)),
             element("footer", footer),
             "</body>",
             "</html>",
             "",
         ]
     )
+
+
+def _distinct(markup: str) -> Html:
+    """Prefixes the names inside every SVG with its number: a page is one document, in which a name may occur once."""
+    numbers = itertools.count()
+
+    def named(svg: re.Match[str]) -> str:
+        prefix = f"f{next(numbers)}-"
+        return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}", svg[0])
+
+    return Html(re.sub("<svg.*?</svg>", named, markup, flags=re.S))
 
 
 _STYLE = """
