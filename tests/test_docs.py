@@ -51,10 +51,10 @@ class _Code(html.parser.HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks: list[tuple[str, str, str]] = []  # language, title, text
+        self.blocks: list[tuple[str, str]] = []  # language, text
         self.inline: list[str] = []
         self._inside: list[str] = []
-        self._language, self._title, self._text = "", "", ""
+        self._language, self._text = "", ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in ("pre", "code"):
@@ -62,21 +62,15 @@ class _Code(html.parser.HTMLParser):
         if tag == "code":
             self._text = ""
             self._language = (dict(attrs).get("class") or "").removeprefix("language-")
-        if tag == "span" and dict(attrs).get("class") == "filename":
-            self._inside.append("title")
 
     def handle_data(self, data: str) -> None:
-        if self._inside[-1:] == ["title"]:
-            self._title = data
-            self._inside.pop()
-        elif self._inside:
+        if self._inside:
             self._text += data
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "code":
             if "pre" in self._inside:
-                self.blocks.append((self._language, self._title, self._text))
-                self._title = ""
+                self.blocks.append((self._language, self._text))
             else:
                 self.inline.append(" ".join(self._text.split()))
         if tag in ("pre", "code"):
@@ -85,7 +79,7 @@ class _Code(html.parser.HTMLParser):
 
 def code(page: Path) -> _Code:
     found = _Code()
-    text = page.read_text(encoding="utf-8")
+    text = re.sub(r'^(```\w+) title=".*"$', r"\1", page.read_text(encoding="utf-8"), flags=re.M)
     found.feed(
         markdown.markdown(
             text,
@@ -105,7 +99,7 @@ def titles(page: Path) -> dict[str, str]:
 def commands(page: Path) -> list[str]:
     """What the page tells to type: its blocks without a language, and what begins like a command in its text."""
     found = code(page)
-    blocks = [text for language, _, text in found.blocks if language in ("", "bash")]
+    blocks = [text for language, text in found.blocks if language in ("", "bash")]
     begins = ("alt-jax ", "python benchmarks/", "./launch/", "pytest ", "pip install")
     typed = [text for text in found.inline if text.startswith(begins)]
     return blocks + [text for text in typed if "COMMAND" not in text and "|" not in text]
@@ -310,9 +304,9 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str, st
     (folder / "configs").mkdir()
     for name, text in titles(page).items():
         (folder / name).write_text(text, encoding="utf-8")
-    blocks = [text for language, _, text in code(page).blocks if language == ""]
+    blocks = [text for language, text in code(page).blocks if language == ""]
     serving = next(i for i, block in enumerate(blocks) if block.startswith("alt-jax serve"))
-    python = next(text for language, _, text in code(page).blocks if "alt_jax.Scorer" in text)
+    python = next(text for language, text in code(page).blocks if "alt_jax.Scorer" in text)
     (folder / "score.py").write_text(python)
     said = _walk(folder, ["python make_log.py", *blocks[:serving], "python score.py"])
     with socket.socket() as free:
