@@ -48,7 +48,7 @@ def get_config():
         "finetune.ctr.epochs": 2, "finetune.ctr.batch_size": 256, "data.shard_rows": 1000,
     })
 """
-STUDY = {"ids": {}, "wide": {"ctr.dim": 6}}
+STUDY = {"aligned": {}, "not": {"pretrain": False}}
 
 
 class Stage(NamedTuple):
