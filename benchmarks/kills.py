@@ -15,6 +15,7 @@ programs are kept in FOLDER, where kills hit them too.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -48,7 +49,7 @@ def get_config():
         "finetune.ctr.epochs": 2, "finetune.ctr.batch_size": 256, "data.shard_rows": 1000,
     })
 """
-STUDY = {"ids": {}, "wide": {"ctr.dim": 6}}
+STUDY = {"aligned": {}, "not": {"pretrain": False}}
 
 
 class Stage(NamedTuple):
@@ -197,17 +198,22 @@ def disturb(
       How many times it came to its end, and the seconds of the undisturbed one.
     """
     command, made, sign = STAGES[stage]
-    (seconds, work), ended = run_whole(stage, whole), 0
+    seconds, work = run_whole(stage, whole)
+    spans, ended = {False: seconds, True: work}, 0
     while not ended or kills:
         shutil.rmtree(other / made, ignore_errors=True)
-        while True:
+        for fresh in itertools.chain([True], itertools.repeat(False)):
             before = signs(sign, other)
             process = start(command, other)
-            if kills and at_work(kills):
+            late = at_work(kills)
+            if kills and late:
                 wait_for_work(process, sign, other, before)
-            if kills and killed(process, rng.uniform(0, work if at_work(kills) else seconds)):
+            began = time.monotonic()
+            if kills and killed(process, rng.uniform(0, spans[late])):
                 kills -= 1
                 continue
+            if fresh and kills:  # quicker than the undisturbed one, which had to compile
+                spans[late] = min(spans[late], time.monotonic() - began)
             if code := process.wait():
                 sys.exit(f"{stage} ends with {code}:\n{(other / 'log').read_text(encoding='utf-8')[-3000:]}")
             break
