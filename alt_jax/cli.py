@@ -173,8 +173,10 @@ class ExportOptions:
 class ServeOptions:
     """Scores rows over HTTP with a finetuning run or an export, until SIGTERM or SIGINT.
 
-    POST /score {"rows": [{column: value, …}, …]} gives {"scores": [0.42, …]}; GET /schema is the JSON Schema of a row,
-    /healthz says whether all is compiled, /metrics is for Prometheus. It has neither TLS nor passwords.
+    POST /score {"rows": [{column: value, …}, …]} gives {"scores": [0.42, …]}.
+
+    GET /schema is the JSON Schema of a row, /healthz says whether all is compiled, /metrics is for
+    Prometheus. It has neither TLS nor passwords.
 
     Example: alt-jax serve exported/joint --port 8000
     """

@@ -100,8 +100,9 @@ set -e
 mkdir -p ~/alt-jax && cd ~/alt-jax
 rm -rf alt_jax configs launch
 tar -xzf ~/alt-jax.tar.gz
-export PATH="$HOME/.local/bin:$PATH"
-command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+export PATH="$HOME/.local/bin:$HOME/.alt-jax/uv/bin:$PATH"
+command -v uv >/dev/null || python3 -m pip install --quiet --target ~/.alt-jax/uv --no-deps --require-hashes \
+  --only-binary=:all: -r launch/uv.txt
 uv python install 3.12
 PYTHON="$(uv python find 3.12)" ./launch/setup.sh tpu'
 

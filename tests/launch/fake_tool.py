@@ -74,7 +74,7 @@ def main() -> int:
     stdin = sys.stdin.read() if tool == "kubectl" else ""
     with (WORLD / "calls.jsonl").open("a") as calls:
         calls.write(json.dumps({"tool": tool, "args": arguments, "env": shown, "stdin": stdin}) + "\n")
-    known = {"gcloud": gcloud, "sbatch": sbatch, "srun": srun, "scontrol": scontrol, "curl": curl, "uv": uv}
+    known = {"gcloud": gcloud, "sbatch": sbatch, "srun": srun, "scontrol": scontrol, "python3": python3, "uv": uv}
     return known.get(tool, lambda _: perform(tool))(arguments)
 
 
@@ -233,10 +233,24 @@ def scontrol(arguments: list[str]) -> int:
     return 0 if arguments[0] == "requeue" and arguments[1:] == ["42"] else refuse(f"scontrol {arguments}")
 
 
-def curl(arguments: list[str]) -> int:
-    if arguments != ["-LsSf", "https://astral.sh/uv/install.sh"]:
-        return refuse(f"curl {arguments}")
-    print(f'mkdir -p "$HOME/.local/bin" && ln -sf "{WORLD}/bin/curl" "$HOME/.local/bin/uv"')
+def python3(arguments: list[str]) -> int:
+    if arguments[:3] != ["-m", "pip", "install"]:
+        os.execv(sys.executable, [sys.executable, *arguments])
+    home = Path(os.environ["HOME"]) / ".alt-jax" / "uv"
+    wanted = [
+        "--quiet",
+        "--target",
+        str(home),
+        "--no-deps",
+        "--require-hashes",
+        "--only-binary=:all:",
+        "-r",
+        "launch/uv.txt",
+    ]
+    if arguments[3:] != wanted or "--hash=sha256:" not in Path("launch/uv.txt").read_text():
+        return refuse(f"python3 {arguments}")
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "uv").symlink_to(WORLD / "bin" / "python3")
     return 0
 
 

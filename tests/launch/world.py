@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ("gcloud", "sbatch", "srun", "scontrol", "kubectl", "nvidia-smi", "curl", "alt-jax")
+TOOLS = ("gcloud", "sbatch", "srun", "scontrol", "kubectl", "nvidia-smi", "python3", "alt-jax")
 _SETUP = """#!/bin/sh
 venv="$(dirname "$0")/../.venv/bin"
 mkdir -p "$venv"
