@@ -227,7 +227,8 @@ def _write_checksums(root: Path) -> None:
     Of several processes Orbax calls the first, when all have written.
     """
     for folder in root.iterdir():
-        if not (folder / _CHECKSUMS).exists():
+        temporary = folder.is_dir() and not folder.name.isdigit() and folder.name != _DELETED
+        if temporary and not (folder / _CHECKSUMS).exists():  # one that is there already may have lost its own
             # Only the items' files: Orbax writes to its own metadata beside them once more
             checksums = {str(p.relative_to(folder)): _checksum(p) for p in sorted(folder.glob("*/**/*")) if p.is_file()}
             (folder / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))

@@ -367,7 +367,11 @@ class _Log:
         """Waits for the oldest update under way."""
         step, metrics = self._running.popleft()
         sums = {name: metrics[name].total for name in ("loss", "grad_norm")}
-        self._nonfinite.see(step, metrics, all(np.isfinite(x) for x in jax.device_get(sums).values()))
+        try:
+            self._nonfinite.see(step, metrics, all(np.isfinite(x) for x in jax.device_get(sums).values()))
+        except InputError:
+            self._write(len(self._pending) - len(self._running))  # up to the one that the sentence is about
+            raise
         self._watch.meter.advance(self._batch_size)
 
     def epoch(self, epoch: int, epochs: int, progress: Progress | None) -> None:

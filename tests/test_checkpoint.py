@@ -169,6 +169,18 @@ def test_lost_file_is_refused(tmp_path: Path, checkpoints: Checkpoints, lost: st
         load_params(tmp_path)
 
 
+def test_a_save_vouches_for_nothing_but_itself(tmp_path: Path, checkpoints: Checkpoints) -> None:
+    """Neither for an older checkpoint that has lost files, nor for what a network file system leaves there."""
+    save(checkpoints, 1)
+    (tmp_path / "checkpoints" / "1" / "checksums.json").unlink()
+    data_files(tmp_path / "checkpoints" / "1" / "params")[0].unlink()
+    (tmp_path / "checkpoints" / ".nfs0001").touch()
+    save(checkpoints, 2)
+    load_params(tmp_path, 2)
+    with pytest.raises(InputError, match="is damaged"):
+        load_params(tmp_path, 1)
+
+
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no checkpoint"):
         load_params(tmp_path)

@@ -341,6 +341,9 @@ def test_an_update_that_is_not_finite_stops_the_run(open_run: Callable[[str], Ru
             np.testing.assert_array_equal(array, getattr(expected, name))
     params, _ = load_params(run.folder)
     assert np.isfinite(params["w"]).all()
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]  # the bad one as well, whose loss is null
+    assert lines[-1]["loss"] is None
 
 
 def test_an_update_that_is_not_finite_can_be_left_out(
