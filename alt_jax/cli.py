@@ -29,7 +29,7 @@ usage: alt-jax COMMAND …
   finetune CONFIG --strategy ctr|plm|joint --init-from D|none --run-dir E
   evaluate E… [--split test] [--json]                 AUC, logloss, GAUC, ECE of a run, or of several runs' mean
   predict  E|EXPORT rows.csv|parquet -o scores.parquet
-  export   E OUT                                      safetensors, config, schema, Hugging Face folder
+  export   E OUT                                      safetensors, StableHLO, ONNX, Hugging Face folder, model card
   ablate   CONFIG --study S --run-dir D [--seeds 3]   a study: runs side by side, a table, a figure
   list     towers|texts|datasets|protocols|presets|studies   names that configs may use, one a line
 
@@ -140,7 +140,7 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Writes a finished finetuning run as safetensors, config, schema and Hugging Face folder.
+    """Writes a finished finetuning run as safetensors, StableHLO, ONNX, Hugging Face folder and model card.
 
     Example: alt-jax export runs/joint exported/joint
     """
