@@ -160,7 +160,7 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Writes a finished finetuning run as safetensors, config, schema and Hugging Face folder.
+    """Writes a finished finetuning run as safetensors, StableHLO, ONNX, Hugging Face folder and model card.
 
     Example: alt-jax export runs/joint exported/joint
     """
