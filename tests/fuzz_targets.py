@@ -32,7 +32,7 @@ import goodreads_files
 import movielens_files
 import tiny_towers
 
-from alt_jax import ablate, bridge, stages, studies
+from alt_jax import ablate, bridge, export, stages, studies
 from alt_jax.checkpoint import Checkpoints, load_params
 from alt_jax.cli import _STORAGE
 from alt_jax.config import Config, CTRConfig, DataConfig, FieldConfig, TextConfig
@@ -43,7 +43,7 @@ from alt_jax.data.sources import table
 from alt_jax.data.sources.raw import RawData, as_text
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from alt_jax.errors import InputError
-from alt_jax.export import PARAMS
+from alt_jax.export import export.PARAMS
 from alt_jax.models import huggingface
 from alt_jax.models.text import text_tower
 from alt_jax.run import Origin, Run
@@ -359,12 +359,12 @@ def _runs(folder: Path, config: Config, dataset: Dataset) -> dict[str, Target]:
     params = safetensors.numpy.save({name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()})
 
     def read_params(data: bytes) -> None:
-        _put(folder / PARAMS, data)
-        read_params(folder / PARAMS, task)
+        _put(folder / export.PARAMS, data)
+        export.read_params(folder / export.PARAMS, task)
 
     return {
         **{f"run/{name}": Target((content,), read_among(name)) for name, content in files.items()},
-        PARAMS: Target((params,), read_params),
+        export.PARAMS: Target((params,), read_params),
         **_checkpoint(folder / "checkpointed"),
     }
 
