@@ -43,7 +43,6 @@ from alt_jax.data.sources import table
 from alt_jax.data.sources.raw import RawData, as_text
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from alt_jax.errors import InputError
-from alt_jax.export import export.PARAMS
 from alt_jax.models import huggingface
 from alt_jax.models.text import text_tower
 from alt_jax.run import Origin, Run
