@@ -304,7 +304,9 @@ def test_the_host_is_a_few_steps_ahead_at_most(open_run: Callable[[str], Run]) -
             self.done = True
             return np.ones(())
 
-    log, steps = loop._Log(open_run("ahead"), 8, Mock(loop._Nonfinite)), [UnderWay() for _ in range(20)]
+    watch = Mock(loop._Watch)
+    watch.meter = Mock()
+    log, steps = loop._Log(open_run("ahead").log, 8, Mock(loop._Nonfinite), watch), [UnderWay() for _ in range(20)]
     for step, metric in enumerate(steps):
         mean = Mean(cast(Any, metric), jnp.ones(()))
         log.add(step, {"loss": mean, "grad_norm": mean})
