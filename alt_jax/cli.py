@@ -160,7 +160,7 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Writes a finished finetuning run as safetensors, StableHLO, ONNX, Hugging Face folder and model card.
+    """Writes a finetuning run as safetensors, StableHLO, ONNX, Hugging Face folder and model card.
 
     Example: alt-jax export runs/joint exported/joint
     """
@@ -175,8 +175,9 @@ class ServeOptions:
 
     POST /score {"rows": [{column: value, …}, …]} gives {"scores": [0.42, …]}.
 
-    GET /schema is the JSON Schema of a row, /healthz says whether all is compiled, /metrics is for
-    Prometheus. It has neither TLS nor passwords.
+    GET /schema is the JSON Schema of a row, /healthz says whether all is compiled.
+
+    GET /metrics is for Prometheus. It has neither TLS nor passwords.
 
     Example: alt-jax serve exported/joint --port 8000
     """
