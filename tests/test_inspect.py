@@ -168,7 +168,7 @@ def test_a_pretraining_says_where_it_is(said: dict[str, str], runs: Runs) -> Non
     assert "ctr.dim 4" in values
     assert "pretrain.epochs 3" in values
     assert "finetune." not in values
-    assert re.search(r"step 60 \(.*kB\) · step 90 \(", page)
+    assert re.search(r"step 60 \([\d.]+ [kM]B\) · step 90 \(", page)
 
 
 def test_weights_are_counted(said: dict[str, str], runs: Runs) -> None:
