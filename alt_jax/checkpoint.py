@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from alt_jax import cluster, console
-from alt_jax.errors import InputError, Stopped
+from alt_jax.errors import InputError, Stopped, first_line
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file at INFO and WARNING
 _CHECKSUMS = "checksums.json"
@@ -138,7 +138,7 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax and TensorStore raise many types for a disk that is full or read-only
             raise InputError(
-                f"A checkpoint in {self._folder} cannot be written ({_first_line(error)}); mend that, and start the "
+                f"A checkpoint in {self._folder} cannot be written ({first_line(error)}); mend that, and start the "
                 "same command again to go on from the one before."
             ) from error
 
@@ -269,11 +269,7 @@ def _checksum(path: Path) -> str:
 
 
 def _damaged(path: Path, reason: str | Exception) -> str:
-    return f"Checkpoint {path} is damaged ({_first_line(reason)})"
-
-
-def _first_line(reason: str | Exception) -> str:
-    return str(reason).strip().splitlines()[0][:200] if str(reason).strip() else type(reason).__name__
+    return f"Checkpoint {path} is damaged ({first_line(reason)})"
 
 
 def _verify_shapes(saved: Any, expected: Any, path: Path) -> None:

@@ -10,17 +10,32 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 from pydantic import ValidationError
 
 from alt_jax import __version__, console, programs
-from alt_jax.config import Config, Strategy, first_problem, load_config
+from alt_jax.config import Config, first_problem, load_config
 from alt_jax.errors import STOPPED, InputError, Stopped
+from alt_jax.options import (
+    AblateOptions,
+    DemoOptions,
+    EvaluateOptions,
+    ExportOptions,
+    FinetuneOptions,
+    InspectOptions,
+    ListOptions,
+    PredictOptions,
+    PrepareOptions,
+    PretrainOptions,
+    ReportOptions,
+    ServeOptions,
+    Values,
+)
+from alt_jax.serving.limits import Limits
 
 USAGE = """\
 usage: alt-jax COMMAND …
@@ -29,7 +44,7 @@ usage: alt-jax COMMAND …
   prepare  CONFIG [--engine local|beam]               raw ratings or clicks to a prepared dataset
   pretrain CONFIG --run-dir D [--init-from D0]        align the CTR tower and the text tower
   finetune CONFIG --strategy ctr|plm|joint --init-from D|none --run-dir E
-  evaluate E… [--split test] [--json]                 AUC, logloss, GAUC, ECE of a run, or of some
+  evaluate E… [--split test] [--json]                 AUC, logloss, GAUC, ECE of one, or of the mean
   predict  E|EXPORT rows.csv|parquet -o scores.parquet
   export   E OUT                                      weights, StableHLO, ONNX, Hugging Face folder
   serve    E|EXPORT [--port 8000]                     scores over HTTP, many requests at a time
@@ -51,235 +66,6 @@ _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 # Commands that take up what they were doing when they are started again.
 _GOES_ON = ("demo", "prepare", "pretrain", "finetune", "export", "ablate")
 T = TypeVar("T")
-# A config value that is true or false is given as such: a flag would be named after what the config file says.
-_Values = Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
-Cluster = Annotated[
-    str,
-    tyro.conf.arg(
-        help="The other hosts, on each of which the same command is started: none; auto, where JAX finds them (TPU "
-        "pods, Slurm, Open MPI, Kubernetes); or HOST:PORT,I/N: process I of N, from 0, the address that of process 0."
-    ),
-]
-ClusterWait = Annotated[int, tyro.conf.arg(help="Seconds to wait for the other hosts.")]
-LogFormat = Annotated[
-    console.Format,
-    tyro.conf.arg(
-        help="What is said meanwhile: text, with a line of progress on a terminal; or json, one object a line for "
-        "machines that collect logs, progress every ten seconds."
-    ),
-]
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """Turns raw ratings or clicks into a prepared dataset.
-
-    Example: alt-jax prepare configs/movielens_1m.py --data.raw ml-1m.zip
-    """
-
-    config: _Values
-    engine: Literal["local", "beam"] = "local"
-    """This machine, or Apache Beam, for data larger than one machine; the dataset is the same. What follows `--` are
-    Beam's own options: --engine beam -- --direct_num_workers 4 --direct_running_mode multi_processing"""
-    runner: str = ""
-    """Of Beam, e.g. FlinkRunner; empty: FnApiRunner, on this machine."""
-    log_format: LogFormat = "text"
-
-
-@dataclass(frozen=True)
-class PretrainOptions:
-    """Aligns the CTR tower and the text tower on the training part.
-
-    Example: alt-jax pretrain configs/movielens_1m.py --run-dir runs/pretrain
-    """
-
-    config: _Values
-    run_dir: Path
-    """Where the run is kept; started again with the same folder, a stopped run goes on."""
-    init_from: str = "none"
-    """Run folder of an earlier pretraining whose towers this one starts from, or none."""
-    preset: str = ""
-    """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options override them."""
-    cluster: Cluster = "none"
-    cluster_wait: ClusterWait = 45
-    log_format: LogFormat = "text"
-
-
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """Trains click prediction, stops on validation AUC and reads the test part once.
-
-    Example: alt-jax finetune configs/demo.py --strategy joint --init-from runs/pre --run-dir runs/joint
-    """
-
-    config: _Values
-    strategy: Strategy
-    """The CTR tower alone, the text tower alone, or both."""
-    init_from: str
-    """Run folder of a pretraining, or none: the baseline."""
-    run_dir: Path
-    """Where the run is kept; started again with the same folder, a stopped run goes on."""
-    preset: str = ""
-    """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options override them."""
-    cluster: Cluster = "none"
-    cluster_wait: ClusterWait = 45
-    log_format: LogFormat = "text"
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """Metrics of a finished finetuning run, or of the mean of several runs' probabilities.
-
-    Example: alt-jax evaluate runs/joint --json
-    """
-
-    run_dir: tyro.conf.Positional[tuple[Path, ...]]
-    split: Literal["train", "valid", "test"] = "test"
-    json: bool = False
-    """Print one JSON object."""
-    cluster: Cluster = "none"
-    cluster_wait: ClusterWait = 45
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """Scores raw rows with a finetuning run or an export.
-
-    CSV or Parquet with the columns that the model was trained on, the label aside.
-
-    In that of a `sequence`: item ids, newest first, its separator between them.
-
-    Example: alt-jax predict runs/joint rows.csv -o scores.parquet
-    """
-
-    model: tyro.conf.Positional[Path]
-    rows: tyro.conf.Positional[Path]
-    output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
-    """Parquet, or CSV by its name, with a column `score`."""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Writes a finetuning run as safetensors, StableHLO, ONNX, Hugging Face folder and model card.
-
-    Example: alt-jax export runs/joint exported/joint
-    """
-
-    run_dir: tyro.conf.Positional[Path]
-    out: tyro.conf.Positional[Path]
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """Scores rows over HTTP with a finetuning run or an export, until SIGTERM or SIGINT.
-
-    POST /score {"rows": [{column: value, …}, …]} gives {"scores": [0.42, …]}.
-
-    GET /schema is the JSON Schema of a row, /healthz says whether all is compiled.
-
-    GET /metrics is for Prometheus. It has neither TLS nor passwords.
-
-    Example: alt-jax serve exported/joint --port 8000
-    """
-
-    model: tyro.conf.Positional[Path]
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all of this machine's."""
-    port: int = 8000
-    """0: any that is free."""
-    max_rows: int = 1024
-    """Of a request."""
-    max_bytes: int = 1 << 20
-    """Of a request's body."""
-    timeout: float = 2.0
-    """Seconds that a body may take to arrive, and then its scores to be there."""
-    max_batch: int = 256
-    """Rows that are scored together; a request is not divided."""
-    max_wait_ms: float = 2.0
-    """How long a row waits for others while the model is free, in milliseconds."""
-    max_queue: int = 2048
-    """Rows that may wait; more are refused with 503."""
-
-
-@dataclass(frozen=True)
-class AblateOptions:
-    """Runs every arm of a study with several seeds, and writes a table, JSON, CSV and a figure.
-
-    Example: alt-jax ablate configs/movielens_100k.py --study losses --seeds 3 --run-dir runs/losses
-    """
-
-    config: _Values
-    study: str
-    """A name from `alt-jax list studies`, or a JSON file {"arm": {"loss.mlm": 0}, …}; the first arm is the baseline."""
-    run_dir: Path
-    """Where everything is kept; started again, what is finished is not repeated."""
-    seeds: int = 3
-    jobs: int = 1
-    """Runs side by side, as processes."""
-    task: str = "0/1"
-    """i/N: only every N-th part of the study from the i-th on, for arrays of machines that share the folder."""
-    arms: tuple[str, ...] = ()
-    """Which arms; empty: all of the study."""
-    strategies: tuple[Strategy, ...] = ()
-    """Which finetuning strategies; empty: those of the study."""
-    preset: str = ""
-    """Values of a named preset (`alt-jax list presets`) in place of the config file's; other options and arms override
-    them."""
-    log_format: LogFormat = "text"
-
-
-@dataclass(frozen=True)
-class InspectOptions:
-    """What is in a prepared dataset, a run or an export, on one screen.
-
-    Some rows are shown too, with prompt, masks and predictions. A run may be going on there meanwhile.
-
-    Example: alt-jax inspect runs/pretrain
-    """
-
-    folder: tyro.conf.Positional[str]
-    """Of a prepared dataset (or its URL), a run or an export."""
-    rows: int = 3
-    """How many rows to show."""
-    split: Literal["train", "valid", "test"] = "valid"
-    """Whose first rows."""
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """One HTML page about runs and studies, finished or not; it needs nothing else and works offline.
-
-    Example: alt-jax report runs/pretrain runs/joint -o report.html
-    """
-
-    run_dir: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of pretrainings, of finetunings, and of studies."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
-    """The page; report.html in the first folder if none is given."""
-    price: float | None = None
-    """US dollars an hour of the machine that trained, from which follows what the runs cost."""
-
-
-@dataclass(frozen=True)
-class ListOptions:
-    """Names that configs may use, one a line.
-
-    Example: alt-jax list towers
-    """
-
-    what: tyro.conf.Positional[Literal["towers", "texts", "datasets", "protocols", "presets", "studies"]]
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """The whole story on generated data, without a network: minutes on two cores.
-
-    Example: alt-jax demo --dir demo
-    """
-
-    dir: Path = Path("demo")
-    """Where data and runs are kept; started again, finished parts are not repeated."""
-    seed: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -343,7 +129,7 @@ def _sigterm(name: str) -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second one would break off the clearing away
-        print(f"alt-jax {name}: stopped by SIGTERM; start the same command again to go on.", file=sys.stderr)
+        console.error(f"alt-jax {name}: stopped by SIGTERM; start the same command again to go on.", exit_code=STOPPED)
         raise SystemExit(STOPPED)
 
     if name not in _GOES_ON:
@@ -409,9 +195,9 @@ def _first_section(box: str) -> str:
 
 def _option_names(kind: type[Any]) -> list[str]:
     """The long options of a command, as tyro spells them."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name != "config"] + ["help"]
-    if any(field.name == "config" for field in dataclasses.fields(kind)):
-        names += Config().flat()
+    inside = {"config": list(Config().flat()), "limits": [field.name for field in dataclasses.fields(Limits)]}
+    own = [field.name for field in dataclasses.fields(kind)]
+    names = [name for group in own for name in inside.get(group, [group])] + ["help"]
     return [f"--{name.replace('_', '-')}" for name in names]
 
 
@@ -429,7 +215,7 @@ def _configured(kind: type[T], arguments: list[str], command: str) -> T:
         name = (_given(flags, "--preset") or [""])[-1]
         config = presets.apply(config, name) if name else config
     with_default = dataclasses.make_dataclass(
-        kind.__name__, [("config", _Values, config)], bases=(kind,), frozen=True, kw_only=True
+        kind.__name__, [("config", Values, config)], bases=(kind,), frozen=True, kw_only=True
     )
     with_default.__doc__ = kind.__doc__
     return _parse(with_default, flags, f"alt-jax {command} {path}")
@@ -526,14 +312,12 @@ def _export(arguments: list[str]) -> None:
 def _serve(arguments: list[str]) -> None:
     options = _parse(ServeOptions, arguments, "alt-jax serve")
     try:
-        from alt_jax.serving.app import Limits
         from alt_jax.serving.server import serve
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("starlette", "uvicorn", "prometheus_client"):
             raise
         raise InputError(f"serve needs {error.name}; install it with pip install 'alt-jax[serve]'.") from None
-    limits = Limits(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Limits)})
-    serve(options.model, options.host, options.port, limits)
+    serve(options.model, options.host, options.port, options.limits)
 
 
 def _ablate(arguments: list[str]) -> None:

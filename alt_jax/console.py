@@ -100,14 +100,15 @@ class _Json(logging.Formatter):
         found |= getattr(record, "facts", {} if record.name == _LOGGER.name else {"logger": record.name})
         if record.exc_info:
             found["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(_finite(found), default=str, allow_nan=False, ensure_ascii=False)
+        return json.dumps(finite(found), default=str, allow_nan=False, ensure_ascii=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same for JSON, which has no NaN: a number that is not finite is null."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -23,6 +23,11 @@ def shortened(text: str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
+def first_line(reason: str | BaseException) -> str:
+    """What others' errors say first, as a part of a sentence; of one that says nothing, its type."""
+    return shortened((str(reason).strip().splitlines() or [type(reason).__name__])[0].rstrip("."))
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """A clause that helps to correct a misspelt name: the nearest known one, or all of them."""
     near = get_close_matches(name, known, n=1, cutoff=0.5)

@@ -135,7 +135,8 @@ def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -
 def undefined(found: Mapping[str, float | None], name: str) -> str:
     """Why an area under a curve, as `report` has it or as JSON does, has no value."""
     part = "" if name == "gauc" else name.removesuffix("auc")
-    rows, positives = found[f"{part}rows"], found[f"{part}positives"]
+    # Older runs have no positives of the unseen; an area of theirs was undefined for one class alone.
+    rows, positives = found[f"{part}rows"], found.get(f"{part}positives", 0)
     if name == "gauc" and "unseen_user_rows" not in found:
         return "no users"
     if not rows:

@@ -1,6 +1,7 @@
 """The pretraining task: contrast between the two views of a row, and each view helping to recover the other."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -79,6 +80,16 @@ def check(config: Config, schema: Schema) -> None:
         )
 
 
+def hide(model: ALT, pieces: Pieces, values: Int[Array, "B S"], keys: Iterable[jax.Array]) -> Rows:
+    """Draws what both sides hide of a batch, with a key for MLM, one for MTM, and one for its replacements."""
+    config, schema = model.config, model.schema
+    mlm_key, mtm_key, noise_key = keys
+    ids, numbers = jnp.asarray(feature_ids(pieces, values)), jnp.asarray(row_numbers(model, pieces, values))
+    masks = masking.choose_masks((mlm_key, mtm_key), len(ids), schema, config.mask)
+    text = mlm.choose(masks.text, text_length(schema.text.length), mlm_key, config)
+    return Rows(values, ids, numbers, text, masks.table, mtm.hide(ids, numbers, masks.table, noise_key, config, schema))
+
+
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
     """w_icl·ICL + w_mlm·MLM + w_mtm·MTM (arXiv 2310.19453); how each works is in `objectives`, `mlm` and `mtm`.
@@ -136,7 +147,7 @@ class Pretrain:
         """
         config, weights = self.model.config, self.model.config.loss
         *hide_keys, noise_key, dropout_key = jax.random.split(key, 4)
-        rows = self.hide(pieces, batch, (*hide_keys, noise_key))
+        rows = hide(self.model, pieces, batch.values, (*hide_keys, noise_key))
 
         def look(part: Rows) -> tuple[tuple[Array, ...], dict[str, Mean]]:
             return self._look(params, pieces, part, noise_key, dropout_key)
@@ -157,17 +168,6 @@ class Pretrain:
             if weight:
                 total += weight * metrics[name].value
         return total, {"loss": Mean(total, jnp.ones(())), **metrics}
-
-    def hide(self, pieces: Pieces, batch: Batch, keys: tuple[jax.Array, ...]) -> Rows:
-        """Draws what both sides hide of a batch, with a key for MLM, one for MTM, and one for its replacements."""
-        config, schema = self.model.config, self.model.schema
-        mlm_key, mtm_key, noise_key = keys
-        ids = jnp.asarray(feature_ids(pieces, batch.values))
-        numbers = jnp.asarray(row_numbers(self.model, pieces, batch.values))
-        masks = masking.choose_masks((mlm_key, mtm_key), len(ids), schema, config.mask)
-        text = mlm.choose(masks.text, text_length(schema.text.length), mlm_key, config)
-        shown = mtm.hide(ids, numbers, masks.table, noise_key, config, schema)
-        return Rows(batch.values, ids, numbers, text, masks.table, shown)
 
     def _look(
         self, params: Params, pieces: Pieces, rows: Rows, noise_key: jax.Array, dropout_key: jax.Array

@@ -29,12 +29,13 @@ class Meter:
       rows: Of the whole stage.
       done: Of them, before.
       first: Whether this is the process that speaks.
+      unit: What is counted in place of rows.
     """
 
-    def __init__(self, stage: str, rows: int, done: int = 0, first: bool = True) -> None:
+    def __init__(self, stage: str, rows: int, done: int = 0, first: bool = True, unit: str = "rows") -> None:
         self._bar: _Line | _Objects | None = None
         if first and (console.is_json() or sys.stderr.isatty()):
-            self._bar = _Objects(stage, rows, done) if console.is_json() else _Line(stage, rows, done)
+            self._bar = (_Objects if console.is_json() else _Line)(stage, rows, done, unit)
 
     @property
     def wanted(self) -> bool:
@@ -89,7 +90,7 @@ class _Bar(tqdm):  # type: ignore[type-arg]
 
     monitor_interval = 0  # no thread
 
-    def __init__(self, stage: str, rows: int, done: int, file: Any, every: float) -> None:
+    def __init__(self, stage: str, rows: int, done: int, unit: str, file: Any, every: float) -> None:
         self.facts: dict[str, Any] = {}
         self._begun = False
         super().__init__(
@@ -97,8 +98,8 @@ class _Bar(tqdm):  # type: ignore[type-arg]
             total=rows,
             initial=done,
             file=file,
-            unit=" rows",
-            unit_scale=True,
+            unit=f" {unit}",
+            unit_scale=unit == "rows",
             miniters=1,
             mininterval=every,
             smoothing=0.05,
@@ -117,8 +118,8 @@ class _Bar(tqdm):  # type: ignore[type-arg]
 class _Line(_Bar):
     """A line on the terminal, below what `console` says."""
 
-    def __init__(self, stage: str, rows: int, done: int) -> None:
-        super().__init__(stage, rows, done, sys.stderr, every=0.1)
+    def __init__(self, stage: str, rows: int, done: int, unit: str) -> None:
+        super().__init__(stage, rows, done, unit, sys.stderr, every=0.1)
         console.BARS.append(self)
 
     def close(self) -> None:
@@ -144,19 +145,19 @@ class _Line(_Bar):
 class _Objects(_Bar):
     """The same in JSON."""
 
-    def __init__(self, stage: str, rows: int, done: int) -> None:
-        super().__init__(stage, rows, done, io.StringIO(), every=_JSON_EVERY)
+    def __init__(self, stage: str, rows: int, done: int, unit: str) -> None:
+        super().__init__(stage, rows, done, unit, io.StringIO(), every=_JSON_EVERY)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Says it, in place of drawing it."""
         found = self.format_dict
+        unit = self.unit.strip()
         rate = found["rate"] or ((self.n - self.initial) / found["elapsed"] if self._begun else 0)
         console.log(
             "progress",
             stage=self.desc,
-            rows=self.n,
             of=self.total,
-            rows_per_s=round(rate, 1) if rate else None,
+            **{unit: self.n, f"{unit}_per_s": round(rate, 1) if rate else None},
             eta_s=round((self.total - self.n) / rate, 1) if rate else None,
             **self.facts,
         )

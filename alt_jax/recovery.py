@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from alt_jax import masking, mlm, mtm
-from alt_jax.data.prompt import Pieces, Prompt, feature_ids
+from alt_jax import mlm, mtm, pretraining
+from alt_jax.data.prompt import Pieces, Prompt
 from alt_jax.models.alt import ALT
 from alt_jax.schema import Schema
-from alt_jax.tasks import Params, apply_method, row_numbers, row_prompts, text_length
+from alt_jax.tasks import Params, apply_method, row_prompts, text_length
 
 
 class Hidden(NamedTuple):
@@ -62,14 +62,14 @@ def hide(model: ALT, pieces: Pieces, values: Int[np.ndarray, "B S"], key: jax.Ar
 
     @jax.jit
     def draw(pieces: Pieces, values: Int[Array, "B S"], key: jax.Array) -> Hidden:
-        mlm_key, mtm_key, noise_key, _ = jax.random.split(key, 4)
-        ids, numbers = jnp.asarray(feature_ids(pieces, values)), jnp.asarray(row_numbers(model, pieces, values))
-        masks = masking.choose_masks((mlm_key, mtm_key), len(ids), schema, config.mask)
+        rows = pretraining.hide(model, pieces, values, jax.random.split(key, 4)[:3])
         prompt = row_prompts(model, pieces, values, text_length(schema.text.length))
-        chosen = mlm.choose(masks.text, prompt.tokens.shape[1], mlm_key, config)
-        text = mlm.hide(prompt, chosen if config.loss.mlm else jnp.zeros_like(chosen), config, schema)
-        fields = masks.table if config.loss.mtm else jnp.zeros_like(masks.table)
-        return Hidden(ids, numbers, prompt, text, fields, mtm.hide(ids, numbers, fields, noise_key, config, schema))
+        chosen, fields, shown = rows.hide_text, rows.hide_table, rows.shown
+        if not config.loss.mlm:
+            chosen = jnp.zeros_like(chosen)
+        if not config.loss.mtm:
+            fields, shown = jnp.zeros_like(fields), mtm.Shown(rows.ids, rows.numbers)
+        return Hidden(rows.ids, rows.numbers, prompt, mlm.hide(prompt, chosen, config, schema), fields, shown)
 
     hidden: Hidden = draw(pieces, jnp.asarray(values), key)
     return hidden

@@ -18,7 +18,6 @@ result.json     written when the run is finished
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import re
 import shutil
@@ -214,7 +213,7 @@ class Run:
             return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             for record in records:
-                file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+                file.write(json.dumps(console.finite(record), allow_nan=False) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drops the lines of metrics.jsonl that belong to steps after `step`, which will be done again."""
@@ -264,7 +263,7 @@ def wait_until_free(folder: Path, seconds: float) -> None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes JSON so that the file is either whole or not there."""
-    _replace(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    _replace(path, json.dumps(console.finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def _replace(path: Path, text: str) -> None:
@@ -274,13 +273,6 @@ def _replace(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: an undefined number is null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from tensorboardX.summary import scalar
 
 from alt_jax import cluster, console
 from alt_jax.config import Tracker
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, first_line
 from alt_jax.run import Run, write_json
 
 PROJECT = "alt-jax"  # of Weights & Biases, and MLflow's experiment, where their variables name no other
@@ -143,7 +143,7 @@ class _WandB:
                 settings=wandb.Settings(silent=True) if console.is_json() else None,
             )
         except wandb.Error as error:
-            raise InputError(f"--tracking wandb cannot be opened: {_first_line(error)}") from None
+            raise InputError(f"--tracking wandb cannot be opened: {first_line(error)}") from None
 
     def log(self, step: int, values: dict[str, float]) -> None:
         # A step that is done again has the same values; the service takes no step twice.
@@ -172,7 +172,7 @@ class _MLflow:
                 last = {name: self._client.get_metric_history(self._id, name) for name in self._metrics()}
                 self._last = {name: max(point.step for point in points) for name, points in last.items()}
         except self._failure as error:
-            raise InputError(f"--tracking mlflow cannot be opened: {_first_line(error)}") from None
+            raise InputError(f"--tracking mlflow cannot be opened: {first_line(error)}") from None
 
     def _begin(self, run: Run) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
@@ -200,14 +200,14 @@ class _MLflow:
             for low in range(0, len(self._batch), 1000):  # as many as a request may have
                 self._client.log_batch(self._id, metrics=self._batch[low : low + 1000])
         except self._failure as error:  # training is worth more than a server that is away for a while
-            console.warn(f"MLflow took no metrics ({_first_line(error)}); they are in metrics.jsonl.")
+            console.warn(f"MLflow took no metrics ({first_line(error)}); they are in metrics.jsonl.")
         self._batch = []
 
     def close(self, finished: bool) -> None:
         try:
             self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
         except self._failure as error:
-            console.warn(f"MLflow was not told that the run has ended ({_first_line(error)}).")
+            console.warn(f"MLflow was not told that the run has ended ({first_line(error)}).")
 
 
 _OPEN: dict[Tracker, Callable[[Run, int], _Open]] = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
@@ -226,7 +226,3 @@ def _ids(run: Run) -> dict[str, Any]:
 
 def _keep(run: Run, **ids: dict[str, str]) -> None:
     write_json(run.folder / _IDS, _ids(run) | ids)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -101,6 +102,13 @@ def test_table_shows_what_the_runs_found(outputs):
         assert float(unseen) == pytest.approx(with_it["unseen_item_auc"], abs=6e-5)
         expected = (with_it["auc"] - 0.5) / (without["auc"] - 0.5) - 1
         assert float(gain.rstrip("%")) == pytest.approx(100 * expected, abs=0.06)
+
+
+def test_the_quick_start_names_runs_that_are_there(outputs, pytestconfig):
+    page = (pytestconfig.rootpath / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bdemo/(seed-\d/[\w-]+)", page))
+    assert named
+    assert all((outputs[0] / name / "run.json").is_file() for name in named)
 
 
 def test_second_start_repeats_nothing_and_prints_the_same_table(outputs):

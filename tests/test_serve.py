@@ -30,7 +30,8 @@ from alt_jax import cli
 from alt_jax.config import Config
 from alt_jax.errors import InputError
 from alt_jax.scorer import Scorer, predict
-from alt_jax.serving.app import Limits, Service
+from alt_jax.serving.app import Service
+from alt_jax.serving.limits import Limits
 from alt_jax.serving.rows import loads
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -10,6 +10,7 @@ from alt_jax.data.protocols import Split
 from alt_jax.data.rows import Part
 from alt_jax.data.sources.raw import RawData
 from alt_jax.data.values import Tally, Values
+from alt_jax.progress import Meter
 from alt_jax.schema import FIRST_FIELD_ID
 
 SCRATCH = "scratch"  # a folder within the dataset's, for all that is no part of it
@@ -41,14 +42,18 @@ class Engine(ABC):
         """
         found: dict[str, Values] = {}
         offset = FIRST_FIELD_ID
-        for field in self.raw.fields:
-            if field.kind != "sequence":
-                found[field.column] = values.of_column(field, self.tally(field), offset, min_count, self.raw.origin)
-                self.keep(field, found[field.column])
-                offset += found[field.column].size
-        for field in self.raw.fields:
-            if field.kind == "sequence":
-                found[field.column] = self.sequence(field, found[field.of])
+        # Columns are what takes the longest, so progress is told by them.
+        with Meter("prepare", len(self.raw.fields), unit="columns") as meter:
+            for field in self.raw.fields:
+                if field.kind != "sequence":
+                    found[field.column] = values.of_column(field, self.tally(field), offset, min_count, self.raw.origin)
+                    self.keep(field, found[field.column])
+                    offset += found[field.column].size
+                    meter.advance(1)
+            for field in self.raw.fields:
+                if field.kind == "sequence":
+                    found[field.column] = self.sequence(field, found[field.of])
+                    meter.advance(1)
         return [found[field.column] for field in self.raw.fields]
 
     @abstractmethod

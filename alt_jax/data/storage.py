@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fsspec
 
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, first_line
 
 SCHEMA = "schema.json"  # written last: where it is, the rest is
 
@@ -120,7 +120,7 @@ class Remote(Place):
             self._files, self._root = fsspec.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise InputError(
-                f"{url} cannot be opened ({_first_line(error)}); install what its protocol needs (for gs:// it is "
+                f"{url} cannot be opened ({first_line(error)}); install what its protocol needs (for gs:// it is "
                 "`pip install 'alt-jax[gcs]'`) or correct the URL."
             ) from None
 
@@ -198,7 +198,7 @@ class Remote(Place):
         try:
             self._files.rm_file(f"{self._root}/{name}")
         except Exception as error:  # every kind of storage has its own
-            raise InputError(f"{self / name} cannot be removed ({_first_line(error)}); remove it by hand.") from None
+            raise InputError(f"{self / name} cannot be removed ({first_line(error)}); remove it by hand.") from None
 
 
 def place(name: str | Path) -> Place:
@@ -231,12 +231,12 @@ def write_bytes(folder: str | Path, name: str, content: bytes | memoryview) -> N
 
 def unreadable(name: str, error: Exception) -> InputError:
     """What to say of a file that cannot be read."""
-    reason = "it does not exist" if isinstance(error, FileNotFoundError) else _first_line(error)
+    reason = "it does not exist" if isinstance(error, FileNotFoundError) else first_line(error)
     return InputError(f"{name} cannot be read ({reason}); copy the dataset again, or prepare it again.")
 
 
 def _unwritable(name: str, error: Exception) -> InputError:
-    return InputError(f"{name} cannot be written ({_first_line(error)}); make room for it, or choose another place.")
+    return InputError(f"{name} cannot be written ({first_line(error)}); make room for it, or choose another place.")
 
 
 @functools.cache
@@ -245,7 +245,3 @@ def _copies(url: str, schema: bytes) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="alt-jax-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

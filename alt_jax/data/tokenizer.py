@@ -10,7 +10,7 @@ from itertools import groupby
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
-from alt_jax.errors import InputError
+from alt_jax.errors import InputError, first_line
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ALPHABET = 1000
@@ -29,7 +29,7 @@ def load_tokenizer(name_or_folder: str) -> PreTrainedTokenizerFast:
         if isinstance(tokenizer, PreTrainedTokenizerFast):
             tokenizer.backend_tokenizer.encode(_UNKNOWN)  # which one that lacks its own unknown token cannot
     except Exception as error:  # tokenizers raises bare Exceptions, the hub half a dozen kinds: all mean the same here
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         raise InputError(f"No tokenizer can be loaded from {name_or_folder!r}: {reason}.") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(

@@ -14,14 +14,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from alt_jax import mlm, mtm, sharding, stages
 from alt_jax.checkpoint import load_params
-from alt_jax.data.batches import Batch
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import Pieces, feature_ids
 from alt_jax.errors import InputError
 from alt_jax.models import packing
 from alt_jax.mtm import Shown
 from alt_jax.objectives import Mean
-from alt_jax.pretraining import Pretrain
+from alt_jax.pretraining import Pretrain, hide
 from alt_jax.report import measures
 from alt_jax.report.measures import Ranks
 from alt_jax.run import Run
@@ -267,8 +266,8 @@ def _recover(
       -1 where nothing of the field is hidden that training knew.
     """
     model, config, schema = task.model, task.model.config, task.model.schema
-    call, ones = _caller(task, params), jnp.ones(len(values))
-    rows = task.hide(pieces, Batch(values, 0 * ones, ones), tuple(jax.random.split(key, 3)))
+    call = _caller(task, params)
+    rows = hide(model, pieces, values, jax.random.split(key, 3))
     prompt = row_prompts(model, pieces, values, text_length(schema.text.length))
     hidden = mlm.hide(prompt, rows.hide_text, config, schema)
     whole = config.mask.helper == "whole"

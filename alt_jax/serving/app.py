@@ -16,7 +16,6 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -37,9 +36,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alt_jax.errors import InputError
+from alt_jax import console
 from alt_jax.scorer import Scorer
 from alt_jax.serving.batcher import Batcher, Full
+from alt_jax.serving.limits import Limits
 from alt_jax.serving.rows import RowModel
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -47,37 +47,6 @@ _PATHS = ("/score", "/schema", "/healthz", "/metrics")
 # What is left of a body that is refused is read and thrown away for so many seconds: a client that is still sending
 # when the connection closes would hear of a broken connection instead of the reason.
 _LINGER = 1.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request may ask for, and how requests share the model.
-
-    Attributes:
-      max_rows: Of a request.
-      max_bytes: Of a request's body.
-      timeout: Seconds that a body may take to arrive, and then its scores to be there.
-      max_batch: Rows that are scored together at most; a request is not divided.
-      max_wait_ms: How long a row waits for others, in milliseconds.
-      max_queue: Rows that may wait.
-    """
-
-    max_rows: int = 1024
-    max_bytes: int = 1 << 20
-    timeout: float = 2.0
-    max_batch: int = 256
-    max_wait_ms: float = 2.0
-    max_queue: int = 2048
-
-    def __post_init__(self) -> None:
-        """Raises InputError for what makes no sense."""
-        for name in ("max_rows", "max_bytes", "timeout", "max_batch"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must be above 0.")
-        if not self.max_wait_ms >= 0:
-            raise InputError(f"--max-wait-ms {self.max_wait_ms} must not be below 0.")
-        if self.max_queue < self.max_rows:
-            raise InputError(f"--max-queue {self.max_queue} has no room for a request of --max-rows {self.max_rows}.")
 
 
 class Service:
@@ -151,7 +120,10 @@ class Service:
             if self._stopping:
                 return
             await self._batcher.in_thread(self._scorer.compile, *program)
-        print(f"ready: {len(programs)} programs in {time.perf_counter() - began:.1f} s")
+        seconds = time.perf_counter() - began
+        console.log(
+            f"ready: {len(programs)} programs in {seconds:.1f} s", programs=len(programs), seconds=round(seconds, 1)
+        )
         self._compiled = True
 
     def _warmed(self, task: asyncio.Task[None]) -> None:

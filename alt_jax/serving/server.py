@@ -10,9 +10,11 @@ from types import FrameType
 
 import uvicorn
 
+from alt_jax import console
 from alt_jax.errors import InputError
 from alt_jax.scorer import Scorer
-from alt_jax.serving.app import Limits, Service
+from alt_jax.serving.app import Service
+from alt_jax.serving.limits import Limits
 
 
 def serve(folder: Path, host: str, port: int, limits: Limits) -> None:
@@ -42,11 +44,15 @@ def serve(folder: Path, host: str, port: int, limits: Limits) -> None:
         )
         server = _Server(config, service.stop)
         where, seconds = _url(listening), time.perf_counter() - began
-        print(f"serving {folder} ({scorer.task.strategy}) on {where}, loaded in {seconds:.1f} s; compiling")
+        console.log(
+            f"serving {folder} ({scorer.task.strategy}) on {where}, loaded in {seconds:.1f} s; compiling",
+            model=str(folder),
+            url=where,
+        )
         server.run(sockets=[listening])
     if service.failed is not None:
         raise service.failed
-    print("stopped; every request that had come was answered")
+    console.log("stopped; every request that had come was answered")
 
 
 class _Server(uvicorn.Server):
