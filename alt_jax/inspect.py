@@ -153,10 +153,8 @@ def _split_line(schema: Schema, name: str) -> str:
 
 
 def _prompt_lengths(schema: Schema) -> list[str]:
-    longest = max(len(split.prompts) for split in schema.splits.values())
-    counts = sum(np.pad(np.array(s.prompts, np.int64), (0, longest - len(s.prompts))) for s in schema.splits.values())
-    below = np.cumsum(counts)
-    median = int(np.searchsorted(below, (below[-1] + 1) // 2)) if longest else 0
+    below = np.cumsum(schema.prompts)
+    median = int(np.searchsorted(below, (below[-1] + 1) // 2)) if len(below) else 0
     return [f"median {median} tokens", f"longest {schema.text.length}", f"limit {schema.text.max_length}"]
 
 
@@ -249,9 +247,7 @@ def _what(run: Run) -> str:
 
 def _steps(run: Run) -> int:
     """Most updates of the run."""
-    config = run.config
-    recipe: Any = config.pretrain if run.origin.strategy is None else getattr(config.finetune, run.origin.strategy)
-    return updates(run.schema.splits["train"].rows, recipe.batch_size, recipe.epochs)
+    return updates(run.schema.splits["train"].rows, run.recipe.batch_size, run.recipe.epochs)
 
 
 def _state(folder: Path, result: dict[str, Any] | None, last: int, steps: int) -> str:

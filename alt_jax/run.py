@@ -32,7 +32,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from alt_jax import cluster, console
-from alt_jax.config import Config, Strategy, first_problem
+from alt_jax.config import Config, FinetuneConfig, PretrainConfig, Strategy, first_problem
 from alt_jax.errors import InputError
 from alt_jax.models.encoder import EncoderConfig
 from alt_jax.models.text import read_config
@@ -186,6 +186,14 @@ class Run:
                 f"The text tower {self.config.text.model} is not the one {self.folder} was started with; "
                 "put that one back or give another --run-dir."
             )
+
+    @property
+    def recipe(self) -> PretrainConfig | FinetuneConfig:
+        """How it trains: its stage's part of the configuration."""
+        strategy = self.origin.strategy
+        found: PretrainConfig | FinetuneConfig
+        found = self.config.pretrain if strategy is None else getattr(self.config.finetune, strategy)
+        return found
 
     def result(self) -> dict[str, Any] | None:
         """What a finished run wrote, or None.

@@ -7,6 +7,7 @@ first; a value that training never saw keeps its text but maps to the out-of-voc
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -217,6 +218,17 @@ class Schema:
         taken = {i for group in linked for i in group}
         alone = [(i,) for i in range(len(self.fields)) if i not in taken]
         return tuple(sorted([*linked, *alone]))
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """How many rows of all splits have a prompt of 0, 1, 2, … tokens."""
+        return tuple(map(sum, itertools.zip_longest(*(split.prompts for split in self.splits.values()), fillvalue=0)))
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean length of all prompts in tokens; NaN where it is not known."""
+        rows = sum(self.prompts)
+        return sum(tokens * count for tokens, count in enumerate(self.prompts)) / rows if rows else math.nan
 
     @property
     def fingerprint(self) -> str:

@@ -45,10 +45,9 @@ def report(
         kind = "" if field.kind == "category" else f"  ({_kind(field)})"
         unseen = f"{len(found.counts) - seen:,} in valid/test only{rare}{kind}"
         console.log(f"  {field.name:<20}{found.known:>9,} in training, {unseen}")
-    text, parts = schema.text, schema.splits.values()
-    mean = sum(n * rows for part in parts for n, rows in enumerate(part.prompts)) / sum(part.rows for part in parts)
+    text = schema.text
     console.log(
-        f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {mean:.1f} tokens on average, "
+        f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {schema.mean_tokens:.1f} tokens on average, "
         f"{text.length} at most, bounded by {text.max_length}"
     )
     for field, found, too_long in zip(schema.fields, fields, cut, strict=True):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Int, UInt64
 
 from alt_jax import metrics
 from alt_jax.data.dataset import Dataset
@@ -184,19 +184,3 @@ def _protocol(schema: Schema) -> list[Finding]:
 def _limit(dataset: Dataset) -> str:
     rows = dataset.schema.splits["train"].rows
     return f" of the first {_MOST:,} training rows" if rows > _MOST else ""
-
-
-def mean_tokens(schema: Schema) -> float:
-    """Mean length of all prompts in tokens."""
-    parts = schema.splits.values()
-    total = sum(tokens * rows for part in parts for tokens, rows in enumerate(part.prompts))
-    rows = sum(sum(part.prompts) for part in parts)
-    return total / rows if rows else float("nan")
-
-
-def prompt_shares(schema: Schema) -> Float[np.ndarray, " L"]:
-    """Share of all rows whose prompt has 0, 1, 2, … tokens."""
-    counts = np.zeros(max(len(part.prompts) for part in schema.splits.values()) or 1)
-    for part in schema.splits.values():
-        counts[: len(part.prompts)] += part.prompts
-    return counts / max(counts.sum(), 1)

@@ -12,7 +12,7 @@ import numpy as np
 from alt_jax.comparison import COLUMNS
 from alt_jax.config import Config
 from alt_jax.data.protocols import SPLITS
-from alt_jax.report import alignment, card, figures, measures, page
+from alt_jax.report import alignment, figures, measures, page
 from alt_jax.report.alignment import Detection, Recovery
 from alt_jax.report.asked import Asked
 from alt_jax.report.clicks import Clicks
@@ -421,10 +421,11 @@ def _cards(found: Asked) -> Iterator[Html]:
         drawn = []
         if any(part.prompts for part in schema.splits.values()):
             caption = (
-                f"{card.mean_tokens(schema):.1f} tokens on average, {text.length} at most, bounded by "
+                f"{schema.mean_tokens:.1f} tokens on average, {text.length} at most, bounded by "
                 f"{text.max_length}; {text.vocab_size:,} different tokens ({text.tokenizer})."
             )
-            drawn.append(page.figure(figures.histogram(card.prompt_shares(schema)), "Length of prompts", caption))
+            shares = np.array(schema.prompts) / sum(schema.prompts)
+            drawn.append(page.figure(figures.histogram(shares), "Length of prompts", caption))
         if data.alone and not all(map(math.isnan, alone)):
             caption = "A value's score is the mean label that it has in training, with no model at all."
             svg = figures.bars(schema.names, {"AUC": alone}, "validation AUC of one field alone", start=0.5, end=1)

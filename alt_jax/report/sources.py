@@ -61,19 +61,10 @@ class Logged:
         return [name for name in dict.fromkeys(key for record in self.records for key in record) if name != "step"]
 
     @property
-    def batch_size(self) -> int:
-        """Rows of an update."""
-        run = self.run
-        recipe = (
-            run.config.pretrain if run.origin.strategy is None else getattr(run.config.finetune, run.origin.strategy)
-        )
-        return int(recipe.batch_size)
-
-    @property
     def training_seconds(self) -> float:
         """What the updates took by the logged rows a second, without evaluations; NaN where none were logged."""
         rates = self.series("rows_per_s")[1]
-        return sum(self.batch_size / rate for rate in rates if rate) if rates else math.nan
+        return sum(self.run.recipe.batch_size / rate for rate in rates if rate) if rates else math.nan
 
 
 @dataclass(frozen=True)
