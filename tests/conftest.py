@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from compiling import optimisations
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -63,9 +64,8 @@ def said_as_text() -> None:
 @pytest.fixture(scope="module")
 def quick_compile() -> Iterator[None]:
     """Compiles without XLA's optimisations, in half the time: compiling is all there is to wait for in tiny models."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with optimisations(False):
+        yield
 
 
 _ROWS, _USERS, _ITEMS = 600, 30, 12
