@@ -30,7 +30,7 @@ def mask_units(schema: Schema, config: MaskConfig, *, tabular: bool = False) -> 
 
 
 def num_masked_units(units: tuple[tuple[int, ...], ...], rate: float) -> int:
-    """Units masked in a row, max(1, ⌊U · rate⌋) (METHOD.md, MLM and MTM)."""
+    """Units masked in a row, max(1, ⌊U · rate⌋) (arXiv 2310.19453, MLM and MTM)."""
     return max(1, math.floor(len(units) * rate))
 
 

@@ -16,7 +16,7 @@ Cluster = Annotated[
     str,
     tyro.conf.arg(
         help="The other hosts, on each of which the same command is started: none; auto, where JAX finds them (TPU "
-        "pods, Slurm, Open MPI, Kubernetes); or HOST:PORT,I/N: process I of N, from 0, the address that of process 0."
+        "pods, Slurm, Open MPI); or HOST:PORT,I/N: process I of N, from 0, the address that of process 0."
     ),
 ]
 ClusterWait = Annotated[int, tyro.conf.arg(help="Seconds to wait for the other hosts.")]

@@ -24,7 +24,7 @@ fi
 "$python" benchmarks/results_page.py --check
 # The documentation, with every link and docstring. The notice that is switched off is an announcement of the theme's.
 site="$(mktemp -d)"
-NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict --quiet --site-dir "$site"
+NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict --site-dir "$site"
 rm -rf "$site"
 # A worker for each core, up to four, and whole files to each: modules share what they have trained and compiled.
 exec "$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

@@ -30,7 +30,7 @@ LINKED = ((0,), (1, 4), (2,), (3, 5, 6))  # not in the fields' order, as in a ta
     [(8, 0.15, 1), (15, 0.15, 2), (14, 0.15, 2), (13, 0.15, 1), (1, 0.15, 1), (8, 0.5, 4)],
 )
 def test_number_of_masked_units_is_the_papers(units, rate, expected):
-    """n = max(1, ⌊F · rate⌋) (METHOD.md)."""
+    """n = max(1, ⌊F · rate⌋)."""
     assert masking.num_masked_units(alone(units), rate) == expected
 
 

@@ -41,7 +41,7 @@ def test_dcn_mix_has_no_further_parameters(tower):
 
 @pytest.mark.parametrize(("fields", "width"), [(8, 384), (15, 608)])
 def test_published_widths(fields, width):
-    """F · 32 + 128 with the default config (METHOD.md)."""
+    """F · 32 + 128 with the default config."""
     model = CTRTower(CTRConfig(), NUM_IDS)
     ids = jnp.zeros((2, fields), jnp.int32)
     shape = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), ids, train=False)[0]).shape

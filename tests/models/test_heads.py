@@ -1,4 +1,4 @@
-"""The heads against literal NumPy versions of their equations (METHOD.md), and what must not reach them."""
+"""The heads against literal NumPy versions of their equations, and what must not reach them."""
 
 import math
 
@@ -73,7 +73,7 @@ def test_projection_is_the_equation(normalize):
 
 
 def test_a_fresh_projection_has_length_sqrt_d_or_1():
-    """LayerNorm at its initial scale gives ‖z‖ ≈ √E (METHOD.md), which τ = 0.7 was chosen for."""
+    """LayerNorm at its initial scale gives ‖z‖ ≈ √E, which τ = 0.7 was chosen for."""
     for normalize, length in ((False, math.sqrt(32)), (True, 1.0)):
         z, _ = Projection(32, 0.0, normalize).init_with_output(jax.random.key(0), jnp.asarray(H), train=False)
         assert np.linalg.norm(z, axis=1) == pytest.approx(np.full(B, length), rel=1e-3)
