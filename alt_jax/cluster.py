@@ -39,7 +39,8 @@ def join(cluster: str, wait_s: int, *, saves: bool) -> None:
 
     Args:
       cluster: `none`: this process is alone. `auto`: JAX finds the others by itself (TPU pods, Slurm, Open MPI, and
-        indexed jobs of Kubernetes where the package `kubernetes` is there). `HOST:PORT,I/N`: this is process I of N, from 0, and process 0 listens at that address.
+        indexed jobs of Kubernetes where the package `kubernetes` is there). `HOST:PORT,I/N`: this is process I of N,
+        from 0, and process 0 listens at that address.
       wait_s: Seconds to wait for the others.
       saves: Whether this command saves and stops when it is sent SIGTERM (`stop_requests`); else SIGTERM ends it.
 
