@@ -243,9 +243,13 @@ def _verify_checksums(folder: Path) -> None:
         raise InputError(_damaged(folder, f"{_CHECKSUMS} does not hold a JSON object"))
     present = {str(path.relative_to(folder)) for path in folder.glob("*/**/*") if path.is_file()}
     for name, checksum in checksums.items():
-        if name not in present:
+        try:
+            found = _checksum(folder / name) if name in present else None
+        except FileNotFoundError:  # a run that goes on has removed the checkpoint meanwhile
+            found = None
+        if found is None:
             raise InputError(_damaged(folder, f"{name} is lost"))
-        if _checksum(folder / name) != checksum:
+        if found != checksum:
             raise InputError(_damaged(folder, f"{name} is not as it was saved"))
 
 

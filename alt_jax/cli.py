@@ -305,8 +305,10 @@ def _export(arguments: list[str]) -> None:
     options = _parse(ExportOptions, arguments, "alt-jax export")
     from alt_jax.export import export
 
-    export(options.run_dir, options.out)
-    print(f"exported {options.run_dir} to {options.out}")
+    if export(options.run_dir, options.out):
+        print(f"exported {options.run_dir} to {options.out}")
+    else:
+        print(f"{options.out} holds the export of {options.run_dir}, and is left as it is; remove it to write it anew")
 
 
 def _serve(arguments: list[str]) -> None:

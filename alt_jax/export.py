@@ -13,7 +13,6 @@ second_text_tower/    likewise, if the run has one
 ```
 """
 
-import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,25 +27,16 @@ from alt_jax import card, console, stablehlo
 from alt_jax.data.dataset import Encoder, copy_encoder
 from alt_jax.errors import InputError
 from alt_jax.models import huggingface
-from alt_jax.partial import beside
+from alt_jax.partial import beside, writing
 from alt_jax.stages import Trained, load_finetuned, open_dataset
 from alt_jax.tasks import Finetune, Params
 
 PARAMS = "params.safetensors"
+_ANEW = "export the run to a new folder"
 _RUN_FILES = ("config.json", "schema.json", "encoder.json", "run.json", "result.json")
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns what the file system says against `path` into one sentence."""
-    try:
-        yield
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be written ({reason}); give another place.") from error
-
-
-def export(folder: Path, out: Path) -> None:
+def export(folder: Path, out: Path) -> bool:
     """Writes a finished finetuning as plain files that need neither Orbax nor the dataset.
 
     Says what it leaves out, and why: programs that one file has no room for, or that cannot be made here.
@@ -56,12 +46,15 @@ def export(folder: Path, out: Path) -> None:
       out: A new folder, made whole by a rename. One that holds this very export, since the same command was started
         before, stays as it is.
 
+    Returns:
+      Whether it was written; it was not where `out` holds it.
+
     Raises:
       InputError: The run is not finished, its dataset is gone, or `out` is taken or cannot be written.
     """
     if out.exists():
         if _is_export_of(folder, out):
-            return
+            return False
         raise InputError(f"{out} already exists; give a new folder.")
     trained = load_finetuned(folder)
     dataset = open_dataset(trained.run)
@@ -82,6 +75,7 @@ def export(folder: Path, out: Path) -> None:
         text = card.card(trained.run, trained.run.result() or {}, tensors, present)
         (partial / card.NAME).write_text(text, encoding="utf-8")
         partial.rename(out)
+    return True
 
 
 def _is_export_of(folder: Path, out: Path) -> bool:
@@ -104,7 +98,8 @@ def _programs(trained: Trained, encoder: Encoder) -> Iterator[tuple[str, bytes]]
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "onnx":
             raise
-        console.log("left out ctr.onnx: it needs the package onnx; pip install 'alt-jax[onnx]' and export again.")
+        install = "pip install 'alt-jax[onnx]' and export to a new folder"
+        console.log(f"left out ctr.onnx: it needs the package onnx; {install}.")
         return
     try:
         yield onnx.NAME, onnx.ctr_model(trained.task, trained.params, pieces).SerializeToString()
@@ -121,13 +116,13 @@ def read_params(path: Path, task: Finetune) -> Params:
     try:
         tensors = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError, KeyError) as error:  # the last: a type that NumPy has not
-        raise InputError(f"{path} is damaged ({error}); export the run again.") from None
+        raise InputError(f"{path} is damaged ({error}); {_ANEW}.") from None
     expected = traverse_util.flatten_dict(jax.eval_shape(task.init, jax.random.key(0)), sep="/")
     for name in sorted(expected.keys() | tensors.keys()):
         ours, theirs = (
             f"{tree[name].dtype}{list(tree[name].shape)}" if name in tree else "absent" for tree in (expected, tensors)
         )
         if ours != theirs:
-            raise InputError(f"{path} does not fit its config: {name} is {theirs}, not {ours}; export the run again.")
+            raise InputError(f"{path} does not fit its config: {name} is {theirs}, not {ours}; {_ANEW}.")
     params: Params = traverse_util.unflatten_dict(tensors, sep="/")
     return params

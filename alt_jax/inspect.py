@@ -4,9 +4,11 @@ Nothing is written and nothing is locked, so a run may be looked at while it goe
 they predict; a checkpoint that cannot be read is reported, and an older one is taken.
 """
 
+import contextlib
 import itertools
 import json
 import math
+import os
 import textwrap
 import time
 from collections.abc import Iterable, Sequence
@@ -18,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
+from scipy.special import expit
 from transformers import PreTrainedTokenizerFast
 
 from alt_jax import recovery
@@ -26,6 +29,7 @@ from alt_jax.checkpoint import load_params, saved_steps
 from alt_jax.config import Config
 from alt_jax.data.batches import updates
 from alt_jax.data.dataset import TOKENIZER, Dataset, Vocabulary
+from alt_jax.data.prepare import read_config
 from alt_jax.data.prompt import compose
 from alt_jax.data.protocols import SPLITS
 from alt_jax.data.shards import Rows, open_rows
@@ -121,7 +125,7 @@ def _neither(folder: Path) -> str:
 def _dataset(name: str, rows: int, split: str) -> _Page:
     dataset = Dataset.load(name)
     schema, spelled = dataset.schema, _Spelling.load(dataset)
-    config = Config.from_json((dataset.folder / "config.json").read_text(encoding="utf-8"), f"{name}/config.json")
+    config = read_config(name)
     source = f"{schema.source} ({config.data.raw})" if config.data.raw else schema.source
     text = schema.text
     head = [
@@ -348,7 +352,7 @@ def _alpha(params: Params) -> str:
     if "alpha" in fusion:
         return f"α = {float(fusion['alpha']):.4f}"
     if "logit" in fusion:
-        return f"α = {1 / (1 + math.exp(-float(fusion['logit']))):.4f}"
+        return f"α = {expit(float(fusion['logit'])):.4f}"
     return "α of every row its own" if "gate" in fusion else ""
 
 
@@ -362,7 +366,7 @@ def _scored_rows(
     if params is not None:
         logit = jax.jit(task.logit, static_argnums=3)
         scores = logit(params, dataset.pieces, jnp.asarray(values), text_length(dataset.schema.text.length))
-        said = [f"predicted {1 / (1 + math.exp(-score)):.6f}" for score in np.asarray(scores, np.float64)]
+        said = [f"predicted {score:.6f}" for score in expit(np.asarray(scores, np.float64))]
     return [
         _Row(f"{_title(split, i, labels, numbers)} · {said[i]}", spelled.whole(values[i])) for i in range(len(values))
     ]
@@ -420,7 +424,7 @@ def _feature_lines(
             line += f", shown as “{spelled.features(f, shown)}”"
             if recovered is not None:
                 logit = float(recovered.output[row, schema.tabular.index(f)])
-                line += f", taken for replaced with {1 / (1 + math.exp(-logit)):.2f}"
+                line += f", taken for replaced with {expit(logit):.2f}"
         elif recovered is not None:
             best = _likeliest(recovery.feature_probabilities(recovered.output, schema, row, f), 3)
             offset = schema.fields[f].offset
@@ -586,12 +590,11 @@ def _size(number: float) -> str:
 
 def _bytes(path: Path) -> int:
     """Of a file, or of all files in a folder; one that is removed meanwhile has none."""
+    within = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     total = 0
-    for file in [path, *path.rglob("*")]:
-        try:
-            total += file.stat().st_size * file.is_file()
-        except FileNotFoundError:
-            continue
+    for file in [path] if path.is_file() else within:
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size
     return total
 
 

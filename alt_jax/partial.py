@@ -1,5 +1,6 @@
-"""Folders that appear in one step: written beside their place under a hidden name, and renamed when they are whole."""
+"""Folders and files that appear in one step: written beside their place under a hidden name, then renamed."""
 
+import errno
 import fcntl
 import glob
 import os
@@ -8,6 +9,41 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import safetensors
+
+from alt_jax.errors import InputError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the file system says against `path` into one sentence."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be written ({reason}); give another place.") from error
+
+
+@contextmanager
+def file_for(path: Path) -> Iterator[Path]:
+    """A new file `.NAME.PID.partial` beside `path`, to be filled; it takes that name in the end, if nothing is raised.
+
+    Raises:
+      InputError: It cannot be made, which is found before anything else is done, or not be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    try:
+        yield partial
+        with writing(path):
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

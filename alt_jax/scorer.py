@@ -1,8 +1,6 @@
 """Scores of raw rows, from a finished finetuning run or an export of one."""
 
-import errno
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,8 @@ from alt_jax.data.prompt import Pieces, prompt_lengths
 from alt_jax.data.sources import table
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Probabilities
-from alt_jax.export import PARAMS, read_params, writing
+from alt_jax.export import PARAMS, read_params
+from alt_jax.partial import file_for, writing
 from alt_jax.run import Run
 from alt_jax.sharding import check_rules, make_mesh, place, replicated, split_rows
 from alt_jax.stages import finetune_task, load_finetuned, open_dataset
@@ -184,6 +183,10 @@ def as_table(rows: Any, columns: Mapping[str, str], origin: str) -> pa.Table:
             if missing := [column for column in columns if column not in row]:
                 raise InputError(f"Row {number} of {origin} has no column {missing[0]!r}{columns[missing[0]]}; add it.")
         rows = {column: [row[column] for row in rows] for column in columns}
+    if isinstance(rows, Mapping):
+        for column in columns:
+            if column in rows and (isinstance(rows[column], str | bytes) or not isinstance(rows[column], Iterable)):
+                raise InputError(f"Column {column!r} of {origin} is one value; give a list of dicts for single rows.")
     try:
         if isinstance(rows, Mapping):
             return pa.table({name: pa.array(rows[name]) for name in columns if name in rows})
@@ -191,7 +194,7 @@ def as_table(rows: Any, columns: Mapping[str, str], origin: str) -> pa.Table:
             return pa.Table.from_pandas(rows[[name for name in columns if name in rows]], preserve_index=False)
         if hasattr(rows, "__arrow_c_stream__"):
             return pa.table(rows)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+    except (pa.ArrowException, OverflowError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise InputError(
             f"{origin} cannot be read as columns of one kind each ({reason}); store them as text."
@@ -219,19 +222,12 @@ def predict(folder: Path, rows: Path, output: Path) -> int:
     """
     if output.suffix not in (".parquet", ".csv"):
         raise InputError(f"{output} should end in .parquet or .csv.")
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    with writing(output):  # tried first: what cannot be written is said before anything is scored
-        if output.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-    try:
+    if output.exists() and rows.exists() and output.samefile(rows):
+        raise InputError(f"{output} is the file of the rows; give another place for the scores.")
+    with file_for(output) as partial:
         model = Scorer.load(folder)
         raw = table.read(rows, model.encoder.columns, encoded=True)
         scores = pa.table({"score": pa.array(model.score(raw, str(rows)))})
         with writing(output):
             (pq.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv)(scores, partial)
-            partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
     return raw.num_rows

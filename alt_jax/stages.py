@@ -91,6 +91,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
     shown = Shown("pretrain", work, config.text.dtype, pretrain_schedules(recipe, steps))
     with run.held():
         with Checkpoints(run_dir) as checkpoints:
+            resumed_at = checkpoints.latest() or 0
             params, pieces = _start(task, checkpoints, mesh, run, init_from, rules), replicate(mesh, dataset.pieces)
             train(task, run, checkpoints, mesh, dataset.train, pieces, params, optimizer, plan, shown=shown)
         result = {
@@ -98,7 +99,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
             "init_from": origin.init_from,
             "steps": steps,
             "seed": config.seed,
-            "machine": machine(mesh, began),
+            "machine": machine(mesh, began, resumed_at),
         }
         run.finish(result)
     return result
@@ -169,6 +170,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
 
         pieces, optimizer = replicate(mesh, dataset.pieces), finetune_optimizer(recipe)
         with Checkpoints(run_dir) as checkpoints:
+            resumed_at = checkpoints.latest() or 0
             params = _start(task, checkpoints, mesh, run, init_from, rules)
             trained = train(
                 task, run, checkpoints, mesh, dataset.train, pieces, params, optimizer, plan, validate, shown=shown
@@ -185,7 +187,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
             "best_step": best_step,
             "valid": validate(best),
             "test": report(dataset, "test", probabilities(best, dataset.test.values)),
-            "machine": machine(mesh, began),
+            "machine": machine(mesh, began, resumed_at),
         }
         with cluster.together():
             dataset.train.check()  # and with it the files of the other parts
@@ -193,12 +195,13 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     return result
 
 
-def machine(mesh: Mesh, began: float) -> dict[str, Any]:
+def machine(mesh: Mesh, began: float, resumed_at: int) -> dict[str, Any]:
     """What a run was computed on.
 
     Args:
       mesh: Devices.
       began: `time.perf_counter()` when this start of the run began.
+      resumed_at: The step that it went on from; its seconds are those after that.
     """
     return {
         "device": mesh.devices.flat[0].device_kind,
@@ -208,6 +211,7 @@ def machine(mesh: Mesh, began: float) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "seconds": round(time.perf_counter() - began, 1),
+        "resumed_at": resumed_at,
     }
 
 

@@ -63,18 +63,21 @@ def supervise(work: Path, group: str, seconds: int) -> tuple[int, int, set[str]]
       Runs, the most edges that a process reached, and a line for each kind of finding.
     """
     runs, edges, found, end = 0, 0, set[str](), time.monotonic() + seconds
-    while (left := round(end - time.monotonic())) > 0 or not runs:
-        command = [sys.executable, __file__, "--work", str(work), "--fuzz", group, "--seconds", str(max(1, left))]
+    while True:
+        left = max(1, round(end - time.monotonic()))
+        command = [sys.executable, __file__, "--work", str(work), "--fuzz", group, "--seconds", str(left)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         reached = _LAST.findall(done.stderr)
         runs, edges = runs + int((reached or [(0, 0)])[-1][0]), max([edges, *(int(e) for _, e in reached)])
         said = done.stdout + done.stderr  # Python writes what was raised to the first
         if done.returncode:
             found.add(_what(said))
+            (work / group / "found").mkdir(parents=True, exist_ok=True)  # it may have ended before it made it
             (work / group / "found" / f"{len(found)}.log").write_text(said, encoding="utf-8")
         elif not reached:
             raise RuntimeError(done.stderr)
-    return runs, edges, found
+        if time.monotonic() >= end:
+            return runs, edges, found
 
 
 def _what(said: str) -> str:

@@ -7,9 +7,10 @@
 Every stage runs once undisturbed, in FOLDER/whole, and then in FOLDER/killed as often as it takes to spend its share of
 the kills, and the same command is started again after each until it ends. Of two kills, one falls at a uniformly drawn
 moment of the time that the undisturbed run took, the other at one of the time from the first sign of its work on: most
-of a small run is imports and compilation. Whatever ends is compared: parameters bit by bit, metrics line by line, other
-files byte by byte, and the names of files and folders, hidden ones beside what was made included. A whole checkpoint
-may be there that the undisturbed run had removed by then. What differs is printed, and the exit code is 1. Compiled
+of a small run is imports and compilation. Whatever ends is compared: every number of a checkpoint (parameters, the
+optimiser's and the loop's state) bit by bit, metrics line by line, other files byte by byte but for logs and what
+TensorBoard reads, and the names of files and folders, hidden ones beside what was made included. A whole checkpoint may
+be there that the undisturbed run had removed by then. What differs is printed, and the exit code is 1. Compiled
 programs are kept in FOLDER, where kills hit them too.
 """
 
@@ -29,6 +30,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 
 from alt_jax.checkpoint import load_params, saved_steps
@@ -73,7 +75,7 @@ STAGES = {
         "study/*/*/seed-0/metrics.jsonl",
     ),
 }
-_TIMED = {"rows_per_s", "seconds"}
+_TIMED = {"rows_per_s", "seconds", "resumed_at"}
 
 
 def start(command: str, folder: Path) -> "subprocess.Popen[bytes]":
@@ -135,6 +137,13 @@ def files(folder: Path) -> dict[str, Path]:
     return found
 
 
+def state(checkpoint: Path) -> tuple[Any, Any]:
+    """Every number of a checkpoint: parameters and the optimiser's state, and the loop's."""
+    with ocp.StandardCheckpointer() as reader:
+        trees = [reader.restore((checkpoint / item).absolute()) for item in ("params", "optimizer")]
+    return trees, json.loads((checkpoint / "loop" / "metadata").read_text(encoding="utf-8"))
+
+
 def differences(whole: Path, other: Path) -> Iterator[str]:
     """What is not the same in two folders."""
     mine, theirs = files(whole), files(other)
@@ -148,14 +157,13 @@ def differences(whole: Path, other: Path) -> Iterator[str]:
                 yield f"{name}: {sorted(path.name for path in two.iterdir())} instead of {steps}"
                 continue
             for step in more:
-                params = load_params(two.parent, step)[0]  # refuses one that is not whole
+                load_params(two.parent, step)  # refuses one that is not whole
                 if step in steps:
-                    same = jax.tree.map(
-                        lambda a, b: np.array_equal(a, b, equal_nan=True), load_params(one.parent, step)[0], params
-                    )
-                    if not all(jax.tree.leaves(same)):
-                        yield f"{name}: the parameters of step {step}"
-        elif one.is_dir() or one.suffix in (".log", ".png"):
+                    (mine, loop), (theirs, other_loop) = (state(path / str(step)) for path in (one, two))
+                    same = jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), mine, theirs)
+                    if loop != other_loop or not all(jax.tree.leaves(same)):
+                        yield f"{name}: what is saved of step {step}"
+        elif one.is_dir() or one.suffix == ".log":
             continue
         elif one.suffix in (".json", ".jsonl"):
             texts = (path.read_text(encoding="utf-8") for path in (one, two))

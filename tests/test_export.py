@@ -20,7 +20,7 @@ from tiny_runs import Runs, trained
 from transformers import AutoConfig, AutoTokenizer
 
 import alt_jax
-from alt_jax import stages
+from alt_jax import cli, stages
 from alt_jax.checkpoint import load_params
 from alt_jax.config import Config
 from alt_jax.data.dataset import Dataset
@@ -304,7 +304,7 @@ def test_onnx_is_left_out_with_the_reason(
         monkeypatch.delitem(sys.modules, "alt_jax.onnx", raising=False)
         monkeypatch.delattr(alt_jax, "onnx", raising=False)
         monkeypatch.setitem(sys.modules, "onnx", None)
-        expected = "left out ctr.onnx: it needs the package onnx; pip install 'alt-jax[onnx]' and export again."
+        expected = "left out ctr.onnx: it needs the package onnx; pip install 'alt-jax[onnx]' and export to "
     else:
         from alt_jax import onnx
 
@@ -324,11 +324,13 @@ def test_existing_folder_is_not_written_to(tmp_path: Path, runs: Runs) -> None:
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_the_same_export_again_changes_nothing(tmp_path: Path, runs: Runs) -> None:
+def test_the_same_export_again_changes_nothing(tmp_path: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     """As after a kill that came when all was done; another run's export is refused."""
-    export(runs.ctr, tmp_path / "out")
+    assert export(runs.ctr, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    export(runs.ctr, tmp_path / "out")
+    assert not export(runs.ctr, tmp_path / "out")
+    assert cli.run(["export", str(runs.ctr), str(tmp_path / "out")]) == 0
+    assert "is left as it is; remove it to write it anew" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
     with pytest.raises(InputError, match="already exists"):
         export(runs.joint, tmp_path / "out")
@@ -356,11 +358,16 @@ def test_nothing_is_left_when_the_output_cannot_be_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "rows.csv"]
 
 
-def test_wrong_names_are_refused_before_any_work(tmp_path: Path, exported: Path) -> None:
+def test_wrong_names_are_refused_before_any_work(tmp_path: Path, exported: Path, raw: pa.Table) -> None:
     with pytest.raises(InputError, match=r"should end in \.parquet or \.csv"):
         predict(exported, tmp_path / "rows.csv", tmp_path / "scores.txt")
     with pytest.raises(InputError, match="does not exist"):
         predict(exported, tmp_path / "rows.csv", tmp_path / "scores.csv")
+    rows = write(raw, tmp_path / "rows.csv")
+    before = rows.read_bytes()
+    with pytest.raises(InputError, match=r"rows\.csv is the file of the rows; give another place"):
+        predict(exported, rows, tmp_path / "." / "rows.csv")
+    assert rows.read_bytes() == before
 
 
 def test_damaged_export_is_refused(tmp_path: Path, exported: Path, raw: pa.Table) -> None:

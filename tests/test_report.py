@@ -19,18 +19,21 @@ import pytest
 from matplotlib import colors, image
 from tiny_runs import Runs, trained
 
-from alt_jax import cli, comparison, metrics, objectives
+from alt_jax import bridge, cli, comparison, metrics, objectives, stages
 from alt_jax.comparison import Missing, Scores
 from alt_jax.config import Config, MaskConfig, MLMConfig, MTMConfig
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import feature_ids
+from alt_jax.evaluate import Probabilities
 from alt_jax.pretraining import Pretrain
-from alt_jax.report import alignment, card, figures, measures, page, sections, sources
+from alt_jax.report import alignment, card, clicks, figures, measures, page, sections, sources
 from alt_jax.report.alignment import Detection
 from alt_jax.report.asked import Asked, ask
 from alt_jax.report.build import report
 from alt_jax.report.measures import Ranks
+from alt_jax.run import Origin, Run
 from alt_jax.sharding import make_mesh, replicate
+from alt_jax.tasks import Finetune
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 _EVIL = "<script>alert('$x$ & \"y\"')</script>"
@@ -202,6 +205,33 @@ def test_alpha_and_the_towers_alone(asked: Asked, runs: Runs):
     assert np.interp(fused.alpha, *fused.mixtures) == pytest.approx(valid, abs=0.01)  # between two α of the curve
 
 
+def test_alpha_of_a_gate_is_that_of_the_logits(tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset):
+    """Joint = α · ctr + (1 − α) · text, solved for every row's α."""
+    config = tiny_config.override({"finetune.joint.fusion": "gated"})
+    encoder = bridge.encoder_config(config.text, tiny_dataset.schema)
+    run = Run(tmp_path, Origin("finetune", "joint"), config, tiny_dataset.schema, encoder)
+    task = stages.finetune_task(run)
+    params = task.init(jax.random.key(0))
+    kernel = params["fusion"]["gate"]["kernel"]
+    params["fusion"]["gate"]["kernel"] = 0.3 * jax.random.normal(jax.random.key(1), kernel.shape)
+    mesh, values = make_mesh(), np.asarray(tiny_dataset.valid.values)
+    ctr, text, both = (
+        clicks._logits(
+            Probabilities(Finetune(task.model, strategy), mesh, tiny_dataset.pieces)(replicate(mesh, params), values)
+        )
+        for strategy in ("ctr", "plm", "joint")
+    )
+    trained_run = stages.Trained(run, task, params, 0)
+    alpha = clicks._gates(trained_run, tiny_dataset, values)
+    assert alpha.std() > 0.02
+    far = np.abs(ctr - text) > 0.02
+    assert far.mean() > 0.5
+    np.testing.assert_allclose(alpha[far], ((both - text) / (ctr - text))[far], atol=1e-3)
+    fused = clicks._fused(trained_run, tiny_dataset, replicate(mesh, params), mesh)
+    assert (fused.kind, fused.alpha) == ("gated", pytest.approx(alpha.mean()))
+    assert fused.spread == tuple(np.quantile(alpha, [0.05, 0.95]))
+
+
 def test_alignment_before_and_after(asked: Asked, runs: Runs, tiny_dataset: Dataset):
     aligned = asked.aligned["pretrain"]
     assert (aligned.step, aligned.rows) == (90, 56)  # of 60 rows, as many as 8 devices share
@@ -333,6 +363,7 @@ class Document(HTMLParser):
         self.tags: list[str] = []
         self.ids: list[str] = []
         self.loaded: list[str] = []
+        self.styles: list[str] = []
         self.feed(text)
         self.close()
         assert not self.open
@@ -344,8 +375,10 @@ class Document(HTMLParser):
         for name, value in attrs:
             if name == "id":
                 self.ids.append(value)
-            if name in ("src", "href", "xlink:href", "srcset", "action", "data", "style"):
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
                 self.loaded.append(value)
+            if name == "style":
+                self.styles.append(value)
 
     def handle_startendtag(self, tag, attrs):
         self.handle_starttag(tag, attrs)
@@ -363,7 +396,9 @@ def test_the_page_is_whole_and_loads_nothing(written: Path):
     assert "script" not in document.tags
     assert "http" not in text.lower()
     for value in document.loaded:
-        assert value.startswith(("#", "data:image/png;base64,")) or "url(" not in value.replace("url(#", "")
+        assert value.startswith(("#", "data:image/png;base64,"))
+    for value in document.styles:
+        assert "url(" not in value.replace("url(#", "")
     links = [value.removeprefix("#") for value in document.loaded if value.startswith("#")]
     assert set(links) <= set(document.ids)
     wanted = "overview results study curves cold-start fusion alignment recovery data configuration machine"
@@ -405,10 +440,14 @@ def test_names_are_text_and_never_markup():
 
 
 def test_a_metric_that_is_undefined_is_said_to_be(runs: Runs):
-    test = {"auc": None, "gauc": None, "unseen_user_rows": 0, "unseen_user_auc": None, "rows": 1200}
-    shown = [sections._metric(test, name) for name in ("auc", "gauc", "unseen_user_auc", "rows", "ece")]
-    no_user = "undefined (no user with both classes)"
-    assert shown == ["undefined (one class)", no_user, "undefined (no rows)", "1,200", "–"]
+    test = {"auc": None, "gauc": None, "rows": 1200, "positives": 0, "unseen_user_rows": 0, "unseen_user_auc": None}
+    shown = [sections._metric(test, name) for name in ("auc", "unseen_user_auc", "rows", "ece")]
+    assert shown == ["undefined (one class)", "undefined (no rows)", "1,200", "–"]
+    both = {"auc": None, "gauc": None, "rows": 4, "positives": 2}
+    assert [sections._metric(both, name) for name in ("auc", "gauc")] == [
+        "undefined (all scores are equal)",
+        "undefined (no users)",
+    ]
     assert sections._auc(measures.Bin("0", 3, float("nan"))) == "undefined (one class)"
 
 
@@ -466,6 +505,8 @@ def test_input_that_cannot_be_used(tmp_path: Path, runs: Runs, study: Path, caps
         ([study, study], "is given twice"),
         ([study, "--price", "-1"], "should be US dollars"),
         ([study, "-o", tmp_path], "is a folder"),
+        ([study, "-o", tmp_path / "bad" / "table.json" / "page.html"], "cannot be written (File exists)"),
+        ([study, "-o", tmp_path / f"{'x' * 300}.html"], "cannot be written (File name too long)"),
     ]
     for arguments, said in cases:
         assert cli.run(["report", *map(str, arguments)]) == 2
@@ -484,6 +525,27 @@ def test_what_differs_between_runs(asked: Asked):
     assert re.search(r"<th[^>]*>--strategy</th><td>none</td><td>joint</td><td>ctr</td>", text)
     assert "User ID" in text
     assert ">seed</th><td>" not in text  # all have the same
+
+
+def test_the_time_of_a_resumed_run_is_not_that_of_its_last_start(asked: Asked):
+    run = asked.of("pretrain")[0]
+    assert sections._spent(run, {"seconds": 7.0, "resumed_at": 0}) == (7.0, True)
+    assert sections._spent(run, {"seconds": 7.0}) == (7.0, True)  # of a run from before that was written down
+    assert sections._spent(run, {"seconds": 7.0, "resumed_at": 5}) == (run.training_seconds, False)
+    assert run.training_seconds > 0
+
+
+def test_rows_stand_beside_the_run_that_they_are_of(asked: Asked):
+    """Runs of two splits, of which only one has 5 test rows of new items."""
+    joint = asked.clicks["joint"]
+    bins = [one._replace(rows=5) if n == 0 else one for n, one in enumerate(joint.frequency["item"])]
+    other = dataclasses.replace(joint, frequency={"item": bins})
+    alike = "".join(sections._cold_start(dataclasses.replace(asked, clicks={"a": joint, "b": joint})))
+    assert "test rows" in alike
+    assert "test rows of a" not in alike
+    apart = "".join(sections._cold_start(dataclasses.replace(asked, clicks={"a": joint, "b": other})))
+    assert "test rows of a" in apart
+    assert f"<td>{joint.frequency['item'][0].rows}</td><td>5</td>" in apart
 
 
 # A real browser.
@@ -547,3 +609,11 @@ def test_figures_are_to_be_seen(tmp_path: Path, written: Path, chromium, width: 
     dark = pixels.mean(axis=-1) < 0.4
     assert 0.002 < dark.mean() < 0.3  # text and axes, on a light page
     assert not near(pixels, "#ff00ff")  # of the frame, nothing is left to be seen
+
+
+def test_who_reads_in_the_dark_sees_light_text_on_a_dark_page(tmp_path: Path, written: Path, chromium):
+    shot, dark = tmp_path / "shot.png", "--blink-settings=preferredColorScheme=0"
+    chromium(written.as_uri(), dark, "--window-size=900,3000", f"--screenshot={shot}", "--virtual-time-budget=5000")
+    brightness = image.imread(shot)[..., :3].mean(axis=-1)
+    assert np.median(brightness) < 0.15
+    assert 0.002 < (brightness > 0.6).mean() < 0.3  # text and axes

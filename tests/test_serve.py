@@ -420,7 +420,9 @@ def test_a_warm_up_that_fails_is_not_kept_quiet(config, monkeypatch):
     [
         ({"max_rows": 0}, "--max-rows 0 must be above 0"),
         ({"timeout": float("nan")}, "--timeout nan must be above 0"),
+        ({"timeout": float("inf")}, "--timeout inf must be above 0, and finite"),
         ({"max_wait_ms": -1.0}, "--max-wait-ms -1.0 must not be below 0"),
+        ({"max_wait_ms": 2000.0}, "--max-wait-ms 2000.0 must not be below 0, nor reach --timeout 2.0 s"),
         ({"max_queue": 5}, "--max-queue 5 has no room for a request of --max-rows 1024"),
     ],
 )
@@ -493,6 +495,42 @@ def test_the_process_answers_until_it_is_told_to_stop_and_then_what_it_was_asked
     assert running.stdout.read() == "stopped; every request that had come was answered\n"
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_second_interrupt_waits_for_nothing(config, tmp_path, asked):
+    """Neither for what is compiled nor for what was asked, which is answered all the same."""
+    folder = random_export(config, "ctr", tmp_path / "ctr")
+    command = [sys.executable, "-m", "alt_jax", "serve", str(folder), "--port", "0", "--max-batch", "8"]
+    options = ["--max-rows", "8", "--timeout", "20", "--max-wait-ms", "15000"]
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*command, *options], stdout=pipe, stderr=pipe, text=True, env=environment)
+    try:
+        port = int(re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())[1])
+        assert ask(port, b"")[0] == 503  # it listens before it answers, and has not compiled yet
+        if asked:
+            assert "ready" in process.stdout.readline()
+            content = json.dumps({"rows": [ROW]}).encode()
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("POST", "/score", content, JSON)
+            time.sleep(0.5)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)  # two at once are one
+        process.send_signal(signal.SIGINT)
+        if asked:
+            assert connection.getresponse().status == 503
+            connection.close()
+        out, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert time.monotonic() - began < 10
+    assert "Traceback" not in said
+    assert "Exception" not in said
+    assert out.splitlines()[-1] == "stopped; no request was waited for"
 
 
 def test_what_keeps_it_from_starting(config, tmp_path, capsys, monkeypatch):

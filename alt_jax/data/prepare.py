@@ -128,6 +128,20 @@ def prepared_by(config: Config) -> dict[str, Any]:
     }
 
 
+def read_config(directory: str) -> Config:
+    """What the dataset of a folder or URL was prepared with.
+
+    Raises:
+      InputError: It is missing or damaged.
+    """
+    where = place(directory)
+    path = where / CONFIG
+    try:
+        return Config.from_json(where.local(CONFIG).read_text(encoding="utf-8"), path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({str(error).rstrip('.')}); prepare again.") from None
+
+
 def check_prepared(config: Config) -> None:
     """Refuses a config that its dataset was not prepared with: what differs would have no effect, yet be recorded.
 
@@ -136,12 +150,7 @@ def check_prepared(config: Config) -> None:
     Raises:
       InputError: They differ in something else; names the first value. Or the folder's config is missing or damaged.
     """
-    where = place(config.data.dir)
-    path = where / CONFIG
-    try:
-        found = prepared_by(Config.from_json(where.local(CONFIG).read_text(encoding="utf-8"), path))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({str(error).rstrip('.')}); prepare again.") from None
+    found = prepared_by(read_config(config.data.dir))
     for name, wanted in prepared_by(config).items():
         if name in ("data.raw", "text.model") or name not in found or found[name] == wanted:
             continue

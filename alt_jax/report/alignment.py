@@ -245,15 +245,19 @@ _BY_FIELD = ("mlm/accuracy", "mtm/accuracy", "mtm/false_alarm")  # as the losses
 
 
 def _most_frequent(dataset: Dataset, values: Int[np.ndarray, "N S"], f: int) -> float:
-    """Share of the rows that have a field's most frequent id of training; NaN where the field has no ids of its own."""
+    """Share of a field's most frequent id of training among the rows that have any id of training in the field.
+
+    NaN where there is none, or the field has no ids of its own.
+    """
     schema = dataset.schema
     field = schema.fields[f]
     if field.size < 2 or field.kind in ("text", "sequence"):
         return float("nan")
     own = slice(field.offset + 1, field.offset + field.size)
     most = own.start + int(dataset.feature_counts()[own].argmax())
-    slots = np.asarray(schema.field_of_slot) == f
-    return float((np.asarray(feature_ids(dataset.pieces, values))[:, slots] == most).any(axis=1).mean())
+    ids = np.asarray(feature_ids(dataset.pieces, values))[:, np.asarray(schema.field_of_slot) == f]
+    known = ids[((ids != PAD_ID) & (ids != field.offset)).any(axis=1)]  # as `_ranks` has it
+    return float((known == most).any(axis=1).mean()) if len(known) else float("nan")
 
 
 def _recover(

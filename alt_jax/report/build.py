@@ -1,12 +1,12 @@
 """Puts a report together and writes it: one page."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from alt_jax import __version__
 from alt_jax.errors import InputError
+from alt_jax.partial import file_for, writing
 from alt_jax.report import page, sections
 from alt_jax.report.asked import ask
 
@@ -32,20 +32,11 @@ def report(folders: Sequence[Path], out: Path | None = None, price: float | None
     out = folders[0] / "report.html" if out is None else out
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of a file, e.g. -o {out / 'report.html'}.")
-    asked = ask(folders)
-    names = [*(run.name for run in asked.runs), *(study.name for study in asked.studies)]
-    title, footer = f"alt-jax report: {', '.join(names)}", f"Made by alt-jax {__version__}."
-    _write(out, page.page(title, " · ".join(names), sections.sections(asked, price), footer))
+    with file_for(out) as partial:
+        asked = ask(folders)
+        names = [*(run.name for run in asked.runs), *(study.name for study in asked.studies)]
+        title, footer = f"alt-jax report: {', '.join(names)}", f"Made by alt-jax {__version__}."
+        content = page.page(title, " · ".join(names), sections.sections(asked, price), footer)
+        with writing(out):
+            partial.write_text(content, encoding="utf-8")
     return out
-
-
-def _write(path: Path, content: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); give another place with -o.") from error
-    finally:
-        partial.unlink(missing_ok=True)

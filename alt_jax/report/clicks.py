@@ -1,11 +1,11 @@
 """What a finished finetuning says about the test part, row by row."""
 
-import math
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import expit
 
 from alt_jax import metrics, sharding
 from alt_jax.data.dataset import Dataset
@@ -106,7 +106,7 @@ def _fused(trained: Trained, dataset: Dataset, params: Params, mesh: jax.shardin
     if kind == "free":
         alpha = float(learned["alpha"])
     elif kind == "sigmoid":
-        alpha = 1 / (1 + math.exp(-float(learned["logit"])))
+        alpha = float(expit(learned["logit"]))
     elif kind == "gated":
         own = _gates(trained, dataset, values[:_GATED])
         alpha, spread = float(own.mean()), (float(np.quantile(own, 0.05)), float(np.quantile(own, 0.95)))
@@ -132,7 +132,7 @@ def _gates(trained: Trained, dataset: Dataset, values: Int[np.ndarray, "N S"]) -
             "joint",
             *inputs,
             method="score",
-            capture_intermediates=lambda module, _: module.name == "gate",
+            capture_intermediates=lambda module, _: module.path == ("fusion", "gate"),  # towers have gates, too
             mutable=["intermediates"],
         )
         (logit,) = jax.tree.leaves(seen)

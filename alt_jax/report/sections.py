@@ -12,6 +12,7 @@ import numpy as np
 from alt_jax.comparison import COLUMNS
 from alt_jax.config import Config
 from alt_jax.data.protocols import SPLITS
+from alt_jax.evaluate import undefined
 from alt_jax.report import alignment, figures, measures, page
 from alt_jax.report.alignment import Detection, Recovery
 from alt_jax.report.asked import Asked
@@ -97,8 +98,10 @@ _NAMES = {
     "gauc": "AUC within users (GAUC)",
     "ece": "calibration error (ECE)",
     "unseen_user_rows": "rows of unseen users",
+    "unseen_user_positives": "clicked among them",
     "unseen_user_auc": "their AUC",
     "unseen_item_rows": "rows of unseen items",
+    "unseen_item_positives": "clicked among them",
     "unseen_item_auc": "their AUC",
 }
 
@@ -110,11 +113,7 @@ def _metric(values: Mapping[str, Any], name: str) -> str:
     value = values[name]
     if value is not None:
         return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-    if name == "gauc":
-        return "undefined (no user with both classes)"
-    if name.endswith("_auc") and values.get(f"{name.removesuffix('_auc')}_rows") == 0:
-        return "undefined (no rows)"
-    return _ONE_CLASS
+    return f"undefined ({undefined(values, name)})"
 
 
 def _studies(found: Asked) -> Iterator[Html]:
@@ -123,9 +122,10 @@ def _studies(found: Asked) -> Iterator[Html]:
         drawn = []
         for strategy in dict.fromkeys(line.strategy for line in study.lines):
             lines = [line for line in study.lines if line.strategy == strategy]
+            start = "the mean of the first arm" if lines[0].auc else "0.5, for want of a mean of the first arm"
             caption = (
-                f"Bars: mean over seeds, from the mean of the first arm ({lines[0].arm}); strokes: ± one standard "
-                "deviation; points: single seeds."
+                f"Bars: mean over seeds, from {start} ({lines[0].arm}); strokes: ± one standard deviation; points: "
+                "single seeds."
             )
             drawn.append(page.figure(figures.study(lines), f"{strategy}: test AUC by arm", caption))
         yield page.figures(*drawn)
@@ -217,11 +217,18 @@ def _cold_start(found: Asked) -> Iterator[Html]:
             title = f"Test AUC by how often training saw the {what}"
             drawn.append(page.figure(svg, title, "Few rows make a noisy AUC: see their number below."))
             bins = next(iter(groups.values()))
+            counted = {f"test rows of {name}": group for name, group in groups.items()}
+            if len({tuple(one.rows for one in group) for group in groups.values()}) == 1:
+                counted = {"test rows": bins}
             rows = [
-                [one.name, f"{one.rows:,}", *(_auc(group[n]) for group in groups.values())]
+                [
+                    one.name,
+                    *(f"{group[n].rows:,}" for group in counted.values()),
+                    *(_auc(group[n]) for group in groups.values()),
+                ]
                 for n, one in enumerate(bins)
             ]
-            tables.append(page.table((f"training rows of the {what}", "test rows", *groups), rows, title))
+            tables.append(page.table((f"training rows of the {what}", *counted, *groups), rows, title))
     if drawn:
         yield page.figures(*drawn)
         yield from tables
@@ -345,7 +352,10 @@ def _recovery(found: Asked) -> Iterator[Html]:
             svg = figures.bars(
                 [one.name for one in table], groups, "true value ranked first, share", marks=marks, end=1
             )
-            caption = "Stroke: how often the field's most frequent value of training would be right."
+            caption = (
+                "Stroke: how often the field's most frequent value of training would be right, of rows whose value "
+                "training knew."
+            )
             drawn.append(page.figure(svg, "MTM by field", caption))
             rows = [row for one in table for row in _mtm_rows(one)]
             header = ("MTM: field", "hidden", "@1", "@5", "@10", "mean 1 / rank", "most frequent")
@@ -500,7 +510,8 @@ def _machine(found: Asked, price: float | None) -> Iterator[Html]:
     if not found.runs:
         return
     machines = {run.name: _machine_of(run) for run in found.runs}
-    facts = list(dict.fromkeys(name for machine in machines.values() for name in machine if name != "seconds"))
+    named = dict.fromkeys(name for machine in machines.values() for name in machine)
+    facts = [name for name in named if name not in ("seconds", "resumed_at")]
     rows = [[name, *(str(machine.get(name, "–")) for machine in machines.values())] for name in facts]
     rates = [run.series("rows_per_s")[1] for run in found.runs]
     rows.append(["training rows a second, median", *(f"{statistics.median(r):,.0f}" if r else "–" for r in rates)])
@@ -519,8 +530,8 @@ def _machine(found: Asked, price: float | None) -> Iterator[Html]:
         yield page.paragraph(f"{total}.")
     if not all(exact for seconds, exact in spent if not math.isnan(seconds)):
         yield page.paragraph(
-            "≈: no time was written down; it is that of the updates alone by the logged rows a second, evaluations and "
-            "start left out."
+            "≈: the time of the whole run is not known, since it is not finished or was resumed; this is that of the "
+            "updates alone by the logged rows a second, evaluations and start left out."
         )
     if price is None:
         yield page.paragraph("With --price US dollars an hour, this table also says what the runs cost.")
@@ -536,7 +547,7 @@ def _machine_of(run: Logged) -> dict[str, Any]:
 def _spent(run: Logged, machine: Mapping[str, Any]) -> tuple[float, bool]:
     """Seconds, and whether they were measured as such."""
     seconds = machine.get("seconds")
-    if isinstance(seconds, int | float):
+    if isinstance(seconds, int | float) and not machine.get("resumed_at"):
         return float(seconds), True
     return run.training_seconds, False
 

@@ -107,7 +107,10 @@ class Service:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         queue, warm_up = asyncio.create_task(self._batcher.run()), asyncio.create_task(self._warm_up())
         warm_up.add_done_callback(self._warmed)
-        yield
+        try:
+            yield
+        except asyncio.CancelledError:  # a second Ctrl-C, which cancels everything else as well
+            return
         self.stop()
         await asyncio.wait([warm_up])
         self._batcher.close()
@@ -127,6 +130,8 @@ class Service:
         self._compiled = True
 
     def _warmed(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # by a second Ctrl-C
+            return
         self.failed = task.exception()
         if self.failed is not None:
             self._on_failure()
@@ -135,6 +140,14 @@ class Service:
         return self._scorer.score_spelled(self._model.spell(rows))
 
     async def _post_score(self, request: Request) -> Response:
+        try:
+            return await self._scores(request)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            raise HTTPException(503, "The server was stopped.", {"Retry-After": "1"}) from None
+
+    async def _scores(self, request: Request) -> Response:
         if not self._compiled:
             raise HTTPException(503, f"The server is {self.state}.", {"Retry-After": "1"})
         _check_headers(request)

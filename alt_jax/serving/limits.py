@@ -1,5 +1,6 @@
 """What `alt-jax serve` lets a request ask for; apart from the server, so that `--help` needs no web framework."""
 
+import math
 from dataclasses import dataclass
 
 from alt_jax.errors import InputError
@@ -28,9 +29,11 @@ class Limits:
     def __post_init__(self) -> None:
         """Raises InputError for what makes no sense."""
         for name in ("max_rows", "max_bytes", "timeout", "max_batch"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must be above 0.")
-        if not self.max_wait_ms >= 0:
-            raise InputError(f"--max-wait-ms {self.max_wait_ms} must not be below 0.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must be above 0, and finite.")
+        if not 0 <= self.max_wait_ms < 1000 * self.timeout:
+            raise InputError(
+                f"--max-wait-ms {self.max_wait_ms} must not be below 0, nor reach --timeout {self.timeout} s."
+            )
         if self.max_queue < self.max_rows:
             raise InputError(f"--max-queue {self.max_queue} has no room for a request of --max-rows {self.max_rows}.")

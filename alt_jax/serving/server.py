@@ -52,7 +52,8 @@ def serve(folder: Path, host: str, port: int, limits: Limits) -> None:
         server.run(sockets=[listening])
     if service.failed is not None:
         raise service.failed
-    console.log("stopped; every request that had come was answered")
+    waited = "every request that had come was answered"
+    console.log(f"stopped; {'no request was waited for' if server.force_exit else waited}")
 
 
 class _Server(uvicorn.Server):
