@@ -1,5 +1,6 @@
 """Scores of raw rows, from a finished finetuning run or an export of one."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,7 @@ def predict(folder: Path, rows: Path, output: Path) -> int:
     """
     if output.suffix not in (".parquet", ".csv"):
         raise InputError(f"{output} should end in .parquet or .csv.")
-    if output.exists() and rows.exists() and output.samefile(rows):
+    if os.path.exists(output) and os.path.exists(rows) and os.path.samefile(output, rows):
         raise InputError(f"{output} is the file of the rows; give another place for the scores.")
     with file_for(output) as partial:
         model = Scorer.load(folder)

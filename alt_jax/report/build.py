@@ -1,6 +1,7 @@
 """Puts a report together and writes it: one page."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def report(folders: Sequence[Path], out: Path | None = None, price: float | None
     if price is not None and not 0 <= price < math.inf:
         raise InputError(f"--price {price} should be US dollars an hour, 0 or more.")
     out = folders[0] / "report.html" if out is None else out
-    if out.is_dir():
+    if os.path.isdir(out):  # False for a name that cannot be
         raise InputError(f"{out} is a folder; give the name of a file, e.g. -o {out / 'report.html'}.")
     with file_for(out) as partial:
         asked = ask(folders)
