@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import optimisations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,7 +117,6 @@ LARGE, WIDTH, CHUNK = 32_768, 128, 256
 @pytest.fixture(scope="module")
 def large(quick_compile) -> dict[tuple[int, int], Any]:
     """Loss and gradient of a batch of 32,768 rows, compiled in earnest but not run; by devices and chunk."""
-    jax.config.update("jax_disable_most_optimizations", False)
     programs = {}
     for devices, chunk in ((1, 0), (1, CHUNK), (8, 0), (8, CHUNK)):
         mesh = make_mesh(jax.devices()[:devices])
@@ -126,16 +126,16 @@ def large(quick_compile) -> dict[tuple[int, int], Any]:
         def loss(ctr, text, values, chunk=chunk):
             return objectives.instance_contrast(ctr, text, values, scale=2.0, chunk=chunk).loss.value
 
-        with jax.set_mesh(mesh):
+        with optimisations(True), jax.set_mesh(mesh):
             both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
             programs[devices, chunk] = both.lower(view, view, values).compile()
-    jax.config.update("jax_disable_most_optimizations", True)
     return programs
 
 
 def test_chunks_bound_the_memory_of_32768_rows(large):
     """A whole similarity matrix takes 4.3 GB, and there are several; a device holds its share of a chunk of each."""
     size = {which: program.memory_analysis().temp_size_in_bytes for which, program in large.items()}
+    print({which: f"{number / 1e9:.2f} GB" for which, number in size.items()})  # docs/method.md has these
     assert size[1, 0] > 4 * 4 * LARGE**2
     assert size[1, CHUNK] < 0.4e9
     for chunk in (0, CHUNK):
