@@ -54,11 +54,19 @@ vocabulary = pq.read_table("vocabulary.parquet").to_pydict()
 value_id = {key: i for i, key in enumerate(zip(vocabulary["field"], vocabulary["value"]))}
 
 
+def plain(number):
+    """Numbers have one spelling: 1.260 is 1.26, 20.0 is 20."""
+    number = float(number)
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+
+
 def encode(table):
     """Value ids [rows, slots]: the value's row in the vocabulary; V + f for others of field f; -1 for an empty slot."""
     blocks = []
     for f, field in enumerate(fields):
         texts = table[field["column"]].cast("string").fill_null("").to_pylist()
+        if field["kind"] == "numeric":
+            texts = [plain(text) if text.strip() else "" for text in texts]
         ids = np.full((len(texts), field["slots"]), -1, np.int32)
         for row, text in enumerate(texts):
             several = field["kind"] in ("multi", "sequence")

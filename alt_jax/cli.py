@@ -279,7 +279,7 @@ def _finetune(arguments: list[str]) -> None:
     cluster.join(options.cluster, options.cluster_wait, saves=True)
     init_from = None if options.init_from == "none" else Path(options.init_from)
     result = stages.finetune(options.config, options.strategy, init_from, options.run_dir)
-    console.result(stages.format_report(result["test"]), f"{options.run_dir} is finished", result=result)
+    console.result(stages.format_report(result["test"], "test"), f"{options.run_dir} is finished", result=result)
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -290,7 +290,7 @@ def _evaluate(arguments: list[str]) -> None:
         raise InputError("give the folder of a finished run, e.g. alt-jax evaluate runs/joint.")
     cluster.join(options.cluster, options.cluster_wait, saves=False)
     found = stages.evaluate(options.run_dir, options.split)
-    print(stages.to_json(found) if options.json else stages.format_report(found))
+    print(stages.to_json(found) if options.json else stages.format_report(found, options.split))
 
 
 def _predict(arguments: list[str]) -> None:

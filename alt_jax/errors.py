@@ -30,12 +30,12 @@ def first_line(reason: str | BaseException) -> str:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """A clause that helps to correct a misspelt name: the nearest known one, or all of them."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    near = get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {shortened(', '.join(known), 1000) or 'none'}."
 
 
 def choices(name: str, known: Iterable[str]) -> str:
     """The sentences that follow an unknown name where there are few to choose from: the nearest, and all of them."""
     known = list(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    near = get_close_matches(name, known, n=1)
     return f"{f'did you mean {near[0]!r}? ' if near else ''}Known: {', '.join(known)}."

@@ -65,6 +65,7 @@ def export(folder: Path, out: Path) -> bool:
         copy_encoder(dataset.folder, partial)
         for name in _RUN_FILES:
             shutil.copy(folder / name, partial / name)
+        shutil.copymode(partial / "config.json", partial / PARAMS)  # safetensors lets nobody else read its files
         encoder = Encoder.load(partial)
         for name, tower in (("text", "text_tower"), ("text_second", "second_text_tower")):
             if name in trained.params:

@@ -91,7 +91,7 @@ class Scorer:
         trained = load_finetuned(folder)
         return cls(trained.task, trained.params, Encoder.load(open_dataset(trained.run).folder), devices)
 
-    def score(self, rows: Any, origin: str = "The table") -> Float[np.ndarray, " N"]:
+    def score(self, rows: Any, origin: str = "the table") -> Float[np.ndarray, " N"]:
         """Click probability of every raw row, in order.
 
         Args:
@@ -108,7 +108,7 @@ class Scorer:
             return Probabilities(self.task, self._mesh, pieces)(self._params, values)
         return self.score_spelled(self._online.spell(raw, origin), origin)
 
-    def score_spelled(self, columns: Sequence[Spelled], origin: str = "The table") -> Float[np.ndarray, " N"]:
+    def score_spelled(self, columns: Sequence[Spelled], origin: str = "the table") -> Float[np.ndarray, " N"]:
         """The same for columns that are spelled already, one for each of the schema's fields, in its order."""
         values, pieces = self._online.encode(columns, origin, prompts=self._reads)
         logits = np.empty(len(values), np.float64)

@@ -352,9 +352,10 @@ def starting_params(
     return bridge.transfer(params, run.origin.strategy or "pretrain", init_from, run.schema)
 
 
-def format_report(found: Mapping[str, float | None]) -> str:
-    """Metrics as one line each; of an undefined one, NaN or as JSON has it, why it is."""
-    return "\n".join(f"{name:<23} {_format(found, name, value)}" for name, value in found.items())
+def format_report(found: Mapping[str, float | None], split: str) -> str:
+    """The split and its metrics, one line each; of an undefined one, NaN or as JSON has it, why it is."""
+    lines = {"split": split} | {name: _format(found, name, value) for name, value in found.items()}
+    return "\n".join(f"{name:<23} {said}" for name, said in lines.items())
 
 
 def _format(found: Mapping[str, float | None], name: str, value: float | None) -> str:

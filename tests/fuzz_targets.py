@@ -349,7 +349,7 @@ def _runs(folder: Path, config: Config, dataset: Dataset) -> dict[str, Target]:
             found = Run.load(place)
             found.rewind(3)
             if (result := found.result()) is not None and found.origin.strategy is not None:
-                stages.format_report(result["test"])
+                stages.format_report(result["test"], "test")
 
         return read
 

@@ -135,7 +135,7 @@ def test_why_an_area_is_undefined_is_said(tiny_dataset, positive, score, said):
     read_back = json.loads(stages.to_json(found), parse_constant=pytest.fail)
     assert (read_back["auc"] is None, read_back["gauc"] is None) == (bool(said), bool(said))
     for metrics in (found, read_back):
-        lines = dict(line.split(maxsplit=1) for line in stages.format_report(metrics).splitlines())
+        lines = dict(line.split(maxsplit=1) for line in stages.format_report(metrics, "valid").splitlines())
         assert lines["unseen_item_auc"] == "undefined (no rows)"  # the 12 items are in training, all of them
         for name in ("auc", "gauc"):
             if said:

@@ -263,7 +263,7 @@ class Encoder:
         return columns
 
     def encode(
-        self, table: pa.Table, origin: str = "The table", *, prompts: bool = True
+        self, table: pa.Table, origin: str = "the table", *, prompts: bool = True
     ) -> tuple[Int[np.ndarray, "N S"], Pieces]:
         """Value ids of raw rows.
 
@@ -308,7 +308,7 @@ class Encoder:
           tokens no prompt of these pieces exceeds.
         """
         schema, known = self.schema, len(self.pieces.feature)
-        pieces = self._extended([[""] for _ in schema.fields], "The table", True)
+        pieces = self._extended([[""] for _ in schema.fields], "the table", True)
         length = np.asarray(pieces.length)
         counts = [len(strings) for strings in self.values]
         field = np.concatenate([np.repeat(np.arange(len(counts)), counts), np.arange(len(counts))])
@@ -371,7 +371,7 @@ class Encoder:
         return feature.astype(np.int32), number
 
 
-def encode(dataset: Dataset, table: pa.Table, origin: str = "The table") -> tuple[Int[np.ndarray, "N S"], Pieces]:
+def encode(dataset: Dataset, table: pa.Table, origin: str = "the table") -> tuple[Int[np.ndarray, "N S"], Pieces]:
     """Value ids of raw rows, and pieces that also hold the strings new to the dataset; see `Encoder.encode`."""
     return Encoder.load(dataset.folder).encode(table, origin)
 

@@ -9,7 +9,7 @@
 | `text` | one | none: the CTR tower does not see it |
 
 A field whose values have no bound may be hashed: right where its column is spelled, a value is replaced by the number
-of its bucket, and from there on the buckets are its values.
+of its bucket, and from there on the buckets are its values. Likewise a number gets one spelling, whatever holds it.
 """
 
 import math
@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 
 from alt_jax.config import FieldConfig
 from alt_jax.data.hashing import hashes
-from alt_jax.data.sources.raw import as_text
+from alt_jax.data.sources.raw import as_text, spell_number
 from alt_jax.errors import InputError, shortened
 from alt_jax.schema import Field, Numeric
 
@@ -43,7 +43,13 @@ def spell(column: pa.ChunkedArray, field: FieldConfig | Field, origin: str) -> S
     Raises:
       InputError: The column has no plain spelling.
     """
-    found = _spell(column, field, origin)
+    return _values(_spell(column, field, origin), field)
+
+
+def _values(found: Spelled, field: FieldConfig | Field) -> Spelled:
+    """What stands for the strings from here on: of numbers one spelling, of hashed ones their bucket."""
+    if field.kind == "numeric":
+        return _merged([spell_number(string) for string in found.strings], found.codes)
     return _merged(bucket_of(found.strings, field.hash_buckets), found.codes) if field.hash_buckets else found
 
 
@@ -81,8 +87,7 @@ def split(string: str, field: FieldConfig | Field) -> list[str]:
 
 def spell_rows(rows: Sequence[Sequence[str]], field: FieldConfig | Field) -> Spelled:
     """What `spell` gives for rows whose values are strings already: one a row, or for a list any number of them."""
-    found = _numbered([values or [""] for values in rows], field)
-    return _merged(bucket_of(found.strings, field.hash_buckets), found.codes) if field.hash_buckets else found
+    return _values(_numbered([values or [""] for values in rows], field), field)
 
 
 def _numbered(rows: Sequence[Sequence[str]], field: FieldConfig | Field) -> Spelled:

@@ -43,7 +43,7 @@ class OnlineEncoder:
         return [fields.spell(table[field.column], field, origin) for field in self.schema.fields]
 
     def encode(
-        self, columns: Sequence[Spelled], origin: str = "The table", *, prompts: bool = True
+        self, columns: Sequence[Spelled], origin: str = "the table", *, prompts: bool = True
     ) -> tuple[Int[np.ndarray, "N S"], Pieces]:
         """Value ids of raw rows.
 

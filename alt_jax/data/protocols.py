@@ -117,6 +117,12 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
     threshold = positive_above
     if threshold is None:
         threshold = 0.5 if binary else raw.positive_above
+    if threshold is None:
+        row = int((~np.isin(labels, (0.0, 1.0))).argmax())
+        raise InputError(
+            f"The label {labels[row]:g} in data row {row + 1} of {raw.origin} is neither 0 nor 1; correct it, or set "
+            "data.positive_above: labels above it are positive."
+        )
     positive = labels > threshold
     rows, known, dropped = _filter(protocol, raw, labels)
     split = _divide(protocol, raw, rows)

@@ -168,6 +168,7 @@ def save(
         (partial / _CONFIG).write_text(json.dumps(config.to_hf(), indent=2) + "\n", encoding="utf-8")
         # transformers refuses safetensors files that do not say which framework's layout they follow.
         safetensors.numpy.save_file(tensors, partial / _WEIGHTS, metadata={"format": "pt"})
+        shutil.copymode(partial / _CONFIG, partial / _WEIGHTS)  # safetensors lets nobody else read its files
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         partial.rename(folder)

@@ -22,6 +22,7 @@ from alt_jax.data.batches import Batch, batch_at
 from alt_jax.data.dataset import Dataset, Encoder
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import compose, feature_ids, maskable_tokens, prompt_lengths, sentence
+from alt_jax.data.sources.raw import spell_value
 from alt_jax.errors import InputError
 from alt_jax.models.alt import ALT
 from alt_jax.schema import MASK_ID, PAD_ID
@@ -197,7 +198,7 @@ def test_rows_encode_as_prepared_and_new_values_are_kept(prepared):
     prompt = compose(pieces, values, length=length, pad_id=0, widths=schema.widths)
     titles = dict(zip(items, raw["title"].to_pylist(), strict=True))
     text = sentence(
-        schema.names, ["nobody", "1e3", "i1", "A new (one)", ["drama", "opera"], [titles["i2"], "never seen"]]
+        schema.names, ["nobody", "1000", "i1", "A new (one)", ["drama", "opera"], [titles["i2"], "never seen"]]
     )
     assert prompt.tokens[0].tolist() == encoder.tokenizer(text)["input_ids"]
 
@@ -217,7 +218,7 @@ def test_what_a_missing_history_should_hold_is_said(prepared, tmp_path, monkeypa
     for path in (tmp_path / "rows.parquet", tmp_path / "rows.csv"):
         with pytest.raises(InputError, match=re.escape(f"{path} {said}")):
             scorer.predict(tmp_path, path, tmp_path / "scores.csv")
-    with pytest.raises(InputError, match="has no column 'genre'; did you mean"):
+    with pytest.raises(InputError, match="has no column 'genre'; there are user"):
         encoder.encode(raw.drop_columns(["genre"]))
 
 
@@ -470,3 +471,31 @@ def test_an_option_of_another_kind_is_refused(kind, option):
     name = next(iter(option))
     with pytest.raises(ValueError, match=f"{name} of field 'x' has no effect on kind '{kind}'; leave it out"):
         FieldConfig("x", kind=kind, **option)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["1.260", " 20.0", "", "1e3", "0.10"]),
+        pa.array(["1.26", "20", " ", "1000", ".1"]),
+        pa.array([1.26, 20.0, None, 1000.0, 0.1]),
+        pa.array(np.array([1.26, 20, np.nan, 1000, 0.1], np.float32)),
+    ],
+)
+def test_a_number_has_one_spelling_whatever_holds_it(column):
+    """So that a row of a CSV file has the prompt, and the score, of the same row in JSON or Parquet."""
+    field = FieldConfig("price", kind="numeric")
+    expected = ["1.26", "20", "", "1000", "0.1"]
+    strings, codes = fields.spell(pa.chunked_array([column]), field, "t")
+    assert [strings[code] for code in codes[:, 0]] == expected
+    assert len(set(strings)) == len(strings)
+    strings, codes = fields.spell_rows([[spell_value(value)] for value in column.to_pylist()], field)
+    if column.type != pa.float32():  # which JSON has not
+        assert [strings[code] for code in codes[:, 0]] == expected
+
+
+def test_what_is_no_number_is_still_refused_as_it_was_written():
+    strings, _ = fields.spell(pa.chunked_array([["n/a", "inf", "7"]]), FieldConfig("price", kind="numeric"), "t")
+    assert strings[:3] == ["n/a", "inf", "7"]
+    with pytest.raises(InputError, match="holds 'n/a', which is not a finite number"):
+        fields.parse_numbers(strings, "price", "t")

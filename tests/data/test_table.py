@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alt_jax.config import DataConfig, FieldConfig
-from alt_jax.data import sources
+from alt_jax.data import protocols, sources
 from alt_jax.data.sources import table
 from alt_jax.data.sources.raw import as_text
 from alt_jax.errors import InputError
@@ -92,8 +92,46 @@ def test_times_may_be_numbers_or_iso_8601(tmp_path: Path):
     text = "who,what,label,when\na,b,1,2024-01-02 03:04:05\na,c,0,2023-12-31\n"
     raw = sources.load(declare(write(tmp_path, text), timestamp="when"))
     assert np.argsort(raw.table[raw.timestamp].to_numpy()).tolist() == [1, 0]
-    with pytest.raises(InputError, match="holds neither numbers nor ISO 8601"):
+    with pytest.raises(
+        InputError, match="neither all numbers nor all ISO 8601 times of one form: 'last -12-31' in data r"
+    ):
         sources.load(declare(write(tmp_path, text.replace("2023", "last ")), timestamp="when"))
+
+
+def test_times_with_a_zone_are_those_of_utc(tmp_path: Path):
+    """In CSV as in Parquet; without one among them nobody can tell their order."""
+    text = (
+        "who,what,label,when\na,b,1,2024-01-02T03:04:05Z\na,c,0,2024-01-02T03:04:05.5+02:00\na,c,0,2024-01-02 01:05Z\n"
+    )
+    expected = ["2024-01-02T03:04:05", "2024-01-02T01:04:05.5", "2024-01-02T01:05"]
+    found = sources.load(declare(write(tmp_path, text), timestamp="when"))
+    assert found.table[found.timestamp].to_pylist() == np.array(expected, "datetime64[us]").astype(int).tolist()
+    with pytest.raises(InputError, match="of one form: '2024-01-02 01:05' in data row 3; write it like"):
+        sources.load(declare(write(tmp_path, text.replace("01:05Z", "01:05")), timestamp="when"))
+
+
+def test_labels_may_be_true_and_false(tmp_path: Path):
+    found = sources.load(declare(write(tmp_path, "who,what,label\na,b,true\na,c,false\n")))
+    assert found.table[found.label].to_pylist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("stray", ["4", "2", "-1", "0.5"])
+def test_a_label_that_is_neither_0_nor_1_is_named(tmp_path: Path, stray: str):
+    """Whatever it is: taken for a rating, it would make every click a negative."""
+    rows = "".join(f"a,b,{label}\n" for label in ["0", "1"] * 20)
+    found = sources.load(declare(write(tmp_path, f"who,what,label\n{rows}a,b,{stray}\n{rows}")))
+    random = protocols.get("random")
+    with pytest.raises(
+        InputError, match=rf"The label {stray} in data row 41 of .*t\.csv is neither 0 nor 1; correct it"
+    ):
+        protocols.apply(random, found)
+    assert protocols.apply(random, found, positive_above=0.0).threshold == 0
+
+
+def test_narrow_floats_are_spelled_in_as_few_digits_as_tell_them_apart():
+    for kind, expected in ((np.float16, "1.2597656"), (np.float32, "1.26"), (np.float64, "1.26")):
+        column = pa.array(np.array([1.26, 20.0, np.nan], kind))
+        assert as_text(column, "price", "t").to_pylist() == [expected, "20", ""]
 
 
 @pytest.mark.parametrize("when", [[3.0, None, 1.0], [3.5, float("nan"), 1.0], ["3", "nan", "1"]])

@@ -78,7 +78,8 @@ class RawData:
       user, item: Columns of the user and the item, or None.
       linked: Groups of columns that give one another away.
       notices: Sentences for the user about what was accepted although it is unusual.
-      positive_above: Labels above this are positive, on the data's scale, unless the config says otherwise.
+      positive_above: Labels above this are positive, on the data's scale, unless the config says otherwise; None where
+        nobody knows the scale, so that labels have to be 0 and 1 or the config has to say it.
       aggregates: Statistics over all rows that the publisher put into columns of the table.
     """
 
@@ -93,7 +94,7 @@ class RawData:
     item: str | None
     linked: tuple[tuple[str, ...], ...]
     notices: tuple[str, ...] = ()
-    positive_above: float = 3.0
+    positive_above: float | None = 3.0
     aggregates: tuple[Aggregate, ...] = ()
 
 
@@ -147,6 +148,8 @@ def as_text(column: pa.Array | pa.ChunkedArray, name: str, origin: str) -> pa.Di
         raise InputError(f"Column {name!r} of {origin} holds {kind}, which has no plain spelling; store it as text.")
     if pa.types.is_null(kind) or pa.types.is_string_view(kind):  # which Arrow cannot encode
         column = column.cast(pa.string())
+    if pa.types.is_float16(kind):  # nor these
+        column = column.cast(pa.float32())
     # Encoding before combining keeps long columns within 32-bit string offsets.
     if not pa.types.is_dictionary(column.type):
         column = pc.dictionary_encode(column)
@@ -182,9 +185,22 @@ def spell_value(value: str | bool | int | float | None) -> str:
     return _spell_float(value) or ""
 
 
+def spell_number(text: str) -> str:
+    """One spelling for equal numbers, that of `spell_value`: `1.260` is `1.26`. What is no finite number stays."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text.strip()
+    return spell_value(number) if math.isfinite(number) else text
+
+
 def _spell(values: pa.Array) -> pa.Array:
     if pa.types.is_floating(values.type):
-        return pa.array([_spell_float(value) for value in values.to_pylist()], pa.string())
+        numbers = values.to_pylist()
+        if values.type != pa.float64():  # as few digits as tell numbers of this type apart
+            narrow = values.to_numpy(zero_copy_only=False).dtype.type
+            numbers = [None if number is None else float(str(narrow(number))) for number in numbers]
+        return pa.array([_spell_float(number) for number in numbers], pa.string())
     return values.cast(pa.string())
 
 

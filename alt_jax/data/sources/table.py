@@ -1,7 +1,7 @@
 """Own tables: CSV, TSV or Parquet (a file, or a folder of Parquet parts as Spark and Beam write them)."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,7 @@ def load(config: DataConfig) -> RawData:
         user=config.user,
         item=config.item,
         linked=config.linked,
+        positive_above=None,
     )
 
 
@@ -254,12 +255,14 @@ def _label(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
         raise InputError(
             f"Label column {name!r} of {path} is null in data row {row + 1}; fill it or leave the row out."
         )
-    try:
-        numbers = pc.cast(array, pa.float64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    kinds = (pa.float64(), pa.bool_())
+    numbers = _cast(array, kinds)
+    if numbers is None:
         raise InputError(
-            f"Label column {name!r} of {path} is not numeric{_first_bad(array)}; correct it, or set data.label."
-        ) from None
+            f"Label column {name!r} of {path} is not numeric{_first_bad(array, kinds)}; write 1 for a click and 0 for "
+            "none, or set data.label."
+        )
+    numbers = numbers.cast(pa.float64())
     bad = ~np.isfinite(np.asarray(numbers))
     if bad.any():
         raise InputError(
@@ -268,20 +271,31 @@ def _label(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
     return numbers
 
 
-def _first_bad(array: pa.Array) -> str:
-    """Names the first string that is not a number; searched only when the whole column could not be cast."""
+def _cast(array: pa.Array, kinds: Iterable[pa.DataType]) -> pa.Array | None:
+    """The column as the first of the types that can hold it, if any can."""
+    for kind in kinds:
+        try:
+            return pc.cast(array, kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+    return None
+
+
+def _first_bad(array: pa.Array, kinds: Sequence[pa.DataType]) -> str:
+    """Names the first string that none of the types holds together with those before it."""
     if not pa.types.is_string(array.type):
         return f" but {array.type}"
-    for row, text in enumerate(array.to_pylist(), start=1):
-        try:
-            float(text)
-        except ValueError:
-            return f": {shortened(repr(text))} in data row {row}"
-    return ""
+    good, bad = 0, len(array)  # rows that can be cast together, and that cannot
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (good, middle) if _cast(array[:middle], kinds) is None else (middle, bad)
+    return f": {shortened(repr(array[bad - 1].as_py()))} in data row {bad}"
 
 
 def times(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
     """A sortable number per row: the number itself, or microseconds for dates and times (text in ISO 8601).
+
+    Of times with a zone or an offset, microseconds are those of UTC.
 
     Args:
       column: The timestamps as the file has them.
@@ -295,21 +309,19 @@ def times(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
       InputError: A timestamp is missing, or they are neither numbers nor times.
     """
     array = _plain(column)
-    kinds = [pa.int64(), pa.float64(), pa.timestamp("us")]
+    kinds = [pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")]
     if pa.types.is_temporal(array.type):
         kinds = [pa.timestamp("us")]
-    for kind in kinds:
-        try:
-            numbers = pc.cast(array, kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            continue
-        missing = np.asarray(pc.is_null(numbers, nan_is_null=True))
-        if missing.any():
-            raise InputError(
-                f"Timestamp column {name!r} of {path} is missing in data row {int(missing.argmax()) + 1}; fill it, or "
-                "use a random protocol without data.timestamp."
-            )
-        return numbers.cast(pa.int64()) if pa.types.is_timestamp(kind) else numbers
-    raise InputError(
-        f"Timestamp column {name!r} of {path} holds neither numbers nor ISO 8601 times; write it as one of these."
-    )
+    numbers = _cast(array, kinds)
+    if numbers is None:
+        raise InputError(
+            f"Timestamp column {name!r} of {path} is neither all numbers nor all ISO 8601 times of one form"
+            f"{_first_bad(array, kinds)}; write it like 1788221000, 2026-09-01 00:02:53 or 2026-09-01T00:02:53Z."
+        )
+    missing = np.asarray(pc.is_null(numbers, nan_is_null=True))
+    if missing.any():
+        raise InputError(
+            f"Timestamp column {name!r} of {path} is missing in data row {int(missing.argmax()) + 1}; fill it, or "
+            "use a random protocol without data.timestamp."
+        )
+    return numbers.cast(pa.int64()) if pa.types.is_timestamp(numbers.type) else numbers
