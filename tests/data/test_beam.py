@@ -71,6 +71,7 @@ def write_parts(table: pa.Table, folder: Path) -> Path:
 
 def config(raw: Path, folder: Path, protocol: str = "random", **changes: object) -> Config:
     values = {"fields": FIELDS, "user": "user", "item": "item", "timestamp": "when", "shard_rows": 50, "min_count": 2}
+    values["positive_above"] = 3.0
     data = DataConfig(raw=str(raw), dir=str(folder), protocol=protocol, **{**values, **changes})
     return Config(data=data, text=TextConfig(vocab_size=200, max_length=128))
 
