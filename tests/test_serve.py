@@ -505,15 +505,17 @@ def test_a_second_interrupt_waits_for_nothing(config, tmp_path, asked):
     options = ["--max-rows", "8", "--timeout", "20", "--max-wait-ms", "15000"]
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
     pipe = subprocess.PIPE
-    process = subprocess.Popen([*command, *options], stdout=pipe, stderr=pipe, text=True, env=environment)
-    try:
+    with (
+        subprocess.Popen([*command, *options], stdout=pipe, stderr=pipe, text=True, env=environment) as process,
+        contextlib.ExitStack() as ending,
+    ):
+        ending.callback(process.kill)
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())[1])
         assert ask(port, b"")[0] in (503, 400)  # its handlers are there; it compiles, or is quick
+        connection = ending.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)))
         if asked:
             assert "ready" in process.stdout.readline()
-            content = json.dumps({"rows": [ROW]}).encode()
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-            connection.request("POST", "/score", content, JSON)
+            connection.request("POST", "/score", json.dumps({"rows": [ROW]}).encode(), JSON)
             time.sleep(0.5)
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
@@ -521,11 +523,7 @@ def test_a_second_interrupt_waits_for_nothing(config, tmp_path, asked):
         process.send_signal(signal.SIGINT)
         if asked:
             assert connection.getresponse().status == 503
-            connection.close()
         out, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
     assert process.returncode == 0
     assert time.monotonic() - began < 12  # of the 15 that a batch would wait
     assert "Traceback" not in said
