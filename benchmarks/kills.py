@@ -159,8 +159,8 @@ def differences(whole: Path, other: Path) -> Iterator[str]:
             for step in more:
                 load_params(two.parent, step)  # refuses one that is not whole
                 if step in steps:
-                    (mine, loop), (theirs, other_loop) = (state(path / str(step)) for path in (one, two))
-                    same = jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), mine, theirs)
+                    (numbers, loop), (others, other_loop) = (state(path / str(step)) for path in (one, two))
+                    same = jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), numbers, others)
                     if loop != other_loop or not all(jax.tree.leaves(same)):
                         yield f"{name}: what is saved of step {step}"
         elif one.is_dir() or one.suffix == ".log":
