@@ -109,7 +109,8 @@ class DataConfig:
       protocol: A named preset of `alt_jax.data.protocols`: how rows are filtered, labelled, ordered and split.
       fields: Columns to use, in prompt order. Needed for `table`; empty means a known source's own fields.
       label: Column of the label or rating (`table`).
-      positive_above: Labels above this are positive; replaces the data's own threshold when given.
+      positive_above: Labels above this are positive; replaces the data's own threshold when given. An own table whose
+        labels are not only 0 and 1 needs it.
       timestamp: Column that time-ordered protocols sort by (`table`).
       user, item: Columns for GAUC, for items unseen in training and for cold-start protocols (`table`).
       linked: Groups of columns that give one another away, such as an id and its title, for `mask.unit group`. Empty: a

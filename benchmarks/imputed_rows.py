@@ -7,6 +7,7 @@ share of users seen in training, and AUC: of the test part, by whether the user 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,8 @@ def main(raw_path: str, run: Path) -> None:
     seen = ~unseen(dataset, "test", dataset.schema.user or "")
 
     raw = sources.load(DataConfig(source="movielens_1m", raw=raw_path))
+    if raw.timestamp_quality is None:
+        sys.exit(f"{raw_path} does not say which timestamps are imputed: it has no ts_quality.u8 (docs/data.md).")
     imputed = np.asarray(raw.table["timestamp_quality"]) == 2
     rows = raw.table.filter(pa.array(imputed))
     extra_score = Scorer.load(run).score(rows, raw_path)

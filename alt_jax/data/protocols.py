@@ -108,17 +108,19 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
 
     Raises:
       InputError: The data lacks the time, the users, the items, the labels or the aggregates that the preset is about;
-        the preset cannot fill a field of its kind; a split is empty; or training has only one class.
+        the preset cannot fill a field of its kind; labels are neither 0 and 1 nor on a scale that is known; a split is
+        empty; or training has only one class.
     """
     labels = np.asarray(raw.table[raw.label], np.float64)
-    binary = bool(np.isin(labels, (0.0, 1.0)).all())
+    clicks = np.isin(labels, (0.0, 1.0))
+    binary = bool(clicks.all())
     _check(protocol, raw, labels, binary)
     _check_sequences(protocol, raw)
     threshold = positive_above
     if threshold is None:
         threshold = 0.5 if binary else raw.positive_above
     if threshold is None:
-        row = int((~np.isin(labels, (0.0, 1.0))).argmax())
+        row = int((~clicks).argmax())
         raise InputError(
             f"The label {labels[row]:g} in data row {row + 1} of {raw.origin} is neither 0 nor 1; correct it, or set "
             "data.positive_above: labels above it are positive."
