@@ -299,8 +299,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _are_scores(value: Any) -> bool:
-    """Whether this is an object of numbers, of which those that are undefined are null."""
-    return isinstance(value, dict) and all(n is None or type(n) in (int, float) for n in value.values())
+    """Whether this is an object of numbers, undefined ones null, with an AUC and the rows that each AUC is of."""
+    if not isinstance(value, dict) or "auc" not in value:
+        return False
+    counts = [f"{name.removesuffix('auc')}rows" for name in value if name.endswith("auc") and name != "gauc"]
+    return all(type(value.get(name)) is int for name in counts) and all(
+        n is None or type(n) in (int, float) for n in value.values()
+    )
 
 
 def _sentence(origin: Origin) -> str:

@@ -337,7 +337,7 @@ def _runs(folder: Path, config: Config, dataset: Dataset) -> dict[str, Target]:
     place = folder / "run"
     encoder = bridge.encoder_config(config.text, dataset.schema)
     run = Run(place, Origin("finetune", "joint"), config, dataset.schema, encoder).start()
-    result = {"best_step": 3, "valid": {"auc": 0.5, "gauc": None}, "test": {"auc": 0.5, "rows": 4}}
+    result = {"best_step": 3, "valid": {"auc": 0.5, "gauc": None, "rows": 4}, "test": {"auc": 0.5, "rows": 4}}
     metrics = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 7))
     files = {path.name: path.read_bytes() for path in place.iterdir()}
     files |= {"result.json": json.dumps(result).encode(), "metrics.jsonl": metrics.encode()}

@@ -171,6 +171,18 @@ def test_result_is_there_only_when_finished(run: Run) -> None:
         run.result()
 
 
+@pytest.mark.parametrize("lost", ["rows", "auc", "unseen_item_rows"])
+def test_scores_without_what_they_are_of_are_damaged(run: Run, tmp_path: Path, lost: str) -> None:
+    """Why an undefined AUC is undefined is read from the rows beside it."""
+    scores = {"auc": 0.5, "rows": 4, "unseen_item_auc": None, "unseen_item_rows": 0}
+    tuned = Run(tmp_path / "tuned", Origin("finetune", "ctr"), run.config, run.schema, run.encoder).start()
+    tuned.finish({"valid": scores, "test": scores})
+    assert tuned.result() == {"valid": scores, "test": scores}
+    tuned.finish({"valid": scores, "test": {name: n for name, n in scores.items() if name != lost}})
+    with pytest.raises(InputError, match=r"result\.json does not hold the scores of a finetuning"):
+        tuned.result()
+
+
 def test_log_appends_json_lines_and_has_no_nan(run: Run) -> None:
     run.log([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": float("-inf")}])
     run.log([{"step": 3, "loss": 0.5}])
