@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 
 # Read when jax is imported, hence before everything else.
@@ -53,6 +55,40 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+# pytest's own; and what `cli.run` gives to the libraries, once, before it imports them.
+_TRANSIENT = (
+    "PYTEST_CURRENT_TEST",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS",
+)
+
+
+def _process() -> dict[str, object]:
+    """What tests share without saying so, and could break for those of another file."""
+    modules = {name: module for name, module in sys.modules.items() if name.startswith("alt_jax.")}
+    return {
+        "the working directory": os.getcwd(),
+        "environment variables": {name: value for name, value in os.environ.items() if name not in _TRANSIENT},
+        "handlers of signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "JAX' configuration": dict(jax.config.values),
+        "modules that their packages do not know": [
+            name
+            for name, module in modules.items()
+            if getattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], None) is not module
+        ],
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leaves_no_trace(compiled_once: None) -> Iterator[None]:
+    """Which files run before a file in the same process differs from machine to machine: none may notice."""
+    before = _process()
+    yield
+    for what, found in _process().items():
+        assert found == before[what], f"this file has changed {what}"
 
 
 @pytest.fixture(autouse=True)
