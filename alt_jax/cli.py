@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -120,26 +121,42 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+class _Terminated(SystemExit):
+    """SIGTERM came; no Exception, which libraries may catch."""
+
+
 @contextlib.contextmanager
 def _sigterm(name: str) -> Iterator[None]:
     """Has SIGTERM end a command that can be started again as an exception would, so that nothing half-written stays.
 
     Training, which saves first, takes the signal over (`alt_jax.signals`).
     """
-
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second one would break off the clearing away
-        console.error(f"alt-jax {name}: stopped by SIGTERM; start the same command again to go on.", exit_code=STOPPED)
-        raise SystemExit(STOPPED)
-
     if name not in _GOES_ON:
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would break off the clearing away
+        raise _Terminated(STOPPED)
+
+    def again(dropped: "sys.UnraisableHookArgs") -> None:
+        """Python drops what is raised in a finaliser or a callback of the garbage collector: the signal comes again."""
+        if not isinstance(dropped.exc_value, _Terminated):
+            hook(dropped)
+            return
+        signal.signal(signal.SIGTERM, end)
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()  # when the callback is over
+
+    before, hook = signal.signal(signal.SIGTERM, end), sys.unraisablehook
+    sys.unraisablehook = again
     try:
         yield
+    except _Terminated:
+        console.error(f"alt-jax {name}: stopped by SIGTERM; start the same command again to go on.", exit_code=STOPPED)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
 
 
 def _parse(kind: type[T], arguments: list[str], prog: str) -> T:

@@ -10,8 +10,9 @@ moment of the time that the undisturbed run took, the other at one of the time f
 of a small run is imports and compilation. Whatever ends is compared: every number of a checkpoint (parameters, the
 optimiser's and the loop's state) bit by bit, metrics line by line, other files byte by byte but for logs and what
 TensorBoard reads, and the names of files and folders, hidden ones beside what was made included. A whole checkpoint may
-be there that the undisturbed run had removed by then. What differs is printed, and the exit code is 1. Compiled
-programs are kept in FOLDER, where kills hit them too.
+be there that the undisturbed run had removed by then; so may one of the step at which a run of a study stopped because
+the study was killed, and one of an earlier step had to go for it. What differs is printed, and the exit code is 1.
+Compiled programs are kept in FOLDER, where kills hit them too.
 """
 
 import argparse
@@ -153,7 +154,9 @@ def differences(whole: Path, other: Path) -> Iterator[str]:
         one, two = mine[name], theirs[name]
         if one.name == "checkpoints":
             steps, more = (saved_steps(path.parent) for path in (one, two))
-            if not set(steps) <= set(more) or {path.name for path in two.iterdir()} != set(map(str, more)):
+            own = set(more) - set(steps)
+            displaced = all(any(later > step for later in own) for step in set(steps) - set(more))
+            if not displaced or {path.name for path in two.iterdir()} != set(map(str, more)):
                 yield f"{name}: {sorted(path.name for path in two.iterdir())} instead of {steps}"
                 continue
             for step in more:

@@ -1,6 +1,7 @@
 """What becomes of a run when the machine fails it."""
 
 import dataclasses
+import gc
 import itertools
 import json
 import os
@@ -290,6 +291,29 @@ def test_sigterm_leaves_nothing_half_written(
     for name in ("prepare", "export"):
         assert cli.run(commands[name]) == 0
     assert Dataset.load(data).schema.data_hash == tiny_dataset.schema.data_hash
+
+
+def test_sigterm_is_not_lost_in_the_garbage_collector(
+    tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JAX has a callback there; Python drops what is raised in one, and the command would go on to its end."""
+    stopped = []
+
+    def callback(phase: str, info: dict[str, int]) -> None:
+        gc.callbacks.remove(callback)
+        stopped.append(phase)
+        signal.raise_signal(signal.SIGTERM)
+
+    def work(options: Any) -> None:
+        gc.callbacks.append(callback)
+        gc.collect()
+        time.sleep(60)
+        raise AssertionError("it was lost")
+
+    monkeypatch.setitem(cli._COMMANDS, "prepare", work)
+    assert cli.run(["prepare"]) == 75
+    assert stopped == ["start"]
+    assert capsys.readouterr().err == "alt-jax prepare: stopped by SIGTERM; start the same command again to go on.\n"
 
 
 def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:

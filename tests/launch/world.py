@@ -83,12 +83,15 @@ class World:
 
         In the background (`&`) a shell lets a suite ignore it, and what ignores a signal hands that down.
         """
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        return subprocess.Popen(
-            ["bash", f"launch/{script}", *arguments],
-            cwd=self.repo, env=self.env | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(
+                ["bash", f"launch/{script}", *arguments],
+                cwd=self.repo, env=self.env | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            )  # fmt: skip
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def refused(self) -> str:
         """What a tool was called with that the real one does not take."""
