@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> int:
             sys.stdout.reconfigure(line_buffering=True)  # progress is read while it happens, also through a pipe
         programs.keep()  # before jax is imported
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
-        with _sigterm(name):
+        with _stoppable(name):
             _COMMANDS[name](rest)
     except InputError as error:
         console.error(f"alt-jax {name}: {error}", exit_code=2)
@@ -121,41 +121,47 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-class _Terminated(SystemExit):
-    """SIGTERM came; no Exception, which libraries may catch."""
+class _Signalled(BaseException):
+    """A signal came. Neither an Exception nor a SystemExit: what a library or a config file raises is caught."""
 
 
 @contextlib.contextmanager
-def _sigterm(name: str) -> Iterator[None]:
-    """Has SIGTERM end a command that can be started again as an exception would, so that nothing half-written stays.
+def _stoppable(name: str) -> Iterator[None]:
+    """Has SIGTERM and Ctrl-C end a command that can be started again as an exception would: nothing half-written stays.
 
-    Training, which saves first, takes the signal over (`alt_jax.signals`).
+    Training, which saves first, takes the signals over (`alt_jax.signals`).
     """
     if name not in _GOES_ON:
         yield
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second one would break off the clearing away
-        raise _Terminated(STOPPED)
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # another one would break off the clearing away
+        raise _Signalled(signal.Signals(number))
 
     def again(dropped: "sys.UnraisableHookArgs") -> None:
         """Python drops what is raised in a finaliser or a callback of the garbage collector: the signal comes again."""
-        if not isinstance(dropped.exc_value, _Terminated):
+        if not isinstance(dropped.exc_value, _Signalled):
             hook(dropped)
             return
-        signal.signal(signal.SIGTERM, end)
-        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()  # when the callback is over
+        for each in before:
+            signal.signal(each, end)
+        threading.Timer(0.01, os.kill, (os.getpid(), dropped.exc_value.args[0])).start()  # when the callback is over
 
-    before, hook = signal.signal(signal.SIGTERM, end), sys.unraisablehook
+    numbers = (signal.SIGTERM, signal.SIGINT)  # the latter is ignored in the background of a script, and stays so
+    before = {number: old for number in numbers if (old := signal.getsignal(number)) is not signal.SIG_IGN}
+    hook = sys.unraisablehook
+    for number in before:
+        signal.signal(number, end)
     sys.unraisablehook = again
     try:
         yield
-    except _Terminated:
-        console.error(f"alt-jax {name}: stopped by SIGTERM; start the same command again to go on.", exit_code=STOPPED)
-        raise
+    except _Signalled as stop:
+        raise Stopped(f"stopped by {stop.args[0].name}") from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before.items():
+            signal.signal(number, old)
         sys.unraisablehook = hook
 
 

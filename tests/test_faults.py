@@ -293,8 +293,9 @@ def test_sigterm_leaves_nothing_half_written(
     assert Dataset.load(data).schema.data_hash == tiny_dataset.schema.data_hash
 
 
-def test_sigterm_is_not_lost_in_the_garbage_collector(
-    tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_not_lost_in_the_garbage_collector(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """JAX has a callback there; Python drops what is raised in one, and the command would go on to its end."""
     stopped = []
@@ -302,7 +303,7 @@ def test_sigterm_is_not_lost_in_the_garbage_collector(
     def callback(phase: str, info: dict[str, int]) -> None:
         gc.callbacks.remove(callback)
         stopped.append(phase)
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
 
     def work(options: Any) -> None:
         gc.callbacks.append(callback)
@@ -310,10 +311,24 @@ def test_sigterm_is_not_lost_in_the_garbage_collector(
         time.sleep(60)
         raise AssertionError("it was lost")
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
     monkeypatch.setitem(cli._COMMANDS, "prepare", work)
-    assert cli.run(["prepare"]) == 75
+    try:
+        assert cli.run(["prepare"]) == 75
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stopped == ["start"]
-    assert capsys.readouterr().err == "alt-jax prepare: stopped by SIGTERM; start the same command again to go on.\n"
+    said = f"alt-jax prepare: stopped by {number.name}; start the same command again to go on.\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_signal_is_not_taken_for_an_error_of_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Most of a small command's time goes by in there: it imports."""
+    config = tmp_path / "config.py"
+    config.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n", encoding="utf-8")
+    assert cli.run(["prepare", str(config)]) == 75
+    said = "alt-jax prepare: stopped by SIGTERM; start the same command again to go on.\n"
+    assert capsys.readouterr().err == said
 
 
 def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
