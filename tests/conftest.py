@@ -57,13 +57,9 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-# pytest's own; and what `cli.run` gives to the libraries, once, before it imports them.
-_TRANSIENT = (
-    "PYTEST_CURRENT_TEST",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS",
-)
+_JAX_OPTIONS = tuple(jax.config.values)  # modules that are imported later may add theirs
+# What `cli.run` gives to JAX once, before it is imported.
+_GIVEN = ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES")
 
 
 def _process() -> dict[str, object]:
@@ -71,9 +67,15 @@ def _process() -> dict[str, object]:
     modules = {name: module for name, module in sys.modules.items() if name.startswith("alt_jax.")}
     return {
         "the working directory": os.getcwd(),
-        "environment variables": {name: value for name, value in os.environ.items() if name not in _TRANSIENT},
+        # Libraries have variables of their own, which they set when something imports them first.
+        "environment variables": {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("JAX_", "XLA_", "PYTHON")) or name in ("HOME", "PATH")
+            if name not in _GIVEN
+        },
         "handlers of signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
-        "JAX' configuration": dict(jax.config.values),
+        "JAX' configuration": {name: jax.config.values[name] for name in _JAX_OPTIONS},
         "modules that their packages do not know": [
             name
             for name, module in modules.items()
