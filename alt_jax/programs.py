@@ -1,9 +1,14 @@
 """Programs that JAX has compiled, kept for the next start of the same command."""
 
 import os
+import secrets
+import time
 from pathlib import Path
+from typing import Any
 
 LIMIT = 2 << 30  # bytes
+_PARTIAL = ".partial"
+_ABANDONED = 600  # seconds after which nothing is still being written
 
 
 def keep() -> None:
@@ -26,16 +31,37 @@ def keep() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+def write_whole() -> None:
+    """Has JAX put every entry into place by a rename: a process that is killed meanwhile leaves no half of one.
+
+    JAX writes into the file itself, and has no setting and no public hook for it.
+    """
+    from jax._src import lru_cache  # noqa: PLC0415 - imports JAX
+
+    def put(self: Any, key: str, value: bytes) -> None:
+        target = self.path / f"{key}-cache"
+        if not target.exists():
+            partial = self.path / f"{key}-{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}"
+            partial.write_bytes(value)
+            partial.replace(target)
+
+    lru_cache.LRUCache.put = put  # type: ignore[method-assign]
+
+
 def bound(folder: Path, limit: int) -> None:
     """Removes the programs that were compiled longest ago, until the others take at most `limit` bytes.
 
-    Empty entries go too: a full disk leaves them, JAX warns of each at every start and does not write it again.
+    Empty entries go too: a full disk leaves them, JAX warns of each at every start and does not write it again. So does
+    what processes that were killed have left.
     JAX's own bound, jax_compilation_cache_max_size, is not used: a process that is killed between an entry and the file
     that says when it was used leaves a folder into which JAX 0.10 writes nothing any more.
 
     Raises:
       OSError: The folder cannot be read, or another process removed an entry at this very moment.
     """
+    for path in folder.glob(f"*{_PARTIAL}"):
+        if time.time() - path.stat().st_mtime > _ABANDONED:
+            path.unlink()
     found = [(path.stat(), path) for path in folder.glob("*-cache")]
     size = sum(state.st_size for state, _ in found)
     for state, path in sorted(found, key=lambda entry: entry[0].st_mtime):

@@ -6,16 +6,15 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
-# Read when jax is imported, hence before everything else.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+import compiling
+
+os.environ |= compiling.environment(devices=8)  # read when jax is imported, hence before everything else
 
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from compiling import optimisations
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -23,7 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # stand for a float, as it may for mypy (PEP 484).
 install_import_hook("alt_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from alt_jax import bridge, console, pretraining  # noqa: E402
+from alt_jax import bridge, console, pretraining, programs  # noqa: E402
 from alt_jax.config import (  # noqa: E402
     Config,
     CTRConfig,
@@ -43,23 +42,10 @@ from alt_jax.data.dataset import Dataset  # noqa: E402
 from alt_jax.data.prepare import prepare  # noqa: E402
 from alt_jax.pretraining import Pretrain  # noqa: E402
 
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What this process has compiled, it does not compile again.
-
-    The processes that tests start have no part in it, nor in the user's: JAX does not write its cache atomically, and
-    some are killed.
-    """
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
+programs.write_whole()
+programs.bound(compiling.folder(), programs.LIMIT)
 
 _JAX_OPTIONS = tuple(jax.config.values)  # modules that are imported later may add theirs
-# What `cli.run` gives to JAX once, before it is imported.
-_GIVEN = ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES")
 
 
 def _process() -> dict[str, object]:
@@ -72,7 +58,6 @@ def _process() -> dict[str, object]:
             name: value
             for name, value in os.environ.items()
             if name.startswith(("JAX_", "XLA_", "PYTHON")) or name in ("HOME", "PATH")
-            if name not in _GIVEN
         },
         "handlers of signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         "JAX' configuration": {name: jax.config.values[name] for name in _JAX_OPTIONS},
@@ -85,7 +70,7 @@ def _process() -> dict[str, object]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def leaves_no_trace(compiled_once: None) -> Iterator[None]:
+def leaves_no_trace() -> Iterator[None]:
     """Which files run before a file in the same process differs from machine to machine: none may notice."""
     before = _process()
     yield
@@ -97,13 +82,6 @@ def leaves_no_trace(compiled_once: None) -> Iterator[None]:
 def said_as_text() -> None:
     """Whatever a test before has chosen."""
     console.use("text")
-
-
-@pytest.fixture(scope="module")
-def quick_compile() -> Iterator[None]:
-    """Compiles without XLA's optimisations, in half the time: compiling is all there is to wait for in tiny models."""
-    with optimisations(False):
-        yield
 
 
 _ROWS, _USERS, _ITEMS = 600, 30, 12

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import compiling
 import jax
 import numpy as np
 import pytest
@@ -22,8 +23,6 @@ from alt_jax.checkpoint import load_params, saved_steps
 from alt_jax.config import Config, ShardingConfig
 from alt_jax.data.dataset import Dataset
 from alt_jax.errors import InputError
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 _WORKER = Path(__file__).with_name("cluster_process.py")
 _PATIENCE_S = 900  # with a machine that does other things too; what hangs is ended
@@ -39,12 +38,7 @@ class Processes:
     """Some processes and what they say."""
 
     def __init__(self, commands: Sequence[Sequence[str]], devices: int, folder: Path) -> None:
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # as `quick_compile`
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "NPROC": "16",  # threads that XLA takes itself to have, by which it cuts sums, whatever the devices
-        }
+        environment = os.environ | compiling.environment(devices, threads=16)  # as many, whatever the devices
         self._logs = [folder / f"log{i}" for i in range(len(commands))]
         self._running = []
         for command, log in zip(commands, self._logs, strict=True):
@@ -105,7 +99,7 @@ def config(tiny_config: Config, tiny_dataset: Dataset) -> Config:
 
 
 @pytest.fixture(scope="module")
-def alone(config: Config, quick_compile: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same stages in this process, on its eight devices."""
     folder = tmp_path_factory.mktemp("alone")
     stages.pretrain(config, folder / "pretrain")

@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,7 @@ def test_configs_are_frozen() -> None:
         Config().seed = 1  # type: ignore[misc]
 
 
+@functools.cache
 def read_attributes() -> set[str]:
     """Names read as an attribute of something, anywhere in the package but in config.py and cli.py."""
     found = set()

@@ -8,15 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import optimisations
+from compiling import optimised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alt_jax import objectives
 from alt_jax.models.heads import Similarity
 from alt_jax.sharding import by_rows, make_mesh
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 B, D = 8, 5
 OBJECTIVES, DUPLICATES = ("infonce", "sigmoid"), ("positive", "ignore", "negative")
@@ -115,7 +113,7 @@ LARGE, WIDTH, CHUNK = 32_768, 128, 256
 
 
 @pytest.fixture(scope="module")
-def large(quick_compile) -> dict[tuple[int, int], Any]:
+def large() -> dict[tuple[int, int], Any]:
     """Loss and gradient of a batch of 32,768 rows, compiled in earnest but not run; by devices and chunk."""
     programs = {}
     for devices, chunk in ((1, 0), (1, CHUNK), (8, 0), (8, CHUNK)):
@@ -126,7 +124,7 @@ def large(quick_compile) -> dict[tuple[int, int], Any]:
         def loss(ctr, text, values, chunk=chunk):
             return objectives.instance_contrast(ctr, text, values, scale=2.0, chunk=chunk).loss.value
 
-        with optimisations(True), jax.set_mesh(mesh):
+        with optimised(), jax.set_mesh(mesh):
             both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
             programs[devices, chunk] = both.lower(view, view, values).compile()
     return programs

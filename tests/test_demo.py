@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import compiling
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -53,11 +54,7 @@ def outputs(tmp_path_factory):
     The first runs in a process of its own, on one device: compiling for the tests' eight takes several times as long.
     """
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {  # as `alt-jax demo` has it: programs serve all strategies twice
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-    }
+    environment = os.environ | compiling.environment(devices=1)
     first = subprocess.run(
         [sys.executable, __file__, str(folder)], env=environment, check=True, capture_output=True, text=True
     )

@@ -25,8 +25,6 @@ from alt_jax.sharding import make_mesh, replicate, split_rows
 from alt_jax.tasks import text_length
 from alt_jax.train import State, make_step
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B = 16
 WEIGHTS = LossConfig(icl=1.0, mlm=0.5, mtm=2.0)
 MASK = MaskConfig(rate=0.4, unit="group")  # two of five units, so that rows hide unequal numbers of tokens and fields

@@ -23,6 +23,7 @@ import urllib.request
 from pathlib import Path
 from typing import NoReturn
 
+import compiling
 import markdown
 import pytest
 
@@ -281,14 +282,14 @@ def _walk(folder: Path, blocks: list[str]) -> str:
         path = folder / "bin" / name
         path.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, *words])} "$@"\n')
         path.chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{folder / 'bin'}:/usr/bin:/bin",
-        "PYTHONPATH": str(ROOT),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
-        "XLA_FLAGS": "",
-    }
+    environment = (
+        os.environ
+        | compiling.environment(devices=1)
+        | {
+            "PATH": f"{folder / 'bin'}:/usr/bin:/bin",
+            "PYTHONPATH": str(ROOT),
+        }
+    )
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)], cwd=folder, env=environment, capture_output=True,
         text=True, timeout=900, check=False,
@@ -327,7 +328,7 @@ def test_the_walk_ends_in_scores_and_a_report(walked: tuple[Path, str, str, str]
 def test_the_walk_ends_in_a_service(walked: tuple[Path, str, str, str]) -> None:
     """The request is that of the page, whose score is that of Python; curl itself may not be installed."""
     folder, said, serve, ask = walked
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    environment = os.environ | compiling.environment(devices=1) | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-m", "alt_jax", *serve.split()[1:]], cwd=folder, env=environment)
     try:
         words = shlex.split(ask)

@@ -18,8 +18,6 @@ from alt_jax.models.alt import ALT
 from alt_jax.sharding import make_mesh, replicate
 from alt_jax.tasks import Finetune, Params, text_length
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def rows(tiny_dataset: Dataset) -> tuple[np.ndarray, Pieces]:

@@ -32,8 +32,6 @@ from alt_jax.inspect import COLUMNS, LINES, inspect
 from alt_jax.run import Origin, Run
 from alt_jax.scorer import predict
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def runs(tiny_config: Config, tiny_dataset: Dataset) -> Runs:

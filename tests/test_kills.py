@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import compiling
 import pytest
 
 KILLS = 2  # of each of the five commands
@@ -40,7 +41,8 @@ def test_a_killed_command_ends_like_an_undisturbed_one(
     stage: str, kills: ModuleType, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parameters, metrics, every file and every name are compared; the kills fall while the command does its work."""
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as the commands have by themselves
+    for name, value in compiling.environment(devices=1).items():  # as the commands have by themselves
+        monkeypatch.setenv(name, value)
     done = kills.disturb(stage, *folders, KILLS, random.Random(stage), at_work=lambda number: True)
     assert done[0] >= 1
     log = (folders[1] / "log").read_text(encoding="utf-8")

@@ -13,8 +13,6 @@ from alt_jax import masking
 from alt_jax.config import MaskConfig
 from alt_jax.data.prompt import compose, mask_fields
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 choose = jax.jit(masking.choose_fields, static_argnums=(1, 2, 3))
 
 

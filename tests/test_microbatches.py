@@ -38,7 +38,7 @@ WAYS: dict[str, tuple[LossConfig, dict[str, Any]]] = {
 
 
 @pytest.fixture
-def quick(quick_compile, monkeypatch):
+def quick(monkeypatch):
     """Batches are so small here that of themselves they would not be packed."""
     monkeypatch.setattr(packing, "room", lambda lengths, rows, length: rows * int(lengths.max()))
 
@@ -92,7 +92,7 @@ def test_parts_change_nothing(way, make_pretrain, tiny_config, tiny_dataset, qui
         same(run(task, tiny_dataset, 4, 8), whole)
 
 
-def test_padding_and_noise_from_the_batch(make_pretrain, plain_config, tiny_dataset, quick_compile):
+def test_padding_and_noise_from_the_batch(make_pretrain, plain_config, tiny_dataset):
     """Without packing, dropout off, noise that all rows share."""
     options = {"mtm.method": "sampled", "mtm.attention": "released", "mlm.with_table": False}
     task = make_pretrain(small(plain_config, options), LossConfig(icl=0, mlm=1, mtm=1), B)

@@ -12,8 +12,6 @@ from jax.test_util import check_grads
 
 from alt_jax import objectives
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 DUPLICATES = ("positive", "ignore", "negative")
 B, D = 6, 5
 VALUES = np.array([[1, 2], [3, 4], [1, 2], [5, 6], [3, 4], [1, 2]], np.int32)  # rows 0 = 2 = 5, 1 = 4

@@ -18,8 +18,6 @@ from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import prompt_lengths
 from alt_jax.masking import choose_masks
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LENGTH = 40  # tokens of a prompt, too few for the titles
 
 

@@ -16,8 +16,6 @@ from alt_jax.models import interactions
 from alt_jax.models.ctr import CTRLogit, CTRTower
 from alt_jax.onnx import IR, OPSET, translate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUM_IDS, FIELDS = 20, 5
 IDS = np.random.default_rng(0).integers(0, NUM_IDS, (7, FIELDS)).astype(np.int32)
 # Small sizes, since tracing is all that takes time.

@@ -25,8 +25,6 @@ from alt_jax.pretraining import Pretrain
 from alt_jax.schema import MASK_ID
 from alt_jax.train import State, make_step
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B = 8
 WEIGHTS = LossConfig(icl=1.0, mlm=0.5, mtm=2.0)
 

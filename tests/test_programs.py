@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from jax._src import lru_cache
 from tiny_runs import config_file
 
 from alt_jax import programs
@@ -113,3 +114,26 @@ def test_a_second_start_compiles_nothing_and_a_damaged_program_is_compiled_again
     third, said = start("third")
     assert (said.count(MISS), said.count(HIT)) == (1, asked - 1)
     assert third == first
+
+
+def test_an_entry_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed while it writes leaves a file that JAX does not take for an entry, and that goes."""
+    cache = lru_cache.LRUCache(str(tmp_path), max_size=-1)  # conftest has called `write_whole`
+    cache.put("program", b"first")
+    cache.put("program", b"second")  # the first counts
+    assert cache.get("program") == b"first"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(cache.path), "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cache.put("other", b"half")
+    assert cache.get("other") is None
+    [left] = tmp_path.glob("other*")
+    programs.bound(tmp_path, 100)
+    assert left.exists()  # another process may be writing it
+    os.utime(left, (0, 0))
+    programs.bound(tmp_path, 100)
+    assert [path.name for path in tmp_path.iterdir()] == ["program-cache"]

@@ -35,7 +35,6 @@ from alt_jax.run import Origin, Run
 from alt_jax.sharding import make_mesh, replicate
 from alt_jax.tasks import Finetune
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 _EVIL = "<script>alert('$x$ & \"y\"')</script>"
 
 

@@ -24,8 +24,6 @@ from alt_jax.evaluate import Probabilities
 from alt_jax.scorer import Scorer
 from alt_jax.sharding import make_mesh, replicate
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:

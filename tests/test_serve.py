@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import compiling
 import httpx
 import numpy as np
 import pyarrow as pa
@@ -33,8 +34,6 @@ from alt_jax.scorer import Scorer, predict
 from alt_jax.serving.app import Service
 from alt_jax.serving.limits import Limits
 from alt_jax.serving.rows import loads
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 JSON = {"Content-Type": "application/json"}
 ROW = {
@@ -440,7 +439,7 @@ def process(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = random_export(config, "ctr", tmp_path_factory.mktemp("exported") / "ctr")
     command = [sys.executable, "-m", "alt_jax", "serve", str(folder), "--port", "0", "--timeout", "1"]
     options = ["--max-wait-ms", "500", "--max-batch", "64", "--max-rows", "64", "--max-bytes", "10000"]
-    environment = os.environ | {"XLA_FLAGS": ""}
+    environment = os.environ | compiling.environment(devices=1)
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=environment)
     try:
         said = process.stdout.readline()
@@ -503,7 +502,7 @@ def test_a_second_interrupt_waits_for_nothing(config, tmp_path, asked):
     folder = random_export(config, "ctr", tmp_path / "ctr")
     command = [sys.executable, "-m", "alt_jax", "serve", str(folder), "--port", "0", "--max-batch", "8"]
     options = ["--max-rows", "8", "--timeout", "20", "--max-wait-ms", "15000"]
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | compiling.environment(devices=1) | {"PYTHONUNBUFFERED": "1"}
     pipe = subprocess.PIPE
     with (
         subprocess.Popen([*command, *options], stdout=pipe, stderr=pipe, text=True, env=environment) as process,

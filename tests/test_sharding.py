@@ -24,8 +24,6 @@ from alt_jax.sharding import jit_init, layout, make_mesh, own_rows, place, repli
 from alt_jax.tasks import Finetune
 from alt_jax.train import initial_state, make_step
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROWS = 1 << 14  # of a table, far more than a batch asks for
 B = 16
 TEXT = TextConfig(vocab_size=120, hidden=64, layers=1, heads=2, intermediate=512, max_length=64)

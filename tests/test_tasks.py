@@ -16,8 +16,6 @@ from alt_jax.models.alt import ALT
 from alt_jax.tasks import Finetune, text_length
 from alt_jax.train import State, make_step
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B = 8
 
 

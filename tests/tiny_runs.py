@@ -7,8 +7,6 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-from compiling import optimisations
-
 from alt_jax import stages
 from alt_jax.config import Config
 
@@ -39,16 +37,15 @@ def longer(config: Config, **pretrain: int) -> Config:
 
 @functools.cache
 def trained(tiny: Config) -> Runs:
-    """Trains, compiled as a user's runs are, whichever module asks first; the dataset has to be prepared."""
+    """Trains, whichever module asks first; the dataset has to be prepared."""
     config = longer(tiny, epochs=3)
     root = Path(config.data.dir).parent / "runs"
     pretrain, joint, ctr = root / "pretrain", root / "joint", root / "ctr"
     said = io.StringIO()
-    with optimisations(True):
-        stages.pretrain(config, pretrain)
-        with contextlib.redirect_stdout(said):
-            stages.finetune(config, "joint", pretrain, joint)
-        stages.finetune(config, "ctr", None, ctr)
+    stages.pretrain(config, pretrain)
+    with contextlib.redirect_stdout(said):
+        stages.finetune(config, "joint", pretrain, joint)
+    stages.finetune(config, "ctr", None, ctr)
     return Runs(config, pretrain, joint, ctr, said.getvalue())
 
 

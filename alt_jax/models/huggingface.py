@@ -4,6 +4,7 @@ Every tensor of a checkpoint is accounted for: it fills a parameter, or it is on
 tower does not have, or the checkpoint is refused. Pickled weights are never opened.
 """
 
+import functools
 import json
 import os
 import re
@@ -192,7 +193,8 @@ def _tensor_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _param_shapes(config: EncoderConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+@functools.lru_cache
+def _param_shapes(config: EncoderConfig) -> Mapping[tuple[str, ...], tuple[int, ...]]:
     """The tower's parameters, asked of the tower itself so that the two cannot drift apart."""
     tree = jax.eval_shape(
         text_tower(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)

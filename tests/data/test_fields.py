@@ -28,8 +28,6 @@ from alt_jax.models.alt import ALT
 from alt_jax.schema import MASK_ID, PAD_ID
 from alt_jax.tasks import Finetune
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROWS, USERS, ITEMS = 400, 12, 9
 GENRES = ("drama", "comedy", "film noir", "war?", "")
 FIELDS = (

@@ -11,8 +11,6 @@ import pytest
 from alt_jax.config import CTRConfig
 from alt_jax.models.ctr import CTRTower
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = CTRConfig(dim=3, init_std=0.5, hidden=(7, 5), options=(("experts", 3), ("rank", 2)))
 NUM_IDS, FIELDS = 20, 4
 IDS = np.random.default_rng(0).integers(0, NUM_IDS, (6, FIELDS)).astype(np.int32)

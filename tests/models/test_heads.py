@@ -11,8 +11,6 @@ from alt_jax.models.heads import Fusion, MLMHead, MTMHead, Projection, TextLogit
 from alt_jax.models.table import table_rows
 from alt_jax.schema import Field, Schema, Split, TextSchema
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B, L, C, D, E = 3, 5, 7, 6, 4
 RNG = np.random.default_rng(0)
 H = RNG.standard_normal((B, C)).astype(np.float32)

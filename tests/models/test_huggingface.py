@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import re
 
@@ -30,11 +31,15 @@ def make_config(model_type="bert", **changes):
     return read_config({"model_type": model_type} | sizes | changes, "test")
 
 
-def make_params(config, seed=0):
+@functools.cache
+def shapes(config):
     tokens = jnp.zeros((1, 2), jnp.int32)
-    tree = jax.eval_shape(text_tower(config).init, jax.random.key(0), tokens, jnp.ones((1, 2), bool))["params"]
+    return jax.eval_shape(text_tower(config).init, jax.random.key(0), tokens, jnp.ones((1, 2), bool))["params"]
+
+
+def make_params(config, seed=0):
     # Biases and scales too, so that no two tensors can be taken for each other.
-    leaves, structure = jax.tree.flatten(tree)
+    leaves, structure = jax.tree.flatten(shapes(config))
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(structure, [rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves])
 

@@ -22,8 +22,6 @@ from alt_jax.models.ctr import CTRLogit, CTRTower
 from alt_jax.models.interactions import Interaction
 from alt_jax.tasks import Finetune
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = CTRConfig(dim=3, init_std=0.5, hidden=(7, 4))
 # Small sizes, so that the slow loops stay quick; every option of every tower appears.
 OPTIONS: dict[str, tuple[tuple[str, int | str], ...]] = {

@@ -12,8 +12,6 @@ from alt_jax.models.packing import Wanted, first, lay_out, select
 from alt_jax.models.text import text_tower
 from tests.models.text_families import CONFIGS, FAMILIES, drawn, rates, with_rates
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def random_mask(rng: np.random.Generator, rows: int, length: int) -> np.ndarray:
     return np.arange(length)[None] < rng.integers(1, length + 1, rows)[:, None]

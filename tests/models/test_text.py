@@ -204,7 +204,7 @@ def test_too_long_prompt(config):
 
 
 @FAMILIES
-def test_pretraining_through_the_whole_model(config, make_pretrain, plain_config, tiny_dataset, quick_compile):
+def test_pretraining_through_the_whole_model(config, make_pretrain, plain_config, tiny_dataset):
     """Updates on one batch with the same masks: the loss is finite, falls at once and goes on to."""
     schema = tiny_dataset.schema
     config = dataclasses.replace(
@@ -361,7 +361,6 @@ def test_an_unknown_family_is_told_the_known_ones():
         read_config({"model_type": "gpt2"}, "x")
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_layers_that_are_computed_again_are_the_same(family: str) -> None:
     """States and gradients to the last bits, with the same dropout; the backward pass has more to do."""
