@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 from scipy.special import expit
 
-from alt_jax import sharding
+from alt_jax import sharding_rules
 from alt_jax.data.dataset import Encoder
 from alt_jax.data.fields import Spelled
 from alt_jax.data.online import OnlineEncoder
@@ -24,7 +24,8 @@ from alt_jax.evaluate import Probabilities
 from alt_jax.export import PARAMS, read_params
 from alt_jax.partial import file_for, writing
 from alt_jax.run import Run
-from alt_jax.sharding import check_rules, make_mesh, place, replicated, split_rows
+from alt_jax.sharding import make_mesh, place, replicated, split_rows
+from alt_jax.sharding_rules import check_rules
 from alt_jax.stages import finetune_task, load_finetuned, open_dataset
 from alt_jax.tasks import Finetune, Params, text_length
 
@@ -58,7 +59,7 @@ class Scorer:
           InputError: The devices do not divide a table that the config splits over them.
         """
         self.task, self.encoder = task, encoder
-        self._mesh, rules = make_mesh(devices), sharding.rules(task.model.config)
+        self._mesh, rules = make_mesh(devices), sharding_rules.rules(task.model.config)
         check_rules(self._mesh, rules)
         self._params = place(self._mesh, params, rules)
         self._online = OnlineEncoder(encoder)

@@ -1,9 +1,9 @@
 """The device mesh, and what lies where on it. No other file knows it.
 
 One axis, `data`, over all devices of all processes. Batches are split over it by rows. Parameters are copied to every
-device or split as well, by rules over their names; the optimiser's state lies as its parameter does. The step is
-compiled for the global batch and the whole model, so it means the same on any number of devices and under any rules:
-they decide who holds what, and XLA puts in the communication that follows.
+device or split as well, by rules over their names (`alt_jax.sharding_rules`); the optimiser's state lies as its
+parameter does. The step is compiled for the global batch and the whole model, so it means the same on any number of
+devices and under any rules: they decide who holds what, and XLA puts in the communication that follows.
 """
 
 import re
@@ -15,29 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from alt_jax.config import Config
 from alt_jax.errors import InputError
-from alt_jax.lazy import TABLES
-from alt_jax.models.table import ROWS_MULTIPLE
 
 # A pattern for the whole name of a parameter, and how one that it matches is split: by `rows`, or along its `longest`
 # axis that the devices divide (FSDP). What no pattern matches is copied to every device.
 Rules = tuple[tuple[str, Literal["rows", "longest"]], ...]
 
 _SMALL = 1 << 14  # elements of a parameter that is not worth splitting along its longest axis: biases, norms
-
-
-def rules(config: Config) -> Rules:
-    """The rules of an experiment: tables of ids and of MTM's noise by rows, text towers fully sharded, or neither."""
-    found: list[tuple[str, Literal["rows", "longest"]]] = []
-    if config.sharding.tables == "split":
-        found.append((TABLES, "rows"))
-        # An exact softmax reads a field's whole share of the table, so that splitting it would only move it about.
-        if config.mtm.method in ("sampled", "nce"):
-            found.append(("mtm/(table|bias)", "rows"))
-    if config.sharding.text == "split":
-        found.append(("(text(_second)?|mlm)/.*", "longest"))
-    return tuple(found)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -54,15 +38,6 @@ def check_batch(mesh: Mesh, batch_size: int, microbatches: int = 1) -> None:
     if rows % mesh.size:
         raise InputError(
             f"A {what} of {rows} rows cannot be split over {mesh.size} devices; choose a multiple of {mesh.size}."
-        )
-
-
-def check_rules(mesh: Mesh, rules: Rules) -> None:
-    """Raises InputError if the devices do not divide the rows of a table that is to be split."""
-    if ROWS_MULTIPLE % mesh.size and any(how == "rows" for _, how in rules):
-        raise InputError(
-            f"Tables have a multiple of {ROWS_MULTIPLE} rows, which {mesh.size} devices do not divide; use a power of "
-            "two of devices, or set --sharding.tables replicate."
         )
 
 

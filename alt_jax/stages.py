@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alt_jax import bridge, cluster, console, flops, pretraining, sharding, tracking
+from alt_jax import bridge, cluster, console, flops, pretraining, sharding_rules, tracking
 from alt_jax.checkpoint import Checkpoints, load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
 from alt_jax.data.batches import updates
@@ -27,7 +27,8 @@ from alt_jax.models.alt import ALT
 from alt_jax.optim import finetune_optimizer, finetune_schedules, pretrain_optimizer, pretrain_schedules
 from alt_jax.pretraining import Pretrain
 from alt_jax.run import Origin, Run
-from alt_jax.sharding import Rules, check_batch, check_rules, jit_init, make_mesh, place, replicate
+from alt_jax.sharding import Rules, check_batch, jit_init, make_mesh, place, replicate
+from alt_jax.sharding_rules import check_rules
 from alt_jax.tasks import Finetune, Params
 from alt_jax.train import Plan, Shown, train
 
@@ -57,7 +58,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
       InputError: The dataset, the model, the earlier pretraining or the folder does not fit.
       alt_jax.errors.Stopped: A signal came.
     """
-    began, rules = time.perf_counter(), sharding.rules(config)
+    began, rules = time.perf_counter(), sharding_rules.rules(config)
     recipe, lazy = config.pretrain, config.pretrain.tables != "adam"
     plan = Plan(
         recipe.batch_size,
@@ -121,7 +122,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
       InputError: The dataset, the model, the pretraining run or the folder does not fit.
       alt_jax.errors.Stopped: A signal came.
     """
-    began, rules = time.perf_counter(), sharding.rules(config)
+    began, rules = time.perf_counter(), sharding_rules.rules(config)
     recipe: FinetuneConfig = getattr(config.finetune, strategy)
     lazy = recipe.tables != "adam"
     plan = Plan(
@@ -272,7 +273,7 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
         for number, trained in enumerate(runs):
             facts |= {f"{name} of run {number}": fact for name, fact in _facts(trained.run, dataset).items()}
             facts[f"the step of run {number}"] = trained.step
-            check_rules(mesh, sharding.rules(trained.run.config))
+            check_rules(mesh, sharding_rules.rules(trained.run.config))
     cluster.check_same(facts)
     probability = np.zeros(len(values))
     for trained in runs:
@@ -285,7 +286,7 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
             own = open_dataset(trained.run)  # its prompts may come from another tokenizer
         probabilities, params = (
             Probabilities(trained.task, mesh, own.pieces),
-            place(mesh, trained.params, sharding.rules(trained.run.config)),
+            place(mesh, trained.params, sharding_rules.rules(trained.run.config)),
         )
         probability += probabilities(params, own.split(split).values) / len(runs)
     return report(dataset, split, probability)

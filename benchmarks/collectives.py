@@ -41,7 +41,8 @@ from alt_jax.data.batches import Batch, batch_at  # noqa: E402
 from alt_jax.data.prompt import Pieces  # noqa: E402
 from alt_jax.optim import finetune_optimizer, pretrain_optimizer  # noqa: E402
 from alt_jax.pretraining import Pretrain  # noqa: E402
-from alt_jax.sharding import Rules, by_rows, layout, make_mesh, replicated, rules  # noqa: E402
+from alt_jax.sharding import Rules, by_rows, layout, make_mesh, replicated  # noqa: E402
+from alt_jax.sharding_rules import rules  # noqa: E402
 from alt_jax.train import State, make_step  # noqa: E402
 
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1, "u8": 1, "s8": 1, "f16": 2, "s64": 8, "u64": 8}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from alt_jax import bridge, sharding
+from alt_jax import bridge, sharding_rules
 from alt_jax.config import Config, FinetuneConfig, MTMConfig, ShardingConfig, TextConfig
 from alt_jax.data.batches import batch_at
 from alt_jax.data.dataset import Dataset
@@ -46,7 +46,7 @@ def test_rules_split_tables_by_rows_and_matrices_along_their_longest_axis(plain_
     config = dataclasses.replace(config, mtm=MTMConfig(method="sampled", dim=4))
     task, mesh = make_pretrain(config), make_mesh()
     shapes = jax.eval_shape(task.init, jax.random.key(0))
-    found = names(shapes, layout(mesh, shapes, sharding.rules(config)))
+    found = names(shapes, layout(mesh, shapes, sharding_rules.rules(config)))
     by_rows, by_columns = PartitionSpec("data"), PartitionSpec(None, "data")
     assert found["ctr/embedding/embedding"].spec == by_rows
     assert found["mtm/table"].spec == found["mtm/bias"].spec == by_rows
@@ -54,9 +54,9 @@ def test_rules_split_tables_by_rows_and_matrices_along_their_longest_axis(plain_
     assert found["text/encoder/layer/0/output/dense/kernel"].spec == by_rows
     for small in ("text/encoder/layer/0/output/dense/bias", "align_ctr/first/kernel", "mlm/output/kernel"):
         assert found[small].spec == PartitionSpec(), small
-    softmax = sharding.rules(dataclasses.replace(config, mtm=MTMConfig(method="softmax")))
+    softmax = sharding_rules.rules(dataclasses.replace(config, mtm=MTMConfig(method="softmax")))
     assert names(shapes, layout(mesh, shapes, softmax))["mtm/table"].spec == PartitionSpec()
-    assert sharding.rules(plain_config) == ()
+    assert sharding_rules.rules(plain_config) == ()
 
 
 def test_no_number_depends_on_how_a_table_is_rounded_up(monkeypatch):
@@ -69,7 +69,7 @@ def test_no_number_depends_on_how_a_table_is_rounded_up(monkeypatch):
 
 def test_parameters_are_made_where_they_lie(plain_config, make_pretrain):
     config = dataclasses.replace(split(plain_config, tables="split", text="split"), text=TEXT)
-    task, mesh, rules = make_pretrain(config), make_mesh(), sharding.rules(config)
+    task, mesh, rules = make_pretrain(config), make_mesh(), sharding_rules.rules(config)
     params = jit_init(mesh, task.init, 0, rules)
     whole = jax.jit(task.init)(jax.random.key(0))
     for mine, theirs, where in zip(*map(jax.tree.leaves, (params, whole, layout(mesh, whole, rules))), strict=True):
@@ -89,8 +89,8 @@ def test_one_process_holds_the_whole_batch(count, rows):
 def test_devices_that_do_not_divide_a_table_are_refused(plain_config):
     mesh = make_mesh(jax.devices()[:6])
     with pytest.raises(InputError, match="which 6 devices do not divide"):
-        sharding.check_rules(mesh, sharding.rules(split(plain_config, tables="split")))
-    sharding.check_rules(mesh, sharding.rules(split(plain_config, text="split")))
+        sharding_rules.check_rules(mesh, sharding_rules.rules(split(plain_config, tables="split")))
+    sharding_rules.check_rules(mesh, sharding_rules.rules(split(plain_config, text="split")))
 
 
 # --- the compiled step ---
@@ -113,7 +113,7 @@ class Stepped:
     def __init__(self, config: Config, dataset: Dataset, strategy: Any, recipe: FinetuneConfig) -> None:
         encoder = bridge.encoder_config(config.text, dataset.schema)
         task, optimizer = Finetune(ALT(config, dataset.schema, encoder), strategy), finetune_optimizer(recipe)
-        mesh, rules = make_mesh(), sharding.rules(config)
+        mesh, rules = make_mesh(), sharding_rules.rules(config)
         state = initial_state(mesh, jit_init(mesh, task.init, 0, rules), optimizer, rules)
         places = layout(mesh, state, rules)
         pieces = replicate(mesh, dataset.pieces)
@@ -166,7 +166,7 @@ def test_the_mlm_head_in_shards(plain_config: Config) -> None:
         return jnp.mean(head.apply({"params": params["mlm"]}, states, None, train=False) ** 2)
 
     expected = jax.grad(loss)(params, states)
-    rules = sharding.rules(split(plain_config, text="split"))
+    rules = sharding_rules.rules(split(plain_config, text="split"))
     places = layout(mesh, params, rules)
     assert places["mlm"]["output"]["kernel"].spec == PartitionSpec(None, "data")
     with jax.set_mesh(mesh):

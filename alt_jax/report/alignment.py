@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from alt_jax import mlm, mtm, sharding, stages
+from alt_jax import mlm, mtm, sharding, sharding_rules, stages
 from alt_jax.checkpoint import load_params
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import Pieces, feature_ids
@@ -123,8 +123,8 @@ def look(run: Run, dataset: Dataset) -> Aligned:
       InputError: There is no whole checkpoint, a file of the dataset is not as it was prepared, there are fewer
         validation rows than devices, or those do not fit the run.
     """
-    mesh, rules = make_mesh(), sharding.rules(run.config)
-    sharding.check_rules(mesh, rules)
+    mesh, rules = make_mesh(), sharding_rules.rules(run.config)
+    sharding_rules.check_rules(mesh, rules)
     task = Pretrain.build(run.config, dataset, run.encoder)
     found, step = load_params(run.folder)
     params = place(mesh, found, rules)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import expit
 
-from alt_jax import metrics, sharding
+from alt_jax import metrics, sharding_rules
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import Pieces, feature_ids
 from alt_jax.evaluate import Probabilities
@@ -71,8 +71,8 @@ def look(trained: Trained, dataset: Dataset) -> Clicks:
     Raises:
       InputError: A file of the dataset is not as it was prepared, or the devices do not fit the run.
     """
-    mesh, rules = make_mesh(), sharding.rules(trained.run.config)
-    sharding.check_rules(mesh, rules)
+    mesh, rules = make_mesh(), sharding_rules.rules(trained.run.config)
+    sharding_rules.check_rules(mesh, rules)
     params = place(mesh, trained.params, rules)
     rows, schema = dataset.test, dataset.schema
     label = np.asarray(rows.labels)
