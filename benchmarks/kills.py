@@ -12,7 +12,7 @@ optimiser's and the loop's state) bit by bit, metrics line by line, other files 
 TensorBoard reads, and the names of files and folders, hidden ones beside what was made included. A whole checkpoint may
 be there that the undisturbed run had removed by then; so may one of the step at which a run of a study stopped because
 the study was killed, and one of an earlier step had to go for it. What differs is printed, and the exit code is 1.
-Compiled programs are kept in FOLDER, where kills hit them too.
+Compiled programs are kept in FOLDER, where kills hit them too, unless JAX_COMPILATION_CACHE_DIR names another.
 """
 
 import argparse
@@ -81,10 +81,11 @@ _TIMED = {"rows_per_s", "seconds", "resumed_at"}
 
 def start(command: str, folder: Path) -> "subprocess.Popen[bytes]":
     """Starts a command in a folder; what it says is appended to `log` there."""
-    environment = os.environ | {
+    environment = {"JAX_COMPILATION_CACHE_DIR": str((folder.parent / "programs").absolute())}
+    environment |= os.environ
+    environment |= {
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # compiling is all there is to wait for
-        "JAX_COMPILATION_CACHE_DIR": str((folder.parent / "programs").absolute()),
         "JAX_ENABLE_COMPILATION_CACHE": "true",
     }
     with (folder / "log").open("ab") as log:

@@ -3,8 +3,8 @@
     SUITE_COSTS=costs PYTHONPATH=benchmarks ./launch/test.sh -p suite
     python benchmarks/suite.py costs
 
-CPU time, since a machine's cores are shared; only `waiting` is what is left of the clock. Tracing is by the clock, which is
-all that JAX tells. Fixtures are charged to the test that asks first. Each worker appends to a file of its own in the
+CPU time, since cores are shared; only `waiting` is what is left of the clock. Tracing is by the clock, which is all
+that JAX tells. Fixtures are charged to the test that asks first. Each worker appends to a file of its own in the
 folder, so that a run that was killed leaves what it has.
 """
 

@@ -1,7 +1,17 @@
 #!/usr/bin/env bash
 # Installs alt-jax with its development tools into .venv where that is still to do, then runs the linters, the type
-# checker, builds the documentation, and runs pytest, which gets the arguments given here (`--numprocesses 0` to debug).
+# checker, builds the documentation, and runs the tests:
+#
+#   ./launch/test.sh [--all] [PYTEST ARGUMENT...]      e.g. ./launch/test.sh tests/data -x, --numprocesses 0 to debug
+#
+# Without --all, tests that are marked slow are left out (-m slow: only those).
 set -euo pipefail
+
+lane=(-m "not slow")
+if [[ "${1:-}" == --all ]]; then
+  lane=()
+  shift
+fi
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 cd "$root"
@@ -26,5 +36,8 @@ fi
 site="$(mktemp -d)"
 NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict --site-dir "$site"
 rm -rf "$site"
-# A worker for each core, up to four, and whole files to each: modules share what they have trained and compiled.
-exec "$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+# Every process that a test starts would compile all of alt_jax again.
+export PYTHONDONTWRITEBYTECODE=
+# A worker for each core, up to four, and whole files to each, since their tests share what they have trained.
+exec "$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+  ${lane[@]+"${lane[@]}"} "$@"

@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import compiling
 
@@ -21,6 +23,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Shapes and types in annotations are checked at run time in whatever of alt_jax is imported from here on. An int may
 # stand for a float, as it may for mypy (PEP 484).
 install_import_hook("alt_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+import tiny_runs  # noqa: E402 - imports alt_jax
 
 from alt_jax import bridge, console, pretraining, programs  # noqa: E402
 from alt_jax.config import (  # noqa: E402
@@ -44,6 +48,30 @@ from alt_jax.pretraining import Pretrain  # noqa: E402
 
 programs.write_whole()
 programs.bound(compiling.folder(), programs.LIMIT)
+
+# --- The run ---
+
+# Begun first, longest first, so that no worker is left with one of them when the others are done.
+_LONG = ("test_docs.py", "test_train.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The order in which xdist gives out files, unless a random one was asked for."""
+    if not config.pluginmanager.hasplugin("randomly"):
+        items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Says, below everything else, how to repeat just what failed; pytest has said why above."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        return
+    reports = [report for kind in ("failed", "error") for report in reporter.stats.get(kind, [])]
+    for name in dict.fromkeys(report.nodeid for report in reports):
+        print(f"repeat with: .venv/bin/python -m pytest {shlex.quote(name)}")
+
+
+# --- What no test may leave behind ---
 
 _JAX_OPTIONS = tuple(jax.config.values)  # modules that are imported later may add theirs
 
@@ -111,9 +139,15 @@ def tiny_table() -> pa.Table:
 
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """An experiment as small as can be. Its raw table exists; `data.dir` does once `tiny_dataset` was asked for."""
-    folder = tmp_path_factory.mktemp("tiny")
-    pq.write_table(tiny_table(), folder / "rows.parquet")
+    """An experiment as small as can be. Its raw table exists; `data.dir` does once `tiny_dataset` was asked for.
+
+    All workers share its folder, so that it is prepared, and what `tiny_runs` trains is trained, once.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    with tiny_runs.alone(folder):
+        if not (folder / "rows.parquet").exists():
+            pq.write_table(tiny_table(), folder / "rows.parquet")
     fields = (
         FieldConfig("user_id", "User ID"),
         FieldConfig("gender", "Gender"),
@@ -150,7 +184,9 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture(scope="session")
 def tiny_dataset(tiny_config: Config) -> Dataset:
     """The prepared dataset of `tiny_config`: random 8:1:1 of 600 rows, 6 fields, item and title linked."""
-    return prepare(tiny_config)
+    folder = Path(tiny_config.data.dir)
+    with tiny_runs.alone(folder.parent):
+        return Dataset.load(folder) if folder.exists() else prepare(tiny_config)
 
 
 def without_dropout(config: Config) -> Config:

@@ -7,6 +7,7 @@ exist. The pages that walk through a log of one's own are run for real, from the
 """
 
 import argparse
+import functools
 import html.parser
 import json
 import os
@@ -298,6 +299,38 @@ def _walk(folder: Path, blocks: list[str]) -> str:
     return done.stdout
 
 
+def _blocks() -> list[str]:
+    """What `own_log.md` says to type."""
+    return [text for language, text in code(ROOT / "docs" / "own_log.md").blocks if language == ""]
+
+
+def _python() -> str:
+    """Its lines of Python that score a row."""
+    return next(text for _, text in code(ROOT / "docs" / "own_log.md").blocks if "alt_jax.Scorer" in text)
+
+
+def test_a_tiny_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`own_log.md` in this process, down to the service, with a smaller log and a smaller model."""
+    small = {"range(4000)": "range(600)", "epochs=3": "epochs=1", "layers=2": "layers=1", "hidden=48": "hidden=16"}
+    (tmp_path / "configs").mkdir()
+    for name, text in titles(ROOT / "docs" / "own_log.md").items():
+        smaller = functools.reduce(lambda text, change: text.replace(*change), small.items(), text)
+        (tmp_path / name).write_text(smaller, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("make_log.py")
+    _setup, *blocks, _serve, _ask = _blocks()[: 2 + next(i for i, b in enumerate(_blocks()) if "alt-jax serve" in b)]
+    (tmp_path / "shell").mkdir()
+    for block in blocks:
+        for path, *arguments in calls(block, tmp_path / "shell"):
+            assert Path(path).name == "alt-jax"
+            assert cli.run(arguments) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    exec(_python(), {})
+    assert 0 < float(capsys.readouterr().out.split("[")[-1].split("]")[0]) < 1
+    assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert {path.name for path in tmp_path.glob("exported/joint/*")} > {"params.safetensors", "score.stablehlo"}
+
+
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str, str]:
     """`own_log.md`, typed in down to the service: the folder, what was said; how to start the service, to ask it."""
@@ -305,10 +338,9 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str, st
     (folder / "configs").mkdir()
     for name, text in titles(page).items():
         (folder / name).write_text(text, encoding="utf-8")
-    blocks = [text for language, text in code(page).blocks if language == ""]
+    blocks = _blocks()
     serving = next(i for i, block in enumerate(blocks) if block.startswith("alt-jax serve"))
-    python = next(text for language, text in code(page).blocks if "alt_jax.Scorer" in text)
-    (folder / "score.py").write_text(python)
+    (folder / "score.py").write_text(_python())
     assert blocks[0].startswith("./launch/setup.sh ")  # which tests/launch tries
     said = _walk(folder, ["python make_log.py", *blocks[1:serving], "python score.py"])
     with socket.socket() as free:
@@ -317,6 +349,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str, st
     return folder, said, blocks[serving].replace("8000", port), blocks[serving + 1].replace("8000", port)
 
 
+@pytest.mark.slow
 def test_the_walk_ends_in_scores_and_a_report(walked: tuple[Path, str, str, str]) -> None:
     folder, said, *_ = walked
     assert (folder / "scores.parquet").is_file()
@@ -325,6 +358,7 @@ def test_the_walk_ends_in_scores_and_a_report(walked: tuple[Path, str, str, str]
     assert 0 < float(said.split("[")[-1].split("]")[0]) < 1
 
 
+@pytest.mark.slow
 def test_the_walk_ends_in_a_service(walked: tuple[Path, str, str, str]) -> None:
     """The request is that of the page, whose score is that of Python; curl itself may not be installed."""
     folder, said, serve, ask = walked

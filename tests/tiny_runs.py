@@ -4,8 +4,11 @@ import contextlib
 import dataclasses
 import functools
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import filelock
 
 from alt_jax import stages
 from alt_jax.config import Config
@@ -37,16 +40,27 @@ def longer(config: Config, **pretrain: int) -> Config:
 
 @functools.cache
 def trained(tiny: Config) -> Runs:
-    """Trains, whichever module asks first; the dataset has to be prepared."""
+    """Trains, whichever module of whichever worker asks first; the dataset has to be prepared."""
     config = longer(tiny, epochs=3)
     root = Path(config.data.dir).parent / "runs"
-    pretrain, joint, ctr = root / "pretrain", root / "joint", root / "ctr"
-    said = io.StringIO()
-    stages.pretrain(config, pretrain)
-    with contextlib.redirect_stdout(said):
-        stages.finetune(config, "joint", pretrain, joint)
-    stages.finetune(config, "ctr", None, ctr)
-    return Runs(config, pretrain, joint, ctr, said.getvalue())
+    pretrain, joint, ctr, said = root / "pretrain", root / "joint", root / "ctr", root / "said"
+    with alone(root):
+        if not said.exists():
+            words = io.StringIO()
+            stages.pretrain(config, pretrain)
+            with contextlib.redirect_stdout(words):
+                stages.finetune(config, "joint", pretrain, joint)
+            stages.finetune(config, "ctr", None, ctr)
+            said.write_text(words.getvalue(), encoding="utf-8")
+    return Runs(config, pretrain, joint, ctr, said.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Meanwhile no other worker is in here with the same folder, which exists then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.with_name(f"{folder.name}.lock")):
+        yield
 
 
 def config_file(folder: Path, config: Config) -> str:

@@ -115,19 +115,25 @@ def batch(tiny_dataset):
 
 @pytest.mark.parametrize("name", interactions.names())
 def test_tower_pretrains_and_finetunes(name, plain_config, tiny_dataset, make_pretrain, batch):
-    """All three losses and all three strategies; `joint` holds the other two. Every parameter has a gradient."""
+    """All three losses and all three strategies; `joint` holds the other two. Every parameter has a gradient.
+
+    Those of the text tower, which is the same for all, are left out: they would be most of what is compiled.
+    """
     ctr = dataclasses.replace(plain_config.ctr, tower=name, options=OPTIONS.get(name, ()), init_std=0.3)
     config = dataclasses.replace(plain_config, ctr=ctr)
     pieces = jax.tree.map(jnp.asarray, tiny_dataset.pieces)
     model = ALT(config, tiny_dataset.schema, bridge.encoder_config(config.text, tiny_dataset.schema))
     for task in (make_pretrain(config, batch_size=8), Finetune(model, "joint")):
-        params = jax.jit(task.init)(jax.random.key(0))
-        step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
-        (loss, _), grads = step(params, pieces, batch, jax.random.key(1))
+        params = random_like(jax.eval_shape(task.init, jax.random.key(0)), seed=4)
+
+        def of_the_tower(ctr, task=task, params=params):
+            return task.loss(params | {"ctr": ctr}, pieces, batch, jax.random.key(1))
+
+        (loss, _), grads = jax.jit(jax.value_and_grad(of_the_tower, has_aux=True))(params["ctr"])
         assert jnp.isfinite(loss)
-        for path, gradient in jax.tree_util.tree_leaves_with_path(grads["ctr"]):
+        for path, gradient in jax.tree_util.tree_leaves_with_path(grads):
             assert jnp.isfinite(gradient).all(), path
-        assert optax.tree.norm(grads["ctr"]["embedding"]) > 0
+        assert optax.tree.norm(grads["embedding"]) > 0
 
 
 def tastes(rows: int = 6000):
