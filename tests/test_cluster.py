@@ -109,7 +109,10 @@ def alone(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("processes", "devices", "sharding"),
-    [(2, 2, ShardingConfig(tables="split", text="split")), (4, 1, ShardingConfig())],
+    [
+        (2, 2, ShardingConfig(tables="split", text="split")),
+        pytest.param(4, 1, ShardingConfig(), marks=pytest.mark.slow),
+    ],
 )
 def test_several_processes_are_as_one(
     processes: int, devices: int, sharding: ShardingConfig, config: Config, alone: Path, tmp_path: Path
@@ -139,6 +142,7 @@ def test_several_processes_are_as_one(
     assert jax.tree.map(np.shape, mine) == jax.tree.map(np.shape, theirs)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_the_run_goes_on_elsewhere(config: Config, tmp_path: Path) -> None:
     """It begins on eight devices, goes on with four in two processes, where all lies otherwise, and ends on sixteen."""
     config = longer(config, epochs=12)
@@ -174,6 +178,10 @@ def test_all_say_what_one_finds_wrong(config: Config, tmp_path: Path) -> None:
     assert there.end() == [2, 2], there.said
     assert all("process 1 differs from process 0 in seed: 7, not 0" in said for said in there.said)
 
+
+@pytest.mark.slow
+def test_all_say_what_is_missing_for_one(config: Config, tmp_path: Path) -> None:
+    arguments = ["pretrain", config_file(tmp_path, config), "--run-dir", str(tmp_path / "run")]
     gone = Processes(commands([arguments, [*arguments, "--data.dir", str(tmp_path / "nowhere")]]), 1, tmp_path)
     assert gone.end() == [2, 2], gone.said
     assert "process 1 of 2: " in gone.said[0]
@@ -221,6 +229,7 @@ def test_all_say_what_one_finds_wrong_in_training(config: Config, tmp_path: Path
     assert not list(tmp_path.glob("run/checkpoints/[0-9]*"))
 
 
+@pytest.mark.slow
 def test_one_that_crashes_ends_all(config: Config, tmp_path: Path) -> None:
     """With a code that launchers start again."""
     there = broken("MemoryError", config, tmp_path)
@@ -238,7 +247,7 @@ def test_a_signal_from_before_the_first_step_counts_on_a_resumed_run(monkeypatch
         assert [requested() for _ in range(3)] == [None, "SIGTERM", None]
 
 
-@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("process", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_waits_for_the_others_no_longer_than_said(process: int, config: Config, tmp_path: Path) -> None:
     command = ["pretrain", config_file(tmp_path, config), "--run-dir", str(tmp_path / "run")]
     join = ["--cluster-wait", "2", "--cluster", f"localhost:{free_port()},{process}/2"]

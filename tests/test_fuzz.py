@@ -7,8 +7,10 @@ import random
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fuzz_targets
@@ -23,7 +25,6 @@ from alt_jax.config import load_config
 from alt_jax.data.shards import array_of
 from alt_jax.errors import InputError
 
-_EXAMPLES = 25
 # A reader that hangs, or reads byte by byte, takes far longer; the slowest, a text tower's, takes a second at first.
 _DEADLINE_MS = 20_000
 
@@ -40,12 +41,13 @@ def test_every_seed_is_read(targets: dict[str, Target]) -> None:
             assert not fuzz_targets.refused(target, seed), name
 
 
+@pytest.mark.parametrize("examples", [25, pytest.param(250, marks=pytest.mark.slow)])  # of each target
 @pytest.mark.parametrize("part", range(3))
-def test_a_changed_file_is_read_or_refused(targets: dict[str, Target], part: int) -> None:
+def test_a_changed_file_is_read_or_refused(targets: dict[str, Target], part: int, examples: int) -> None:
     names = sorted(targets)[part::3]
 
     @settings(
-        max_examples=_EXAMPLES * len(names),
+        max_examples=examples * len(names),
         derandomize=True,
         database=None,
         deadline=_DEADLINE_MS,
@@ -98,34 +100,61 @@ def test_a_config_file_that_fails_is_one_sentence(text: str, tmp_path: Path, cap
 
 # --- Headers that lie ---
 
-# The reader may take so much more address space than the process has when it starts to read.
+# A process whose memory is bounded while it reads. Each line names a target, a folder of lies, how many more bytes of
+# address space the reader may take than the process has by then, and whether some of the files may be no lies.
 _BOUNDED = """
-import resource, sys
-sys.path.insert(0, {tests!r})
-import fuzz_targets
+import json, resource, sys
 from pathlib import Path
 
-target = fuzz_targets.made(Path({folder!r}))[{name!r}]
-assert not fuzz_targets.refused(target, target.seeds[0])
-taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (taken + {room},) * 2)
-for path in sorted(Path({lies!r}).iterdir()):
-    refused = fuzz_targets.refused(target, path.read_bytes())
-    assert refused or {some}, f"{{path.name}} is taken for a valid file"
-print("bounded")
+sys.path.insert(0, {tests!r})
+import fuzz_targets
+
+targets = fuzz_targets.made(Path({folder!r}))
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+for line in sys.stdin:
+    name, lies, room, some = json.loads(line)
+    target = targets[name]
+    assert not fuzz_targets.refused(target, target.seeds[0])
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + room, hard))
+    wrong = []
+    for path in sorted(Path(lies).iterdir()):
+        try:
+            if not fuzz_targets.refused(target, path.read_bytes()) and not some:
+                wrong.append(f"{{path.name}} is taken for a valid file")
+        except Exception as error:
+            wrong.append(f"{{path.name}}: {{error!r}}")
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    print(json.dumps(wrong), flush=True)
 """
 
 
-def assert_bounded(name: str, lies: dict[str, bytes], folder: Path, room: int = 400 << 20, some: bool = False) -> None:
-    """Reads lies in a process of its own whose memory is bounded; each has to be refused, unless only some are lies."""
-    (folder / "lies").mkdir()
-    (folder / "work").mkdir()
-    for lie, content in lies.items():
-        (folder / "lies" / lie).write_bytes(content)
-    tests, work = str(Path(__file__).parent), str(folder / "work")
-    code = _BOUNDED.format(tests=tests, folder=work, name=name, lies=str(folder / "lies"), room=room, some=some)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
-    assert done.stdout.strip() == "bounded", done.stderr[-2000:]
+Bounded = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bounded]:
+    """`bounded(name, lies)` reads lies in that process; each has to be refused, unless only `some` of them are lies."""
+    tests, folder = str(Path(__file__).parent), str(tmp_path_factory.mktemp("bounded"))
+    code, pipe = _BOUNDED.format(tests=tests, folder=folder), subprocess.PIPE
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+
+        def read(name: str, lies: dict[str, bytes], room: int = 400 << 20, some: bool = False) -> None:
+            place = tmp_path_factory.mktemp("lies")
+            for lie, content in lies.items():
+                (place / lie).write_bytes(content)
+            watch = threading.Timer(300, process.kill)
+            watch.start()
+            process.stdin.write(json.dumps([name, str(place), room, some]) + "\n")
+            process.stdin.flush()
+            said = process.stdout.readline()
+            watch.cancel()
+            assert said == "[]\n", said or process.stderr.read()[-2000:]
+
+        yield read
+        process.stdin.close()
+        assert process.wait(60) == 0
 
 
 def npy(header: str, data: bytes = b"") -> bytes:
@@ -161,7 +190,7 @@ def test_an_array_is_read_as_numpy_reads_it() -> None:
         np.testing.assert_array_equal(array_of(buffer.getvalue()), np.load(io.BytesIO(buffer.getvalue())))
 
 
-def test_zip_and_gzip_files_cannot_be_bombs(tmp_path: Path, targets: dict[str, Target]) -> None:
+def test_zip_and_gzip_files_cannot_be_bombs(bounded: Bounded, targets: dict[str, Target]) -> None:
     """A zip says how much it holds, and no more is ever unpacked; of a gzip file no line is longer than a bound."""
     whole = targets["movielens_1m.zip"].seeds[0]
     said = bytearray(whole)
@@ -175,10 +204,10 @@ def test_zip_and_gzip_files_cannot_be_bombs(tmp_path: Path, targets: dict[str, T
     lies = {"endless": endless, "again": again}
     with pytest.raises(InputError, match=r"line 1: longer than 16,777,216 bytes"):
         targets["goodreads/goodreads_book_works.json.gz"].read(endless)
-    assert_bounded("goodreads/goodreads_book_works.json.gz", lies, tmp_path)
+    bounded("goodreads/goodreads_book_works.json.gz", lies)
 
 
-def test_a_compressed_archive_of_arrays_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+def test_a_compressed_archive_of_arrays_is_refused_before_it_is_unpacked(bounded: Bounded) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("tokens", "start", "length", "maskable", "feature", "number"):
@@ -190,10 +219,10 @@ def test_a_compressed_archive_of_arrays_is_refused_before_it_is_unpacked(tmp_pat
     with zipfile.ZipFile(stored, "w") as archive:
         for name in ("tokens", "start", "length", "maskable", "feature", "number"):
             archive.writestr(f"{name}.npy", npy("{'descr': '<i4', 'fortran_order': False, 'shape': (2000000000,), }"))
-    assert_bounded("prepared/pieces.npz", {"bomb": buffer.getvalue(), "shape": stored.getvalue()}, tmp_path)
+    bounded("prepared/pieces.npz", {"bomb": buffer.getvalue(), "shape": stored.getvalue()})
 
 
-def test_weights_are_no_larger_than_their_file(tmp_path: Path, targets: dict[str, Target]) -> None:
+def test_weights_are_no_larger_than_their_file(bounded: Bounded, targets: dict[str, Target]) -> None:
     whole = targets["model/model.safetensors"].seeds[0]
     size = int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8 : 8 + size])
@@ -215,20 +244,20 @@ def test_weights_are_no_larger_than_their_file(tmp_path: Path, targets: dict[str
         "unknown": with_header(dtype="F1"),
         "twice": with_header().replace(b'"shape"', b'"shape": [1], "shape"', 1),
     }
-    assert_bounded("model/model.safetensors", lies, tmp_path)
+    bounded("model/model.safetensors", lies)
 
 
-def test_a_model_is_no_larger_than_its_config_can_say(tmp_path: Path, targets: dict[str, Target]) -> None:
+def test_a_model_is_no_larger_than_its_config_can_say(bounded: Bounded, targets: dict[str, Target]) -> None:
     config = json.loads(targets["model/config.json"].seeds[0])
     lies = {
         f"{key}_{value}": json.dumps(config | {key: value}).encode()
         for key in ("vocab_size", "num_hidden_layers", "hidden_size", "intermediate_size", "max_position_embeddings")
         for value in (2**31 - 2, 10**18)
     }
-    assert_bounded("model/config.json", lies, tmp_path)
+    bounded("model/config.json", lies)
 
 
-def test_a_schema_cannot_ask_for_memory(tmp_path: Path, targets: dict[str, Target]) -> None:
+def test_a_schema_cannot_ask_for_memory(bounded: Bounded, targets: dict[str, Target]) -> None:
     text = targets["prepared/schema.json"].seeds[0].decode()
     lies = {}
     for key in ("slots", "size", "offset", "vocab_size", "max_length", "length", "rows"):
@@ -236,10 +265,10 @@ def test_a_schema_cannot_ask_for_memory(tmp_path: Path, targets: dict[str, Targe
             at = text.index(f'"{key}": ') + len(key) + 4
             end = min(text.index(mark, at) for mark in (",", "\n"))
             lies[f"{key}_{value}"] = (text[:at] + str(value) + text[end:]).encode()
-    assert_bounded("prepared/schema.json", lies, tmp_path)
+    bounded("prepared/schema.json", lies)
 
 
-def test_a_parquet_file_that_lies_about_its_rows_takes_no_memory(tmp_path: Path, targets: dict[str, Target]) -> None:
+def test_a_parquet_file_that_lies_about_its_rows_takes_no_memory(bounded: Bounded, targets: dict[str, Target]) -> None:
     """The counts stand in its footer, as varints of Thrift's compact protocol, of which one is replaced at a time."""
     whole = targets["table.parquet"].seeds[0]
     size = int.from_bytes(whole[-8:-4], "little")
@@ -251,4 +280,4 @@ def test_a_parquet_file_that_lies_about_its_rows_takes_no_memory(tmp_path: Path,
         changed = footer[:at] + many + footer[at + 1 :]
         lies[f"{number}"] = body + changed + len(changed).to_bytes(4, "little") + b"PAR1"
     assert len(lies) > 8
-    assert_bounded("table.parquet", lies, tmp_path, room=1 << 30, some=True)
+    bounded("table.parquet", lies, room=1 << 30, some=True)

@@ -433,6 +433,7 @@ def wait_for_checkpoint(run: Path, after: int, process: "subprocess.Popen[bytes]
     raise AssertionError(f"no checkpoint: {log.read_text(encoding='utf-8')}")
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_pretraining_ends_like_an_undisturbed_one(
     tmp_path: Path,
     tiny_config: Config,

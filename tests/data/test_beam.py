@@ -117,6 +117,7 @@ def test_averages_are_taken_again_before_rows_are_cut(tmp_path: Path):
     check_same(raw, tmp_path, protocol="random_drop0", **changes)
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Which share nothing with this one but the folder."""
     check_same(write_parts(clicks(), tmp_path / "parts"), tmp_path, *TWO_PROCESSES)

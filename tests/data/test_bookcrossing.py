@@ -225,6 +225,7 @@ def test_fields_may_be_chosen(tmp_path: Path):
         load(path, fields=(FieldConfig("titel"),))
 
 
+@pytest.mark.slow
 def test_real_data():
     beside = Path(__file__).parents[3] / "shared" / "data"
     path = Path(os.environ.get("ALT_JAX_BOOKCROSSING", beside)) / "bookcrossing.zip"

@@ -183,7 +183,7 @@ def real(name: str) -> Path:
     ("source", "name", "counts"),
     [
         ("movielens_100k", "ml-100k.zip", (100_000, 943, 1_682)),
-        ("movielens_1m", "ml-1m.zip", (1_000_209, 6_040, 3_706)),
+        pytest.param("movielens_1m", "ml-1m.zip", (1_000_209, 6_040, 3_706), marks=pytest.mark.slow),
     ],
 )
 def test_real_data(source: str, name: str, counts: tuple[int, int, int]):

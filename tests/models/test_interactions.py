@@ -115,15 +115,29 @@ def batch(tiny_dataset):
 
 @pytest.mark.parametrize("name", interactions.names())
 def test_tower_pretrains_and_finetunes(name, plain_config, tiny_dataset, make_pretrain, batch):
-    """All three losses and all three strategies; `joint` holds the other two. Every parameter has a gradient.
+    """All three losses, and clicks. Every parameter has a gradient.
 
     Those of the text tower, which is the same for all, are left out: they would be most of what is compiled.
     """
+    check_gradients(name, ("pretrain", "ctr"), plain_config, tiny_dataset, make_pretrain, batch)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("fwfm", "dlrm") else pytest.param(name, marks=pytest.mark.slow) for name in interactions.names()],
+)
+def test_tower_goes_with_the_text_tower(name, plain_config, tiny_dataset, make_pretrain, batch):
+    """In the strategy `joint`, which asks no more of a tower than the tests above: two kinds of logit will do."""
+    check_gradients(name, ("joint",), plain_config, tiny_dataset, make_pretrain, batch)
+
+
+def check_gradients(name, uses, plain_config, tiny_dataset, make_pretrain, batch):
     ctr = dataclasses.replace(plain_config.ctr, tower=name, options=OPTIONS.get(name, ()), init_std=0.3)
     config = dataclasses.replace(plain_config, ctr=ctr)
     pieces = jax.tree.map(jnp.asarray, tiny_dataset.pieces)
     model = ALT(config, tiny_dataset.schema, bridge.encoder_config(config.text, tiny_dataset.schema))
-    for task in (make_pretrain(config, batch_size=8), Finetune(model, "joint")):
+    for use in uses:
+        task = make_pretrain(config, batch_size=8) if use == "pretrain" else Finetune(model, use)
         params = random_like(jax.eval_shape(task.init, jax.random.key(0)), seed=4)
 
         def of_the_tower(ctr, task=task, params=params):
