@@ -4,11 +4,13 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -256,7 +258,28 @@ def test_a_real_study(tmp_path, tiny_config, tiny_dataset, capfd):
         ablate.ablate(tiny_config.override({"ctr.dim": 5}), good, seeds=1, folder=folder, jobs=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_stops_when_its_study_is_gone(monkeypatch):
+    """The other end of its standard input closes, however the study ended."""
+    reader, writer = os.pipe()
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
+    monkeypatch.setattr(os, "kill", lambda process, number: sent.append((process, number)))
+    waiting = threading.Thread(target=ablate._stop_with_parent)
+    waiting.start()
+    assert not sent
+    os.close(writer)
+    waiting.join(60)
+    assert sent == [(os.getpid(), signal.SIGTERM)]
+    sys.stdin.close()
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, id="SIGTERM"),
+        pytest.param(signal.SIGKILL, id="SIGKILL", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_never_outlives_its_study(tmp_path, tiny_config, tiny_dataset, number):
     """Else the study, started again, would have two processes in one run folder."""
     endless = tiny_config.override({"finetune.ctr.epochs": 10**5, "finetune.ctr.patience": 10**5})
