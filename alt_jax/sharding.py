@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from alt_jax import programs
 from alt_jax.errors import InputError
 
 # A pattern for the whole name of a parameter, and how one that it matches is split: by `rows`, or along its `longest`
@@ -26,6 +27,7 @@ _SMALL = 1 << 14  # elements of a parameter that is not worth splitting along it
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices`, by default all there are; those of one process lie side by side."""
+    programs.write_whole()  # whatever is kept of what is compiled is compiled for a mesh
     devices = sorted(
         jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id)
     )
