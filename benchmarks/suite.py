@@ -4,8 +4,8 @@
     python benchmarks/suite.py costs
 
 CPU time, since cores are shared; only `waiting` is what is left of the clock. Tracing is by the clock, which is all
-that JAX tells. Fixtures are charged to the test that asks first. Each worker appends to a file of its own in the
-folder, so that a run that was killed leaves what it has.
+that JAX tells, but never more than the CPU time that there was. Fixtures are charged to the test that asks first. Each
+worker appends to a file of its own in the folder, so that a run that was killed leaves what it has.
 """
 
 import builtins
@@ -82,7 +82,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     outcome = yield
     spent = {name: value - before.get(name, 0.0) for name, value in _now().items()}
     cpu, wall = spent.pop("cpu"), spent.pop("wall")
-    spent["running"] = max(0.0, cpu - sum(spent.get(kind, 0.0) for kind in ("importing", "compiling", "tracing")))
+    rest = max(0.0, cpu - spent.get("importing", 0.0) - spent.get("compiling", 0.0))
+    spent["tracing"] = min(spent.get("tracing", 0.0), rest)
+    spent["running"] = rest - spent["tracing"]
     spent["waiting"] = max(0.0, wall - cpu)
     line = {"test": item.nodeid} | {kind: round(spent.get(kind, 0.0), 3) for kind in KINDS}
     folder = Path(os.environ["SUITE_COSTS"])
