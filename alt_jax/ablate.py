@@ -24,12 +24,14 @@ from pathlib import Path
 from alt_jax import bridge, console, pretraining, stages
 from alt_jax.comparison import Line, Missing, Scores, compare, write
 from alt_jax.config import Config, Strategy
-from alt_jax.data.prepare import check_prepared, prepare, prepared_by
+from alt_jax.data.prepare import prepare
+from alt_jax.data.prepared_config import check_prepared, prepared_by
 from alt_jax.data.storage import SCHEMA, place
 from alt_jax.errors import STOPPED, InputError, Stopped
 from alt_jax.evaluate import undefined
 from alt_jax.models import interactions
-from alt_jax.run import read_object, wait_until_free, write_json
+from alt_jax.run import wait_until_free
+from alt_jax.run_files import read_object, write_json
 from alt_jax.schema import Schema
 from alt_jax.signals import stop_requests
 from alt_jax.studies import Arm, Study, refusing

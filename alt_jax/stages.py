@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alt_jax import bridge, cluster, console, flops, pretraining, sharding, tracking
+from alt_jax import bridge, cluster, console, flops, pretraining, run_files, sharding, tracking
 from alt_jax.checkpoint import Checkpoints, load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
 from alt_jax.data.batches import updates
 from alt_jax.data.dataset import Dataset
-from alt_jax.data.prepare import check_prepared
+from alt_jax.data.prepared_config import check_prepared
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Probabilities, report, undefined
 from alt_jax.models import interactions
@@ -223,14 +223,7 @@ def load_finetuned(folder: Path) -> Trained:
     """
     with cluster.together():
         run = Run.load(folder)
-        result = run.result()
-        if run.origin.strategy is None:
-            raise InputError(f"{folder} is a pretraining run, which predicts no clicks; finetune it first.")
-        if result is None:
-            raise InputError(f"The finetuning in {folder} is not finished; run its command again until it is.")
-        best_step = result.get("best_step")
-        if not isinstance(best_step, int):
-            raise InputError(f"{folder / 'result.json'} names no best_step; train again in another --run-dir.")
+        best_step = run_files.best_step(folder)
     params, step = load_params(folder, best_step)
     return Trained(run, finetune_task(run), params, step)
 
