@@ -18,8 +18,9 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 from pydantic import ValidationError
 
-from alt_jax import __version__, console, programs
+from alt_jax import __version__, console, preflight, presets, programs, studies
 from alt_jax.config import Config, first_problem, load_config
+from alt_jax.data import protocol_presets, sources
 from alt_jax.errors import STOPPED, InputError, Stopped
 from alt_jax.options import (
     AblateOptions,
@@ -29,6 +30,7 @@ from alt_jax.options import (
     FinetuneOptions,
     InspectOptions,
     ListOptions,
+    Names,
     PredictOptions,
     PrepareOptions,
     PretrainOptions,
@@ -36,6 +38,7 @@ from alt_jax.options import (
     ServeOptions,
     Values,
 )
+from alt_jax.run_files import Origin
 from alt_jax.serving.limits import Limits
 
 USAGE = """\
@@ -97,7 +100,6 @@ def run(arguments: list[str]) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # progress is read while it happens, also through a pipe
         programs.keep()  # before jax is imported
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
         with _stoppable(name):
             _COMMANDS[name](rest)
     except InputError as error:
@@ -233,8 +235,6 @@ def _configured(kind: type[T], arguments: list[str], command: str) -> T:
         raise InputError(f"give a config file first, e.g. alt-jax {command} configs/movielens_100k.py.")
     config = load_config(Path(path))
     if "--preset" in _option_names(kind):
-        from alt_jax import presets
-
         name = (_given(flags, "--preset") or [""])[-1]
         config = presets.apply(config, name) if name else config
     with_default = dataclasses.make_dataclass(
@@ -270,11 +270,12 @@ def _log_format(flags: list[str]) -> console.Format:
 def _prepare(arguments: list[str]) -> None:
     at = arguments.index("--") if "--" in arguments else len(arguments)
     options, given = _configured(PrepareOptions, arguments[:at], "prepare"), arguments[at + 1 :]
+    if options.engine == "local" and (options.runner or given):
+        raise InputError(f"{'--runner' if options.runner else given[0]} is for --engine beam; add that.")
+    preflight.prepare(options.config)
     from alt_jax.data.prepare import prepare
 
     if options.engine == "local":
-        if options.runner or given:
-            raise InputError(f"{'--runner' if options.runner else given[0]} is for --engine beam; add that.")
         prepare(options.config)
         return
     try:
@@ -288,29 +289,38 @@ def _prepare(arguments: list[str]) -> None:
 
 def _pretrain(arguments: list[str]) -> None:
     options = _configured(PretrainOptions, arguments, "pretrain")
+    init_from = None if options.init_from == "none" else Path(options.init_from)
+    if options.cluster == "none":
+        preflight.train(options.config, Origin("pretrain", init_from=_name(init_from)), options.run_dir)
     from alt_jax import cluster, stages
 
     cluster.join(options.cluster, options.cluster_wait, saves=True)
-    init_from = None if options.init_from == "none" else Path(options.init_from)
     stages.pretrain(options.config, options.run_dir, init_from)
 
 
 def _finetune(arguments: list[str]) -> None:
     options = _configured(FinetuneOptions, arguments, "finetune")
+    init_from = None if options.init_from == "none" else Path(options.init_from)
+    if options.cluster == "none":
+        preflight.train(options.config, Origin("finetune", options.strategy, _name(init_from)), options.run_dir)
     from alt_jax import cluster, stages
 
     cluster.join(options.cluster, options.cluster_wait, saves=True)
-    init_from = None if options.init_from == "none" else Path(options.init_from)
     result = stages.finetune(options.config, options.strategy, init_from, options.run_dir)
     console.result(stages.format_report(result["test"], "test"), f"{options.run_dir} is finished", result=result)
 
 
+def _name(folder: Path | None) -> str | None:
+    """What a run remembers of the folder that it starts from."""
+    return None if folder is None else str(folder)
+
+
 def _evaluate(arguments: list[str]) -> None:
     options = _parse(EvaluateOptions, arguments, "alt-jax evaluate")
+    if options.cluster == "none" or not options.run_dir:
+        preflight.evaluate(options.run_dir)
     from alt_jax import cluster, stages
 
-    if not options.run_dir:
-        raise InputError("give the folder of a finished run, e.g. alt-jax evaluate runs/joint.")
     cluster.join(options.cluster, options.cluster_wait, saves=False)
     found = stages.evaluate(options.run_dir, options.split)
     print(stages.to_json(found) if options.json else stages.format_report(found, options.split))
@@ -318,6 +328,7 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _predict(arguments: list[str]) -> None:
     options = _parse(PredictOptions, arguments, "alt-jax predict")
+    preflight.predict(options.model, options.rows, options.output)
     from alt_jax.scorer import predict
 
     rows = predict(options.model, options.rows, options.output)
@@ -326,6 +337,7 @@ def _predict(arguments: list[str]) -> None:
 
 def _export(arguments: list[str]) -> None:
     options = _parse(ExportOptions, arguments, "alt-jax export")
+    preflight.export(options.run_dir, options.out)
     from alt_jax.export import export
 
     if export(options.run_dir, options.out):
@@ -336,6 +348,7 @@ def _export(arguments: list[str]) -> None:
 
 def _serve(arguments: list[str]) -> None:
     options = _parse(ServeOptions, arguments, "alt-jax serve")
+    preflight.serve(options.model, options.port)
     try:
         from alt_jax.serving.server import serve
     except ModuleNotFoundError as error:
@@ -352,14 +365,14 @@ def _ablate(arguments: list[str]) -> None:
         raise InputError(f"--task {options.task} should be i/N with i from 0 to N - 1, e.g. 0/4.")
     if options.seeds < 1 or options.jobs < 1:
         raise InputError("--seeds and --jobs must be at least 1.")
-    from alt_jax import studies
-    from alt_jax.ablate import ablate
-
     study = studies.get(options.study)
     if options.arms:
         study = study.only(options.arms)
     if options.strategies:
         study = dataclasses.replace(study, strategies=options.strategies)
+    preflight.ablate(options.config, study, options.run_dir)
+    from alt_jax.ablate import ablate
+
     task = int(index), int(count)
     table = ablate(options.config, study, seeds=options.seeds, folder=options.run_dir, jobs=options.jobs, task=task)
     also = f"in {options.run_dir}: table.json, table.csv, table.png"
@@ -368,6 +381,7 @@ def _ablate(arguments: list[str]) -> None:
 
 def _inspect(arguments: list[str]) -> None:
     options = _parse(InspectOptions, arguments, "alt-jax inspect")
+    preflight.inspect(options.folder, options.rows)
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator may be in use by the very run that is looked at
     from alt_jax.inspect import inspect
 
@@ -376,6 +390,7 @@ def _inspect(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     options = _parse(ReportOptions, arguments, "alt-jax report")
+    preflight.report(options.run_dir, options.output, options.price)
     from alt_jax.report.build import report
 
     print(f"wrote {report(options.run_dir, options.output, options.price)}")
@@ -383,19 +398,27 @@ def _report(arguments: list[str]) -> None:
 
 def _list(arguments: list[str]) -> None:
     options = _parse(ListOptions, arguments, "alt-jax list")
-    from alt_jax import presets, studies
-    from alt_jax.data import protocols, sources
-    from alt_jax.models import interactions, text
+    print("\n".join(_names(options.what)))
 
-    names: dict[str, Callable[[], Iterable[str]]] = {
-        "towers": interactions.names,
-        "texts": text.names,
-        "datasets": sources.names,
-        "protocols": lambda: protocols.PROTOCOLS,
-        "presets": lambda: presets.PRESETS,
-        "studies": lambda: studies.STUDIES,
-    }
-    print("\n".join(names[options.what]()))
+
+def _names(what: Names) -> Iterable[str]:
+    match what:  # towers are JAX modules; all else is quick
+        case "towers":
+            from alt_jax.models import interactions
+
+            return interactions.names()
+        case "texts":
+            from alt_jax.models import text
+
+            return text.names()
+        case "datasets":
+            return sources.names()
+        case "protocols":
+            return protocol_presets.PROTOCOLS
+        case "presets":
+            return presets.PRESETS
+        case "studies":
+            return studies.STUDIES
 
 
 def _demo(arguments: list[str]) -> None:
