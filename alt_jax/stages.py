@@ -90,6 +90,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
     work = sum(flops.pretrain_flops(task, recipe.batch_size).values())
     shown = Shown("pretrain", work, config.text.dtype, pretrain_schedules(recipe, steps))
     with run.held():
+        _announce(mesh, run)
         with Checkpoints(run_dir) as checkpoints:
             resumed_at = checkpoints.latest() or 0
             params, pieces = _start(task, checkpoints, mesh, run, init_from, rules), replicate(mesh, dataset.pieces)
@@ -163,6 +164,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     dtype = "float32" if strategy == "ctr" else config.text.dtype
     shown = Shown(f"finetune {strategy}", work, dtype, rates)
     with run.held():
+        _announce(mesh, run)
         probabilities = Probabilities(task, mesh, dataset.pieces)
 
         def validate(params: Params) -> dict[str, float]:
@@ -310,6 +312,16 @@ def _start(
 
     None for a run that has a checkpoint to go on from: it needs nothing of them, nor the memory twice.
     """
+    if checkpoints.latest() is not None:
+        return None
+    params, summary = starting_params(task, mesh, run, init_from, rules)
+    for line in summary:
+        console.log(f"  {line}")
+    return place(mesh, params, rules)
+
+
+def _announce(mesh: Mesh, run: Run) -> None:
+    """The first line of a stage: what it does, on what, and where; before anything is compiled."""
     config, what = run.config, " ".join(filter(None, (run.origin.stage, run.origin.strategy)))
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     device = mesh.devices.flat[0].device_kind
@@ -323,12 +335,6 @@ def _start(
         data=config.data.dir,
         run_dir=str(run.folder),
     )
-    if checkpoints.latest() is not None:
-        return None
-    params, summary = starting_params(task, mesh, run, init_from, rules)
-    for line in summary:
-        console.log(f"  {line}")
-    return place(mesh, params, rules)
 
 
 def starting_params(

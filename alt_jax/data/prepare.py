@@ -51,6 +51,8 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, in
     clock = [time.perf_counter()]
     target, replace = check_target(config.data.dir)
     protocol = protocols.get(config.data.protocol)
+    where, to = config.data.raw or "its download", target.name
+    console.log(f"prepare · {config.data.source} · {where} → {to}", stage="prepare", raw=config.data.raw, data=to)
     raw = sources.load(config.data)
     split = protocols.apply(protocol, raw, config.data.positive_above)
     raw = aggregates.resolve(protocol, raw, split, named=[field.column for field in config.data.fields])
