@@ -325,6 +325,16 @@ def ablate(config: Config, study: Study, *, seeds: int, folder: Path, jobs: int,
         _check_same(job)
     _prepare(planned)
     check(planned)
+    finished = sum(job.finished for job in planned)
+    console.log(
+        f"ablate · {len(study.arms)} arms · {len(planned)} runs, of which {finished} are finished · "
+        f"{jobs} at a time · {folder}",
+        stage="ablate",
+        runs=len(planned),
+        finished=finished,
+        jobs=jobs,
+        run_dir=str(folder),
+    )
     run(groups[task[0] :: task[1]], jobs)
     average(study, seeds, folder)
     return write(table(study, seeds, folder), folder)

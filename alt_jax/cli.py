@@ -18,9 +18,8 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 from pydantic import ValidationError
 
-from alt_jax import __version__, console, preflight, presets, programs, studies
+from alt_jax import __version__, console, programs
 from alt_jax.config import Config, first_problem, load_config
-from alt_jax.data import protocol_presets, sources
 from alt_jax.errors import STOPPED, InputError, Stopped
 from alt_jax.options import (
     AblateOptions,
@@ -38,7 +37,6 @@ from alt_jax.options import (
     ServeOptions,
     Values,
 )
-from alt_jax.run_files import Origin
 from alt_jax.serving.limits import Limits
 
 USAGE = """\
@@ -171,8 +169,10 @@ def _parse(kind: type[T], arguments: list[str], prog: str) -> T:
     said = io.StringIO()  # tyro draws a box around an error; a sentence is easier to read and to search for
     try:
         with contextlib.redirect_stderr(said):
-            config = (tyro.conf.FlagCreatePairsOff,)
-            return tyro.cli(kind, args=arguments, prog=prog, config=config)
+            # Else comments are searched for help, which nobody reads here, and which takes its time.
+            shown = {"-h", "--help"}.intersection(arguments)
+            quick = () if shown else (tyro.conf.HelptextFromCommentsOff,)
+            return tyro.cli(kind, args=arguments, prog=prog, config=(tyro.conf.FlagCreatePairsOff, *quick))
     except ValidationError as error:
         raise InputError(f"--{first_problem(error)}") from None
     except SystemExit as stop:
@@ -235,6 +235,8 @@ def _configured(kind: type[T], arguments: list[str], command: str) -> T:
         raise InputError(f"give a config file first, e.g. alt-jax {command} configs/movielens_100k.py.")
     config = load_config(Path(path))
     if "--preset" in _option_names(kind):
+        from alt_jax import presets
+
         name = (_given(flags, "--preset") or [""])[-1]
         config = presets.apply(config, name) if name else config
     with_default = dataclasses.make_dataclass(
@@ -272,6 +274,8 @@ def _prepare(arguments: list[str]) -> None:
     options, given = _configured(PrepareOptions, arguments[:at], "prepare"), arguments[at + 1 :]
     if options.engine == "local" and (options.runner or given):
         raise InputError(f"{'--runner' if options.runner else given[0]} is for --engine beam; add that.")
+    from alt_jax import preflight
+
     preflight.prepare(options.config)
     from alt_jax.data.prepare import prepare
 
@@ -291,7 +295,10 @@ def _pretrain(arguments: list[str]) -> None:
     options = _configured(PretrainOptions, arguments, "pretrain")
     init_from = None if options.init_from == "none" else Path(options.init_from)
     if options.cluster == "none":
-        preflight.train(options.config, Origin("pretrain", init_from=_name(init_from)), options.run_dir)
+        from alt_jax import preflight, run_files
+
+        origin = run_files.Origin("pretrain", init_from=_name(init_from))
+        preflight.train(options.config, origin, options.run_dir)
     from alt_jax import cluster, stages
 
     cluster.join(options.cluster, options.cluster_wait, saves=True)
@@ -302,7 +309,10 @@ def _finetune(arguments: list[str]) -> None:
     options = _configured(FinetuneOptions, arguments, "finetune")
     init_from = None if options.init_from == "none" else Path(options.init_from)
     if options.cluster == "none":
-        preflight.train(options.config, Origin("finetune", options.strategy, _name(init_from)), options.run_dir)
+        from alt_jax import preflight, run_files
+
+        origin = run_files.Origin("finetune", options.strategy, _name(init_from))
+        preflight.train(options.config, origin, options.run_dir)
     from alt_jax import cluster, stages
 
     cluster.join(options.cluster, options.cluster_wait, saves=True)
@@ -318,28 +328,38 @@ def _name(folder: Path | None) -> str | None:
 def _evaluate(arguments: list[str]) -> None:
     options = _parse(EvaluateOptions, arguments, "alt-jax evaluate")
     if options.cluster == "none" or not options.run_dir:
+        from alt_jax import preflight
+
         preflight.evaluate(options.run_dir)
     from alt_jax import cluster, stages
 
     cluster.join(options.cluster, options.cluster_wait, saves=False)
+    if not options.json:
+        print(f"evaluate · {options.split} · {', '.join(map(str, options.run_dir))}")
     found = stages.evaluate(options.run_dir, options.split)
     print(stages.to_json(found) if options.json else stages.format_report(found, options.split))
 
 
 def _predict(arguments: list[str]) -> None:
     options = _parse(PredictOptions, arguments, "alt-jax predict")
+    from alt_jax import preflight
+
     preflight.predict(options.model, options.rows, options.output)
     from alt_jax.scorer import predict
 
+    print(f"predict · {options.model} · {options.rows} → {options.output}")
     rows = predict(options.model, options.rows, options.output)
     print(f"scored {rows:,} rows to {options.output}")
 
 
 def _export(arguments: list[str]) -> None:
     options = _parse(ExportOptions, arguments, "alt-jax export")
+    from alt_jax import preflight
+
     preflight.export(options.run_dir, options.out)
     from alt_jax.export import export
 
+    print(f"export · {options.run_dir} → {options.out}")
     if export(options.run_dir, options.out):
         print(f"exported {options.run_dir} to {options.out}")
     else:
@@ -348,6 +368,8 @@ def _export(arguments: list[str]) -> None:
 
 def _serve(arguments: list[str]) -> None:
     options = _parse(ServeOptions, arguments, "alt-jax serve")
+    from alt_jax import preflight
+
     preflight.serve(options.model, options.port)
     try:
         from alt_jax.serving.server import serve
@@ -365,6 +387,8 @@ def _ablate(arguments: list[str]) -> None:
         raise InputError(f"--task {options.task} should be i/N with i from 0 to N - 1, e.g. 0/4.")
     if options.seeds < 1 or options.jobs < 1:
         raise InputError("--seeds and --jobs must be at least 1.")
+    from alt_jax import preflight, studies
+
     study = studies.get(options.study)
     if options.arms:
         study = study.only(options.arms)
@@ -381,6 +405,8 @@ def _ablate(arguments: list[str]) -> None:
 
 def _inspect(arguments: list[str]) -> None:
     options = _parse(InspectOptions, arguments, "alt-jax inspect")
+    from alt_jax import preflight
+
     preflight.inspect(options.folder, options.rows)
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator may be in use by the very run that is looked at
     from alt_jax.inspect import inspect
@@ -390,6 +416,8 @@ def _inspect(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     options = _parse(ReportOptions, arguments, "alt-jax report")
+    from alt_jax import preflight
+
     preflight.report(options.run_dir, options.output, options.price)
     from alt_jax.report.build import report
 
@@ -412,12 +440,20 @@ def _names(what: Names) -> Iterable[str]:
 
             return text.names()
         case "datasets":
+            from alt_jax.data import sources
+
             return sources.names()
         case "protocols":
+            from alt_jax.data import protocol_presets
+
             return protocol_presets.PROTOCOLS
         case "presets":
+            from alt_jax import presets
+
             return presets.PRESETS
         case "studies":
+            from alt_jax import studies
+
             return studies.STUDIES
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from alt_jax import run_files, studies
 from alt_jax.config import Config, DataConfig
-from alt_jax.data import declared, protocol_presets, published, sources, target
+from alt_jax.data import declared, protocol_presets, published, sources, table_files, target
 from alt_jax.data.prepared_config import check_prepared
 from alt_jax.data.storage import SCHEMA, is_url, place
 from alt_jax.errors import InputError
+from alt_jax.report import folders as reported
 from alt_jax.run_files import Origin
 from alt_jax.schema import Schema
+from alt_jax.serving.limits import check_port
 from alt_jax.studies import Study
 
 
@@ -75,8 +77,6 @@ def predict(model: Path, rows: Path, output: Path) -> None:
     Raises:
       InputError: The model is none, there is no table, it lacks a column, or the output cannot be.
     """
-    from alt_jax.data import table_files
-
     table_files.check_output(rows, output)
     scorable(model)
     table_files.check_columns(rows, Schema.load(model / SCHEMA).columns)
@@ -98,8 +98,6 @@ def serve(model: Path, port: int) -> None:
     Raises:
       InputError: It is none.
     """
-    from alt_jax.serving.limits import check_port
-
     check_port(port)
     scorable(model)
 
@@ -150,8 +148,6 @@ def report(folders: Sequence[Path], out: Path | None, price: float | None) -> No
     Raises:
       InputError: A folder is neither, or the page cannot be.
     """
-    from alt_jax.report import folders as reported
-
     reported.check(folders, out, price)
     reported.short_names(folders)
     for folder in folders:
@@ -174,6 +170,4 @@ def _raw(data: DataConfig) -> None:
         published.check(data)
         return
     declared.own_fields(data)
-    from alt_jax.data import table_files  # pyarrow, without its compute
-
     table_files.check_columns(Path(data.raw), declared.own_columns(data))

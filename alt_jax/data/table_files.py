@@ -1,18 +1,18 @@
 """Tables as files: which parts they have and which columns, from Parquet's schema or a CSV's header; no row is read.
 
 Apart from `alt_jax.data.sources.table`, which reads the rows: a wrong path or column is told before what that needs is
-imported.
+imported. Arrow itself is imported where a file is opened, since NumPy comes with it.
 """
 
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+from typing import TYPE_CHECKING
 
 from alt_jax.errors import InputError, nearest, shortened
+
+if TYPE_CHECKING:
+    import pyarrow.csv
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _PARQUET = (".parquet", ".pq")
@@ -47,6 +47,9 @@ def check_columns(path: Path, wanted: Collection[str]) -> None:
     if not parts:
         require_columns(csv_columns(path, *csv_options(path)), wanted, str(path))
         return
+    import pyarrow as pa
+    import pyarrow.parquet
+
     try:
         present = pa.parquet.read_schema(parts[0]).names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -73,18 +76,23 @@ def require_columns(present: Sequence[str], wanted: Collection[str], origin: str
             raise InputError(f"{origin} has more than one column {column!r}; rename all but one.")
 
 
-def csv_options(path: Path) -> tuple[pa.csv.ReadOptions, pa.csv.ParseOptions]:
+def csv_options(path: Path) -> tuple["pyarrow.csv.ReadOptions", "pyarrow.csv.ParseOptions"]:
     """How CSV and TSV files are read; the suffix says which of them it is."""
-    read = pa.csv.ReadOptions(use_threads=False)  # with threads, errors do not say the row
-    return read, pa.csv.ParseOptions(delimiter=_DELIMITERS[path.suffix.lower()], newlines_in_values=True)
+    import pyarrow.csv
+
+    read = pyarrow.csv.ReadOptions(use_threads=False)  # with threads, errors do not say the row
+    return read, pyarrow.csv.ParseOptions(delimiter=_DELIMITERS[path.suffix.lower()], newlines_in_values=True)
 
 
-def csv_columns(path: Path, read: pa.csv.ReadOptions, parse: pa.csv.ParseOptions) -> list[str]:
+def csv_columns(path: Path, read: "pyarrow.csv.ReadOptions", parse: "pyarrow.csv.ParseOptions") -> list[str]:
     """Names of the columns in the header.
 
     Raises:
       InputError: The beginning of the file is malformed.
     """
+    import pyarrow as pa
+    import pyarrow.csv
+
     try:
         with pa.csv.open_csv(path, read_options=read, parse_options=parse) as reader:
             names: list[str] = reader.schema.names
