@@ -24,12 +24,14 @@ from pathlib import Path
 from alt_jax import bridge, console, pretraining, stages
 from alt_jax.comparison import Line, Missing, Scores, compare, write
 from alt_jax.config import Config, Strategy
-from alt_jax.data.prepare import check_prepared, prepare, prepared_by
+from alt_jax.data.prepare import prepare
+from alt_jax.data.prepared_config import check_prepared, prepared_by
 from alt_jax.data.storage import SCHEMA, place
 from alt_jax.errors import STOPPED, InputError, Stopped
 from alt_jax.evaluate import undefined
 from alt_jax.models import interactions
-from alt_jax.run import read_object, wait_until_free, write_json
+from alt_jax.run import wait_until_free
+from alt_jax.run_files import read_object, write_json
 from alt_jax.schema import Schema
 from alt_jax.signals import stop_requests
 from alt_jax.studies import Arm, Study, refusing
@@ -323,6 +325,16 @@ def ablate(config: Config, study: Study, *, seeds: int, folder: Path, jobs: int,
         _check_same(job)
     _prepare(planned)
     check(planned)
+    finished = sum(job.finished for job in planned)
+    console.log(
+        f"ablate · {len(study.arms)} arms · {len(planned)} runs, of which {finished} are finished · "
+        f"{jobs} at a time · {folder}",
+        stage="ablate",
+        runs=len(planned),
+        finished=finished,
+        jobs=jobs,
+        run_dir=str(folder),
+    )
     run(groups[task[0] :: task[1]], jobs)
     average(study, seeds, folder)
     return write(table(study, seeds, folder), folder)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from alt_jax import cluster
+from alt_jax import cluster, run_files
 from alt_jax.checkpoint import load_params
 from alt_jax.config import PLMConfig, Strategy, TextConfig
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -120,7 +120,8 @@ def transfer(
       InputError: The run has another schema, another width or lacks a leaf, or is not a pretraining run.
     """
     with cluster.together():
-        _check_pretraining(pretrained, schema)
+        Run.load(pretrained)  # whole
+        run_files.check_pretraining(pretrained, schema)
     found, step = load_params(pretrained)
     taken, summary = {}, []
     for name, fresh in params.items():
@@ -140,20 +141,6 @@ def transfer(
     used = {TRANSFERRED[stage][name] for name in taken}
     summary.append(f"left behind: {', '.join(name for name in found if name not in used) or 'nothing'}")
     return {**params, **taken}, summary
-
-
-def _check_pretraining(pretrained: Path, schema: Schema) -> None:
-    """A finished pretraining on the same fields, values and tokens."""
-    run = Run.load(pretrained)
-    if run.origin.stage != "pretrain":
-        raise InputError(f"{pretrained} is a finetuning run; --init-from takes the run folder of a pretraining.")
-    if run.schema.fingerprint != schema.fingerprint:
-        raise InputError(
-            f"{pretrained} was pretrained on another schema (fields, vocabulary or tokenizer differ); "
-            "train on the dataset it was pretrained on, or pretrain again."
-        )
-    if run.result() is None:
-        raise InputError(f"The pretraining in {pretrained} is not finished; run its command again until it is.")
 
 
 def count(tree: Any) -> int:

@@ -29,6 +29,7 @@ from alt_jax.options import (
     FinetuneOptions,
     InspectOptions,
     ListOptions,
+    Names,
     PredictOptions,
     PrepareOptions,
     PretrainOptions,
@@ -97,7 +98,6 @@ def run(arguments: list[str]) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # progress is read while it happens, also through a pipe
         programs.keep()  # before jax is imported
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
         with _stoppable(name):
             _COMMANDS[name](rest)
     except InputError as error:
@@ -169,8 +169,10 @@ def _parse(kind: type[T], arguments: list[str], prog: str) -> T:
     said = io.StringIO()  # tyro draws a box around an error; a sentence is easier to read and to search for
     try:
         with contextlib.redirect_stderr(said):
-            config = (tyro.conf.FlagCreatePairsOff,)
-            return tyro.cli(kind, args=arguments, prog=prog, config=config)
+            # Else comments are searched for help, which nobody reads here, and which takes its time.
+            shown = {"-h", "--help"}.intersection(arguments)
+            quick = () if shown else (tyro.conf.HelptextFromCommentsOff,)
+            return tyro.cli(kind, args=arguments, prog=prog, config=(tyro.conf.FlagCreatePairsOff, *quick))
     except ValidationError as error:
         raise InputError(f"--{first_problem(error)}") from None
     except SystemExit as stop:
@@ -270,11 +272,14 @@ def _log_format(flags: list[str]) -> console.Format:
 def _prepare(arguments: list[str]) -> None:
     at = arguments.index("--") if "--" in arguments else len(arguments)
     options, given = _configured(PrepareOptions, arguments[:at], "prepare"), arguments[at + 1 :]
+    if options.engine == "local" and (options.runner or given):
+        raise InputError(f"{'--runner' if options.runner else given[0]} is for --engine beam; add that.")
+    from alt_jax import preflight
+
+    preflight.prepare(options.config)
     from alt_jax.data.prepare import prepare
 
     if options.engine == "local":
-        if options.runner or given:
-            raise InputError(f"{'--runner' if options.runner else given[0]} is for --engine beam; add that.")
         prepare(options.config)
         return
     try:
@@ -288,46 +293,73 @@ def _prepare(arguments: list[str]) -> None:
 
 def _pretrain(arguments: list[str]) -> None:
     options = _configured(PretrainOptions, arguments, "pretrain")
+    init_from = None if options.init_from == "none" else Path(options.init_from)
+    if options.cluster == "none":
+        from alt_jax import preflight, run_files
+
+        origin = run_files.Origin("pretrain", init_from=_name(init_from))
+        preflight.train(options.config, origin, options.run_dir)
     from alt_jax import cluster, stages
 
     cluster.join(options.cluster, options.cluster_wait, saves=True)
-    init_from = None if options.init_from == "none" else Path(options.init_from)
     stages.pretrain(options.config, options.run_dir, init_from)
 
 
 def _finetune(arguments: list[str]) -> None:
     options = _configured(FinetuneOptions, arguments, "finetune")
+    init_from = None if options.init_from == "none" else Path(options.init_from)
+    if options.cluster == "none":
+        from alt_jax import preflight, run_files
+
+        origin = run_files.Origin("finetune", options.strategy, _name(init_from))
+        preflight.train(options.config, origin, options.run_dir)
     from alt_jax import cluster, stages
 
     cluster.join(options.cluster, options.cluster_wait, saves=True)
-    init_from = None if options.init_from == "none" else Path(options.init_from)
     result = stages.finetune(options.config, options.strategy, init_from, options.run_dir)
     console.result(stages.format_report(result["test"], "test"), f"{options.run_dir} is finished", result=result)
 
 
+def _name(folder: Path | None) -> str | None:
+    """What a run remembers of the folder that it starts from."""
+    return None if folder is None else str(folder)
+
+
 def _evaluate(arguments: list[str]) -> None:
     options = _parse(EvaluateOptions, arguments, "alt-jax evaluate")
+    if options.cluster == "none" or not options.run_dir:
+        from alt_jax import preflight
+
+        preflight.evaluate(options.run_dir)
     from alt_jax import cluster, stages
 
-    if not options.run_dir:
-        raise InputError("give the folder of a finished run, e.g. alt-jax evaluate runs/joint.")
     cluster.join(options.cluster, options.cluster_wait, saves=False)
+    if not options.json:
+        print(f"evaluate · {options.split} · {', '.join(map(str, options.run_dir))}")
     found = stages.evaluate(options.run_dir, options.split)
     print(stages.to_json(found) if options.json else stages.format_report(found, options.split))
 
 
 def _predict(arguments: list[str]) -> None:
     options = _parse(PredictOptions, arguments, "alt-jax predict")
+    from alt_jax import preflight
+
+    preflight.predict(options.model, options.rows, options.output)
     from alt_jax.scorer import predict
 
+    print(f"predict · {options.model} · {options.rows} → {options.output}")
     rows = predict(options.model, options.rows, options.output)
     print(f"scored {rows:,} rows to {options.output}")
 
 
 def _export(arguments: list[str]) -> None:
     options = _parse(ExportOptions, arguments, "alt-jax export")
+    from alt_jax import preflight
+
+    preflight.export(options.run_dir, options.out)
     from alt_jax.export import export
 
+    print(f"export · {options.run_dir} → {options.out}")
     if export(options.run_dir, options.out):
         print(f"exported {options.run_dir} to {options.out}")
     else:
@@ -336,6 +368,9 @@ def _export(arguments: list[str]) -> None:
 
 def _serve(arguments: list[str]) -> None:
     options = _parse(ServeOptions, arguments, "alt-jax serve")
+    from alt_jax import preflight
+
+    preflight.serve(options.model, options.port)
     try:
         from alt_jax.serving.server import serve
     except ModuleNotFoundError as error:
@@ -352,14 +387,16 @@ def _ablate(arguments: list[str]) -> None:
         raise InputError(f"--task {options.task} should be i/N with i from 0 to N - 1, e.g. 0/4.")
     if options.seeds < 1 or options.jobs < 1:
         raise InputError("--seeds and --jobs must be at least 1.")
-    from alt_jax import studies
-    from alt_jax.ablate import ablate
+    from alt_jax import preflight, studies
 
     study = studies.get(options.study)
     if options.arms:
         study = study.only(options.arms)
     if options.strategies:
         study = dataclasses.replace(study, strategies=options.strategies)
+    preflight.ablate(options.config, study, options.run_dir)
+    from alt_jax.ablate import ablate
+
     task = int(index), int(count)
     table = ablate(options.config, study, seeds=options.seeds, folder=options.run_dir, jobs=options.jobs, task=task)
     also = f"in {options.run_dir}: table.json, table.csv, table.png"
@@ -368,6 +405,9 @@ def _ablate(arguments: list[str]) -> None:
 
 def _inspect(arguments: list[str]) -> None:
     options = _parse(InspectOptions, arguments, "alt-jax inspect")
+    from alt_jax import preflight
+
+    preflight.inspect(options.folder, options.rows)
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator may be in use by the very run that is looked at
     from alt_jax.inspect import inspect
 
@@ -376,6 +416,9 @@ def _inspect(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     options = _parse(ReportOptions, arguments, "alt-jax report")
+    from alt_jax import preflight
+
+    preflight.report(options.run_dir, options.output, options.price)
     from alt_jax.report.build import report
 
     print(f"wrote {report(options.run_dir, options.output, options.price)}")
@@ -383,19 +426,35 @@ def _report(arguments: list[str]) -> None:
 
 def _list(arguments: list[str]) -> None:
     options = _parse(ListOptions, arguments, "alt-jax list")
-    from alt_jax import presets, studies
-    from alt_jax.data import protocols, sources
-    from alt_jax.models import interactions, text
+    print("\n".join(_names(options.what)))
 
-    names: dict[str, Callable[[], Iterable[str]]] = {
-        "towers": interactions.names,
-        "texts": text.names,
-        "datasets": sources.names,
-        "protocols": lambda: protocols.PROTOCOLS,
-        "presets": lambda: presets.PRESETS,
-        "studies": lambda: studies.STUDIES,
-    }
-    print("\n".join(names[options.what]()))
+
+def _names(what: Names) -> Iterable[str]:
+    match what:  # towers are JAX modules; all else is quick
+        case "towers":
+            from alt_jax.models import interactions
+
+            return interactions.names()
+        case "texts":
+            from alt_jax.models import text
+
+            return text.names()
+        case "datasets":
+            from alt_jax.data import sources
+
+            return sources.names()
+        case "protocols":
+            from alt_jax.data import protocol_presets
+
+            return protocol_presets.PROTOCOLS
+        case "presets":
+            from alt_jax import presets
+
+            return presets.PRESETS
+        case "studies":
+            from alt_jax import studies
+
+            return studies.STUDIES
 
 
 def _demo(arguments: list[str]) -> None:

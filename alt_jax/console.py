@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -54,6 +55,16 @@ def error(text: str, **facts: Any) -> None:
 def result(text: str, title: str, **facts: Any) -> None:
     """What the command was run for: `text` on standard output, or in JSON the facts, under a title."""
     log(title if is_json() else text, **facts)
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Says that a program is compiled inside, for which there is nothing else to see, and then how long it took."""
+    log("compiling…")
+    began = time.perf_counter()
+    yield
+    seconds = round(time.perf_counter() - began, 1)
+    log(f"compiled in {seconds:.1f} s", seconds=seconds)
 
 
 def use(format: Format) -> None:

@@ -19,71 +19,22 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool
 
 from alt_jax import console, metrics, stages
-from alt_jax.config import (
-    Config,
-    CTRConfig,
-    DataConfig,
-    FieldConfig,
-    FinetuneConfig,
-    FinetuneConfigs,
-    JointConfig,
-    PLMConfig,
-    PretrainConfig,
-    Strategy,
-    TextConfig,
-)
+from alt_jax.config import Config, Strategy
 from alt_jax.data.dataset import SCHEMA, Dataset
 from alt_jax.data.prepare import prepare
 from alt_jax.data.synthetic import SyntheticConfig, generate
+from alt_jax.demo_recipe import RECIPE, demo_config
 from alt_jax.errors import InputError
 from alt_jax.evaluate import unseen
-from alt_jax.run import Run, write_json
+from alt_jax.run import Run
+from alt_jax.run_files import write_json
 
 LOG: Final = SyntheticConfig(users=1000, items=500, rows=20_000)
 PROBABILITY: Final = "click_probability"
 
-_COLUMNS = {
-    "user_id": "user",
-    "gender": "gender",
-    "age": "age",
-    "occupation": "occupation",
-    "item_id": "item",
-    "title": "title",
-    "maker": "maker",
-    "genre": "genre",
-    "year": "year",
-}
-# Sizes and epochs are what minutes on two cores allow. Chosen without the test part: the pretraining's rate by its own
-# losses (at 1e-3 the CTR tower's embeddings hardly move), the epochs by where the validation AUC stops rising.
-RECIPE: Final = Config(
-    data=DataConfig(
-        source="table",
-        protocol="time",
-        fields=tuple(FieldConfig(column, name) for column, name in _COLUMNS.items()),
-        label="label",
-        timestamp="timestamp",
-        user="user_id",
-        item="item_id",
-        linked=(("item_id", "title"),),
-    ),
-    text=TextConfig(vocab_size=2048, hidden=48, layers=2, heads=2, intermediate=96, dropout=0.0, max_length=48),
-    ctr=CTRConfig(dim=16, init_std=1e-2, hidden=(64, 64), options=(("rank", 16),)),
-    pretrain=PretrainConfig(batch_size=128, epochs=4, learning_rate=4e-3, text_learning_rate=1e-3, warmup=0.1),
-    finetune=FinetuneConfigs(
-        ctr=FinetuneConfig(batch_size=64, epochs=6, patience=1, learning_rate=1e-3, l2=1e-3),
-        plm=PLMConfig(batch_size=64, epochs=3, patience=1, learning_rate=1e-3, text_learning_rate=1e-3),
-        joint=JointConfig(batch_size=64, epochs=3, patience=1, learning_rate=1e-3, text_learning_rate=1e-3, l2=1e-3),
-    ),
-)
 _STRATEGIES: Final[tuple[Strategy, ...]] = get_args(Strategy)
 _PARTS = 2 + 2 * len(_STRATEGIES)
 _MADE_OF = "demo.json"
-
-
-def demo_config(folder: Path, seed: int = 0, recipe: Config = RECIPE) -> Config:
-    """The demo's experiment, with its data in `folder`."""
-    data = dataclasses.replace(recipe.data, raw=str(folder / "raw.parquet"), dir=str(folder / "prepared"))
-    return dataclasses.replace(recipe, data=data, seed=seed)
 
 
 def demo(folder: Path, seed: int, *, log: SyntheticConfig = LOG, recipe: Config = RECIPE) -> None:

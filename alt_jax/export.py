@@ -28,12 +28,11 @@ from alt_jax.data.dataset import Encoder, copy_encoder
 from alt_jax.errors import InputError
 from alt_jax.models import huggingface
 from alt_jax.partial import beside, writing
+from alt_jax.run_files import EXPORTED, PARAMS, is_exported
 from alt_jax.stages import Trained, load_finetuned, open_dataset
 from alt_jax.tasks import Finetune, Params
 
-PARAMS = "params.safetensors"
 _ANEW = "export the run to a new folder"
-_RUN_FILES = ("config.json", "schema.json", "encoder.json", "run.json", "result.json")
 
 
 def export(folder: Path, out: Path) -> bool:
@@ -52,10 +51,8 @@ def export(folder: Path, out: Path) -> bool:
     Raises:
       InputError: The run is not finished, its dataset is gone, or `out` is taken or cannot be written.
     """
-    if out.exists():
-        if _is_export_of(folder, out):
-            return False
-        raise InputError(f"{out} already exists; give a new folder.")
+    if is_exported(folder, out):
+        return False
     trained = load_finetuned(folder)
     dataset = open_dataset(trained.run)
     with writing(out), beside(out) as partial:
@@ -63,7 +60,7 @@ def export(folder: Path, out: Path) -> bool:
         tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}
         safetensors.numpy.save_file(tensors, partial / PARAMS)
         copy_encoder(dataset.folder, partial)
-        for name in _RUN_FILES:
+        for name in EXPORTED:
             shutil.copy(folder / name, partial / name)
         shutil.copymode(partial / "config.json", partial / PARAMS)  # safetensors lets nobody else read its files
         encoder = Encoder.load(partial)
@@ -77,12 +74,6 @@ def export(folder: Path, out: Path) -> bool:
         (partial / card.NAME).write_text(text, encoding="utf-8")
         partial.rename(out)
     return True
-
-
-def _is_export_of(folder: Path, out: Path) -> bool:
-    """Whether an export says everything that the run says of itself; it came by a rename, so the rest is there."""
-    pairs = [(folder / name, out / name) for name in _RUN_FILES]
-    return all(a.is_file() and b.is_file() and a.read_bytes() == b.read_bytes() for a, b in pairs)
 
 
 def _programs(trained: Trained, encoder: Encoder) -> Iterator[tuple[str, bytes]]:

@@ -14,14 +14,13 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 from scipy.special import expit
-from transformers import PreTrainedTokenizerFast
 
 from alt_jax import recovery
 from alt_jax.bridge import count
@@ -29,19 +28,22 @@ from alt_jax.checkpoint import load_params, saved_steps
 from alt_jax.config import Config
 from alt_jax.data.batches import updates
 from alt_jax.data.dataset import TOKENIZER, Dataset, Vocabulary
-from alt_jax.data.prepare import read_config
+from alt_jax.data.prepared_config import read_config
 from alt_jax.data.prompt import compose
 from alt_jax.data.protocols import SPLITS
 from alt_jax.data.shards import Rows, open_rows
-from alt_jax.data.storage import SCHEMA, is_url
 from alt_jax.data.tokenizer import load_tokenizer
 from alt_jax.errors import InputError
-from alt_jax.export import PARAMS, read_params
+from alt_jax.export import read_params
 from alt_jax.models.alt import ALT
 from alt_jax.run import Run
+from alt_jax.run_files import PARAMS, kind
 from alt_jax.schema import Field, Schema
 from alt_jax.stages import finetune_task, open_dataset
 from alt_jax.tasks import Finetune, Params, text_length
+
+if TYPE_CHECKING:
+    import transformers
 
 LINES, COLUMNS = 40, 100
 _LABEL = 9  # columns of the words at the left
@@ -91,32 +93,14 @@ def inspect(name: str, rows: int = 3, split: str = "valid") -> str:
     Raises:
       InputError: The folder is nothing of this, or is damaged; or `rows` is negative.
     """
-    if rows < 0:
-        raise InputError(f"--rows {rows} is negative; give 0 for none, or how many to show.")
-    folder = Path(name)
-    if is_url(name):
-        page = _dataset(name, rows, split)
-    elif (folder / PARAMS).is_file():
-        page = _export(folder, rows, split)
-    elif (folder / "run.json").is_file():
-        page = _run(folder, rows, split)
-    elif (folder / SCHEMA).is_file():
-        page = _dataset(name, rows, split)
-    else:
-        raise InputError(_neither(folder))
+    match kind(name, rows):
+        case "dataset":
+            page = _dataset(name, rows, split)
+        case "run":
+            page = _run(Path(name), rows, split)
+        case "export":
+            page = _export(Path(name), rows, split)
     return "\n".join(_laid_out(page))
-
-
-def _neither(folder: Path) -> str:
-    """What to say of a path that holds nothing to show."""
-    wanted = "a prepared dataset (schema.json), a run (run.json) or an export (params.safetensors)"
-    if not folder.is_dir():
-        return f"{folder} is {'not a folder' if folder.exists() else 'not there'}; give the folder of {wanted}."
-    marks = [f"{below}/{mark}" for mark in (SCHEMA, "run.json") for below in ("*", "*/*")]
-    found = (path.parent for mark in marks for path in sorted(folder.glob(mark)))
-    below = list(dict.fromkeys(str(path) for path in found))[:3]
-    hint = f"give one inside it, e.g. {' or '.join(below)}." if below else "give the folder of one."
-    return f"{folder} is not {wanted}; {hint}"
 
 
 # Datasets.
@@ -479,7 +463,7 @@ class _Spelling:
 
     dataset: Dataset
     vocabulary: Vocabulary
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "transformers.PreTrainedTokenizerFast"
 
     @classmethod
     def load(cls, dataset: Dataset) -> "_Spelling":

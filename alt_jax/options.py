@@ -20,6 +20,7 @@ Cluster = Annotated[
     ),
 ]
 ClusterWait = Annotated[int, tyro.conf.arg(help="Seconds to wait for the other hosts.")]
+Names = Literal["towers", "texts", "datasets", "protocols", "presets", "studies"]
 LogFormat = Annotated[
     console.Format,
     tyro.conf.arg(
@@ -216,7 +217,7 @@ class ListOptions:
     Example: alt-jax list towers
     """
 
-    what: tyro.conf.Positional[Literal["towers", "texts", "datasets", "protocols", "presets", "studies"]]
+    what: tyro.conf.Positional[Names]
 
 
 @dataclass(frozen=True)

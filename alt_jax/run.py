@@ -18,36 +18,21 @@ result.json     written when the run is finished
 import contextlib
 import dataclasses
 import json
-import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import filelock
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
 
-from alt_jax import cluster, console
-from alt_jax.config import Config, FinetuneConfig, PretrainConfig, Strategy, first_problem
+from alt_jax import cluster, console, run_files
+from alt_jax.config import Config, FinetuneConfig, PretrainConfig
 from alt_jax.errors import InputError
 from alt_jax.models.encoder import EncoderConfig
 from alt_jax.models.text import read_config
+from alt_jax.run_files import LOCK, Origin, read_object, write_json
 from alt_jax.schema import Schema
-
-_LOCK = "run.lock"
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Origin:
-    """What a run does: its stage, the finetuning strategy, and the pretraining run it starts from (or None)."""
-
-    stage: Literal["pretrain", "finetune"]
-    strategy: Strategy | None = None
-    init_from: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +46,8 @@ class Run:
     encoder: EncoderConfig
 
     def __post_init__(self) -> None:
-        """Refuses a URL, which a path has already lost a slash of."""
-        if re.match(r"[a-z][a-z0-9+.-]+:/", str(self.folder)):
-            raise InputError(
-                f"--run-dir {self.folder} is a URL, but runs are kept on a file system; mount it, and give the path."
-            )
+        """Refuses a URL."""
+        run_files.check_path(self.folder)
 
     def finished(self) -> dict[str, Any] | None:
         """What this run wrote when it finished, or None if it has not. The first of several processes looks.
@@ -132,10 +114,7 @@ class Run:
         if (folder / "run.json").is_file():
             self._check_same(Run.load(folder))
             return
-        ours = {"config.json", "schema.json", "encoder.json", _LOCK}
-        present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-        if any(name not in ours and not fnmatch(name, ".run.json.*.partial") for name in present):
-            raise InputError(f"{folder} is not empty and not a run folder; give another --run-dir.")
+        run_files.check_free(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.json").write_text(self.config.to_json() + "\n", encoding="utf-8")
@@ -152,30 +131,13 @@ class Run:
         Raises:
           InputError: It is not one, or one of its files is damaged.
         """
-        if not (folder / "run.json").is_file():
-            raise InputError(f"{folder} is not a run folder (it has no run.json); give the --run-dir of a run.")
-        try:
-            origin = TypeAdapter(Origin).validate_json((folder / "run.json").read_bytes())
-            encoder = read_config(read_object(folder / "encoder.json"), str(folder / "encoder.json"))
-            config = Config.from_json((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json"))
-        except ValidationError as error:
-            raise InputError(f"{folder / 'run.json'} is damaged: {first_problem(error)}.") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{folder} is not a whole run folder: {str(error).splitlines()[0]}.") from None
-        return cls(folder, origin, config, Schema.load(folder / "schema.json"), encoder)
+        origin = run_files.read_origin(folder)
+        encoder = read_config(read_object(folder / "encoder.json"), str(folder / "encoder.json"))
+        return cls(folder, origin, run_files.read_config(folder), Schema.load(folder / "schema.json"), encoder)
 
     def _check_same(self, other: "Run") -> None:
         """Refuses to go on with another run's folder; names what differs."""
-        if self.origin != other.origin:
-            raise InputError(
-                f"{self.folder} holds another run ({_sentence(other.origin)}, not {_sentence(self.origin)}); "
-                "give another --run-dir."
-            )
-        if changed := self.config.another_run(other.config):
-            name, (new, old) = next(iter(changed.items()))
-            raise InputError(
-                f"{self.folder} was started with {name} = {old!r}, not {new!r}; give another --run-dir to change it."
-            )
+        run_files.check_same(self.folder, self.origin, self.config)
         if self.schema != other.schema:
             raise InputError(
                 f"The dataset {self.config.data.dir} is not the one {self.folder} was started on; "
@@ -201,13 +163,7 @@ class Run:
         Raises:
           InputError: The file is damaged.
         """
-        path = self.folder / "result.json"
-        if not path.is_file():
-            return None
-        found = read_object(path)
-        if self.origin.stage == "finetune" and not all(_are_scores(found.get(part)) for part in ("valid", "test")):
-            raise InputError(f"{path} does not hold the scores of a finetuning; the run folder is damaged.")
-        return found
+        return run_files.read_result(self.folder, self.origin)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Marks the run finished, for all processes."""
@@ -240,13 +196,13 @@ class Run:
                 raise InputError(
                     f"{path}, line {number} is damaged; remove that line, and start the same command again."
                 ) from None
-        _replace(path, "".join(kept))
+        run_files.replace(path, "".join(kept))
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Holds a folder against other processes; a process that dies lets go of it."""
-    lock = filelock.FileLock(folder / _LOCK)
+    lock = filelock.FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -263,52 +219,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def wait_until_free(folder: Path, seconds: float) -> None:
     """Waits, up to so long, for a process that still holds a run folder."""
-    if (folder / _LOCK).is_file():
-        lock = filelock.FileLock(folder / _LOCK)
+    if (folder / LOCK).is_file():
+        lock = filelock.FileLock(folder / LOCK)
         with contextlib.suppress(filelock.Timeout, NotImplementedError), lock.acquire(timeout=seconds):
             pass
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes JSON so that the file is either whole or not there."""
-    _replace(path, json.dumps(console.finite(value), indent=2, allow_nan=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Reads what `write_json` wrote.
-
-    Raises:
-      InputError: The file cannot be read, or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); the run folder is damaged.") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} does not hold a JSON object; the run folder is damaged.")
-    return value
-
-
-def _are_scores(value: Any) -> bool:
-    """Whether this is an object of numbers, undefined ones null, with an AUC and the rows that each AUC is of."""
-    if not isinstance(value, dict) or "auc" not in value:
-        return False
-    counts = [f"{name.removesuffix('auc')}rows" for name in value if name.endswith("auc") and name != "gauc"]
-    return all(type(value.get(name)) is int for name in counts) and all(
-        n is None or type(n) in (int, float) for n in value.values()
-    )
-
-
-def _sentence(origin: Origin) -> str:
-    if origin.stage == "pretrain":
-        return f"a pretraining from {origin.init_from}" if origin.init_from else "a pretraining"
-    return f"a {origin.strategy} finetuning from {origin.init_from or 'no pretraining'}"

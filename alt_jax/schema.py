@@ -23,6 +23,7 @@ PAD_ID = 0
 MASK_ID = 1
 FIRST_FIELD_ID = 2
 FORMAT_VERSION = 3
+SPLITS = ("train", "valid", "test")
 
 _STRICT = ConfigDict(extra="forbid")
 _MOST_SLOTS = _MOST_TOKENS = 1 << 20
@@ -166,6 +167,19 @@ class Schema:
     def names(self) -> tuple[str, ...]:
         """Field names in prompt order."""
         return tuple(f.name for f in self.fields)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns that raw rows must have; for histories, which no raw table has, a clause that says what they hold."""
+        did = {"positive": "clicked", "negative": "did not click", "any": "saw"}
+        columns = {field.column: "" for field in self.fields}
+        for f in self.fields:
+            if f.kind == "sequence":
+                columns[f.column] = (
+                    f", which holds the last items (as in {f.of!r}) that the row's user {did[f.outcome]}, {f.slots} at "
+                    f"most, newest first, {f.separator!r} between them, empty for none"
+                )
+        return columns
 
     def index(self, name: str) -> int:
         """Position of the field called `name`.

@@ -1,6 +1,5 @@
 """Scores of raw rows, from a finished finetuning run or an export of one."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,13 @@ from alt_jax.data.fields import Spelled
 from alt_jax.data.online import OnlineEncoder
 from alt_jax.data.prompt import Pieces, prompt_lengths
 from alt_jax.data.sources import table
+from alt_jax.data.table_files import check_output
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Probabilities
-from alt_jax.export import PARAMS, read_params
+from alt_jax.export import read_params
 from alt_jax.partial import file_for, writing
 from alt_jax.run import Run
+from alt_jax.run_files import PARAMS
 from alt_jax.sharding import make_mesh, place, replicated, split_rows
 from alt_jax.sharding_rules import check_rules
 from alt_jax.stages import finetune_task, load_finetuned, open_dataset
@@ -222,10 +223,7 @@ def predict(folder: Path, rows: Path, output: Path) -> int:
     Raises:
       InputError: The model, the rows or the output cannot be used.
     """
-    if output.suffix not in (".parquet", ".csv"):
-        raise InputError(f"{output} should end in .parquet or .csv.")
-    if os.path.exists(output) and os.path.exists(rows) and os.path.samefile(output, rows):
-        raise InputError(f"{output} is the file of the rows; give another place for the scores.")
+    check_output(rows, output)
     with file_for(output) as partial:
         model = Scorer.load(folder)
         raw = table.read(rows, model.encoder.columns, encoded=True)

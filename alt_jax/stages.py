@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alt_jax import bridge, cluster, console, flops, pretraining, sharding_rules, tracking
+from alt_jax import bridge, cluster, console, flops, pretraining, run_files, sharding_rules, tracking
 from alt_jax.checkpoint import Checkpoints, load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
 from alt_jax.data.batches import updates
 from alt_jax.data.dataset import Dataset
-from alt_jax.data.prepare import check_prepared
+from alt_jax.data.prepared_config import check_prepared
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Probabilities, report, undefined
 from alt_jax.models import interactions
@@ -91,6 +91,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
     work = sum(flops.pretrain_flops(task, recipe.batch_size).values())
     shown = Shown("pretrain", work, config.text.dtype, pretrain_schedules(recipe, steps))
     with run.held():
+        _announce(mesh, run)
         with Checkpoints(run_dir) as checkpoints:
             resumed_at = checkpoints.latest() or 0
             params, pieces = _start(task, checkpoints, mesh, run, init_from, rules), replicate(mesh, dataset.pieces)
@@ -164,6 +165,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     dtype = "float32" if strategy == "ctr" else config.text.dtype
     shown = Shown(f"finetune {strategy}", work, dtype, rates)
     with run.held():
+        _announce(mesh, run)
         probabilities = Probabilities(task, mesh, dataset.pieces)
 
         def validate(params: Params) -> dict[str, float]:
@@ -224,14 +226,7 @@ def load_finetuned(folder: Path) -> Trained:
     """
     with cluster.together():
         run = Run.load(folder)
-        result = run.result()
-        if run.origin.strategy is None:
-            raise InputError(f"{folder} is a pretraining run, which predicts no clicks; finetune it first.")
-        if result is None:
-            raise InputError(f"The finetuning in {folder} is not finished; run its command again until it is.")
-        best_step = result.get("best_step")
-        if not isinstance(best_step, int):
-            raise InputError(f"{folder / 'result.json'} names no best_step; train again in another --run-dir.")
+        best_step = run_files.best_step(folder)
     params, step = load_params(folder, best_step)
     return Trained(run, finetune_task(run), params, step)
 
@@ -318,6 +313,16 @@ def _start(
 
     None for a run that has a checkpoint to go on from: it needs nothing of them, nor the memory twice.
     """
+    if checkpoints.latest() is not None:
+        return None
+    params, summary = starting_params(task, mesh, run, init_from, rules)
+    for line in summary:
+        console.log(f"  {line}")
+    return place(mesh, params, rules)
+
+
+def _announce(mesh: Mesh, run: Run) -> None:
+    """The first line of a stage: what it does, on what, and where; before anything is compiled."""
     config, what = run.config, " ".join(filter(None, (run.origin.stage, run.origin.strategy)))
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     device = mesh.devices.flat[0].device_kind
@@ -331,12 +336,6 @@ def _start(
         data=config.data.dir,
         run_dir=str(run.folder),
     )
-    if checkpoints.latest() is not None:
-        return None
-    params, summary = starting_params(task, mesh, run, init_from, rules)
-    for line in summary:
-        console.log(f"  {line}")
-    return place(mesh, params, rules)
 
 
 def starting_params(

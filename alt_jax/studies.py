@@ -11,7 +11,6 @@ from typing import Any
 from alt_jax import presets
 from alt_jax.config import Strategy
 from alt_jax.errors import InputError, choices, shortened
-from alt_jax.models import interactions
 
 ALL: tuple[Strategy, ...] = ("ctr", "plm", "joint")
 
@@ -164,6 +163,8 @@ def _temperature() -> Study:
 
 
 def _towers() -> Study:
+    from alt_jax.models import interactions  # noqa: PLC0415 - JAX, which no other study needs
+
     # The config's options are one tower's own; here every tower has its defaults.
     arms = [Arm(name, {"ctr.tower": name, "ctr.options": ()}, pretrain=False) for name in interactions.names()]
     return Study(tuple(arms), ("ctr",))

@@ -19,14 +19,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
-
 from alt_jax import cluster, console
 from alt_jax.config import Tracker
 from alt_jax.errors import InputError, first_line
-from alt_jax.run import Run, write_json
+from alt_jax.run import Run
+from alt_jax.run_files import write_json
 
 PROJECT = "alt-jax"  # of Weights & Biases, and MLflow's experiment, where their variables name no other
 _IDS = "tracking.json"
@@ -102,17 +99,23 @@ class _TensorBoard:
     """Scalars in RUN/tensorboard, one file for every start; written at once, not by a thread."""
 
     def __init__(self, run: Run, step: int) -> None:
+        # Imported like the other trackers, by who tracks: what scores has no use for it.
+        writer, proto, summary = (
+            importlib.import_module(f"tensorboardX.{name}")
+            for name in ("event_file_writer", "proto.event_pb2", "summary")
+        )
+        self._event, self._summary = proto.Event, summary.scalar
         folder = run.folder / "tensorboard"
         folder.mkdir(exist_ok=True)
         # Two starts may fall into one second, which is all that the writer's own name tells.
-        self._events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        self._events = writer.EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         # What an earlier start has shown from here on goes: TensorBoard reads it so.
-        self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._write(proto.Event(step=step + 1, session_log=proto.SessionLog(status=proto.SessionLog.START)))
         self.flush()
 
     def log(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._write(Event(step=step, summary=scalar(name, value)))
+            self._write(self._event(step=step, summary=self._summary(name, value)))
 
     def _write(self, event: Any) -> None:
         event.wall_time = time.time()

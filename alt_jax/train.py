@@ -4,13 +4,15 @@ Step N means N updates applied. A checkpoint of step N is written after the eval
 so a run that goes on from it repeats nothing and loses nothing.
 """
 
+import contextlib
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,7 @@ from alt_jax.tracking import Log, tracked
 _LOG_EVERY = 50  # steps whose metrics are fetched at once
 _LOG_SECONDS = 10.0  # after which they are fetched before
 _TOO_MANY = 10  # updates in a row that are not finite, after which there is nothing to hope for
+T = TypeVar("T")
 _AHEAD = 4  # steps that the host is ahead of the devices at most: what is under way, a signal has to wait for
 
 
@@ -187,10 +190,12 @@ def train(
         state = State(replicate(mesh, jnp.int32(resumed)), params, opt_state)
         progress, step = Progress(**loop), resumed
         console.log(f"resumed at step {step} of {last}", step=step, last=last)
-    update = jax.jit(
-        make_step(task, optimizer, lazy_tables=plan.lazy_tables, skip_nonfinite=plan.nonfinite == "skip"),
-        donate_argnums=0,
-        out_shardings=(layout(mesh, state, plan.rules), replicated(mesh)),
+    update = _saying_compiled(
+        jax.jit(
+            make_step(task, optimizer, lazy_tables=plan.lazy_tables, skip_nonfinite=plan.nonfinite == "skip"),
+            donate_argnums=0,
+            out_shardings=(layout(mesh, state, plan.rules), replicated(mesh)),
+        )
     )
     run.rewind(step)
     read = partial(batch_at, rows, seed=plan.seed, batch_size=plan.batch_size)
@@ -243,6 +248,17 @@ def initial_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransform
     params = place(mesh, params, rules)
     places = layout(mesh, jax.eval_shape(start, params), rules)
     return jax.jit(start, donate_argnums=0, out_shardings=places)(params)
+
+
+def _saying_compiled(update: Callable[..., T]) -> Callable[..., T]:
+    """The update; at its first call, which compiles it, it says so, and then how long that took."""
+    first = itertools.chain([True], itertools.repeat(False))
+
+    def call(*arguments: Any) -> T:
+        with console.compiling() if next(first) else contextlib.nullcontext():
+            return update(*arguments)
+
+    return call
 
 
 def _shapes(mesh: Mesh, task: Task, optimizer: optax.GradientTransformation, rules: Rules) -> tuple[Any, Any]:

@@ -41,7 +41,7 @@ CONFIG = """
 from pathlib import Path
 
 from alt_jax.config import CTRConfig, TextConfig
-from alt_jax.demo import demo_config
+from alt_jax.demo_recipe import demo_config
 
 
 def get_config():

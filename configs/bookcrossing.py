@@ -27,13 +27,13 @@ from alt_jax.config import (
     PretrainConfig,
     TextConfig,
 )
-from alt_jax.data.sources.bookcrossing import SIDES
+from alt_jax.data.published import BOOKCROSSING
 
 
 def get_config() -> Config:
     """The experiment."""
     return Config(
-        data=DataConfig(source="bookcrossing", dir="data/bookcrossing", protocol="random", linked=SIDES),
+        data=DataConfig(source="bookcrossing", dir="data/bookcrossing", protocol="random", linked=BOOKCROSSING.sides),
         # 88 tokens: the prompts of the third at hand take 81 at most and 56 on average.
         text=TextConfig(vocab_size=8192, hidden=64, layers=2, heads=2, intermediate=256, dropout=0.0, max_length=88),
         ctr=CTRConfig(dropout=0.2, init_std=0.01),

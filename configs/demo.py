@@ -12,9 +12,9 @@ Time: 2.5 minutes on two CPU cores, compilation included; see the README under T
 from pathlib import Path
 
 from alt_jax.config import Config
-from alt_jax.demo import demo_config
+from alt_jax.demo_recipe import demo_config
 
 
 def get_config() -> Config:
-    """The recipe (`alt_jax.demo.RECIPE`) on the data that the demo keeps in `demo/`."""
+    """The recipe (`alt_jax.demo_recipe.RECIPE`) on the data that the demo keeps in `demo/`."""
     return demo_config(Path("demo"))

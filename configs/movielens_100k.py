@@ -27,13 +27,13 @@ from alt_jax.config import (
     PretrainConfig,
     TextConfig,
 )
-from alt_jax.data.sources.movielens import SIDES
+from alt_jax.data.published import MOVIELENS
 
 
 def get_config() -> Config:
     """The experiment."""
     return Config(
-        data=DataConfig(source="movielens_100k", dir="data/movielens_100k", protocol="random", linked=SIDES),
+        data=DataConfig(source="movielens_100k", dir="data/movielens_100k", protocol="random", linked=MOVIELENS.sides),
         # 56 tokens: one prompt in a hundred loses the end of its title or genres.
         text=TextConfig(vocab_size=4096, hidden=64, layers=2, heads=2, intermediate=256, dropout=0.0, max_length=56),
         ctr=CTRConfig(init_std=0.01),

@@ -34,7 +34,7 @@ from alt_jax.config import (
     PretrainConfig,
     TextConfig,
 )
-from alt_jax.data.sources.movielens import FIELDS, SIDES
+from alt_jax.data.published import MOVIELENS
 
 # Hub name and global pretraining batch: the paper's for TinyBERT and RoBERTa, that of its nearest in size for the rest.
 TOWERS = {
@@ -60,8 +60,8 @@ def get_config(tower: str = "tinybert") -> Config:
             source="movielens_1m",
             dir=f"data/movielens_1m_{tower}",
             protocol="time",
-            linked=SIDES,
-            fields=(*FIELDS, *_HISTORY) if tower == "history" else (),
+            linked=MOVIELENS.sides,
+            fields=(*MOVIELENS.fields, *_HISTORY) if tower == "history" else (),
         ),
         text=TextConfig(model=model, max_length=256 if tower == "history" else 100),
         ctr=CTRConfig(dropout=0.2),

@@ -38,7 +38,8 @@ from alt_jax.cli import _STORAGE
 from alt_jax.config import Config, CTRConfig, DataConfig, FieldConfig, TextConfig
 from alt_jax.data import fields, protocols, sources
 from alt_jax.data.dataset import Dataset, Encoder
-from alt_jax.data.prepare import check_prepared, prepare
+from alt_jax.data.prepare import prepare
+from alt_jax.data.prepared_config import check_prepared
 from alt_jax.data.sources import table
 from alt_jax.data.sources.raw import RawData, as_text
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint

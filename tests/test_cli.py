@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -336,10 +337,22 @@ def test_evaluate_prints_one_json_object(alt: Cli, runs: Runs) -> None:
     assert "\nauc " in out
 
 
+def test_a_stage_says_what_it_does_before_it_compiles(runs: Runs, tiny_config: Config) -> None:
+    """In a pipe, where nothing else is to be seen meanwhile."""
+    first, *more = runs.said.splitlines()
+    assert first.startswith("finetune joint · seed 0 · 8 × ")
+    assert first.endswith(tiny_config.data.dir)
+    at = more.index("compiling…")
+    assert re.fullmatch(r"compiled in \d+\.\d s", more[at + 1])
+    assert more[at + 2].startswith("epoch 1/")
+    assert more.count("compiling…") == 1
+
+
 def test_predict_and_export(alt: Cli, runs: Runs, rows: Path, tmp_path: Path) -> None:
-    assert alt("predict", runs.ctr, rows, "-o", tmp_path / "scores.csv")[:2] == (
+    scores = tmp_path / "scores.csv"
+    assert alt("predict", runs.ctr, rows, "-o", scores)[:2] == (
         0,
-        f"scored 5 rows to {tmp_path / 'scores.csv'}\n",
+        f"predict · {runs.ctr} · {rows} → {scores}\nscored 5 rows to {scores}\n",
     )
     assert alt("export", runs.ctr, tmp_path / "out")[0] == 0
     assert alt("predict", tmp_path / "out", rows, "--output", tmp_path / "again.csv")[0] == 0

@@ -97,6 +97,14 @@ def test_streams_facts_and_levels(capsys: pytest.CaptureFixture[str]) -> None:
     assert "old" in three["message"]
 
 
+def test_compiling_is_said_with_its_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    console.use("json")
+    with console.compiling():
+        assert json.loads(capsys.readouterr().out)["message"] == "compiling…"
+    found = json.loads(capsys.readouterr().out)
+    assert found["message"] == f"compiled in {found['seconds']} s"
+
+
 def test_a_crash_is_one_object() -> None:
     code = "from alt_jax import console; console.use('json'); 1 / 0"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -21,29 +21,28 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
-from transformers import PreTrainedTokenizerFast
 
 from alt_jax.config import DataConfig
 from alt_jax.data import fields
 from alt_jax.data.prompt import Pieces, tokenize_pieces
-from alt_jax.data.protocols import SPLITS
 from alt_jax.data.shards import Opened, Rows, array_of, check_files, open_for_training, open_rows, state
 from alt_jax.data.sources.original import DAMAGED_ZIP
-from alt_jax.data.sources.raw import require_columns
-from alt_jax.data.storage import SCHEMA, Folder, Place, place
+from alt_jax.data.storage import CONFIG, ENTRIES, PIECES, SCHEMA, TOKENIZER, VOCABULARY, Folder, Place, place
+from alt_jax.data.table_files import require_columns
 from alt_jax.data.tokenizer import load_tokenizer
 from alt_jax.errors import InputError, shortened
-from alt_jax.schema import FIRST_FIELD_ID, PAD_ID, Field, Schema
+from alt_jax.schema import FIRST_FIELD_ID, PAD_ID, SPLITS, Field, Schema
 
-VOCABULARY, PIECES, TOKENIZER = "vocabulary.parquet", "pieces.npz", "tokenizer"
-CONFIG = "config.json"
+if TYPE_CHECKING:
+    import transformers
+
 _PIECE_TYPES = (*[np.dtype(np.int32)] * 5, np.dtype(np.float32))
 _VOCABULARY = pa.schema(
     [
@@ -51,7 +50,6 @@ _VOCABULARY = pa.schema(
         *(("feature_id", pa.int32()), ("count", pa.int64())),
     ]
 )
-ENTRIES = (SCHEMA, VOCABULARY, PIECES, TOKENIZER, CONFIG, *SPLITS)
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ class Encoder:
 
     schema: Schema
     pieces: Pieces
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "transformers.PreTrainedTokenizerFast"
     values: list[list[str]]
 
     @classmethod
@@ -251,16 +249,8 @@ class Encoder:
 
     @property
     def columns(self) -> dict[str, str]:
-        """Columns that raw rows must have; for histories, which no raw table has, a clause that says what they hold."""
-        did = {"positive": "clicked", "negative": "did not click", "any": "saw"}
-        columns = {field.column: "" for field in self.schema.fields}
-        for f in self.schema.fields:
-            if f.kind == "sequence":
-                columns[f.column] = (
-                    f", which holds the last items (as in {f.of!r}) that the row's user {did[f.outcome]}, {f.slots} at "
-                    f"most, newest first, {f.separator!r} between them, empty for none"
-                )
-        return columns
+        """Columns that raw rows must have, each with a clause; see `Schema.columns`."""
+        return self.schema.columns
 
     def encode(
         self, table: pa.Table, origin: str = "the table", *, prompts: bool = True

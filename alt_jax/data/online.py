@@ -11,7 +11,7 @@ from alt_jax.data import fields
 from alt_jax.data.dataset import Encoder
 from alt_jax.data.fields import Spelled
 from alt_jax.data.prompt import FewPieces, Pieces
-from alt_jax.data.sources.raw import require_columns
+from alt_jax.data.table_files import require_columns
 
 
 class OnlineEncoder:

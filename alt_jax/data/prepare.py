@@ -6,10 +6,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from alt_jax import console
 from alt_jax.config import Config, FieldConfig
@@ -28,14 +27,15 @@ from alt_jax.data.engine import Engine
 from alt_jax.data.local import Local
 from alt_jax.data.prompt import cut_values, sentence, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
-from alt_jax.data.sources import RawData
-from alt_jax.data.storage import place
+from alt_jax.data.sources.raw import RawData
 from alt_jax.data.summary import report
 from alt_jax.data.target import check_target, written
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
 from alt_jax.data.values import Values
-from alt_jax.errors import InputError
 from alt_jax.schema import Field, Schema, TextSchema
+
+if TYPE_CHECKING:
+    import transformers
 
 
 def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, int], Engine] = Local) -> Dataset:
@@ -51,6 +51,8 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, in
     clock = [time.perf_counter()]
     target, replace = check_target(config.data.dir)
     protocol = protocols.get(config.data.protocol)
+    where, to = config.data.raw or "its download", target.name
+    console.log(f"prepare · {config.data.source} · {where} → {to}", stage="prepare", raw=config.data.raw, data=to)
     raw = sources.load(config.data)
     split = protocols.apply(protocol, raw, config.data.positive_above)
     raw = aggregates.resolve(protocol, raw, split, named=[field.column for field in config.data.fields])
@@ -117,54 +119,6 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, in
     return dataset
 
 
-def prepared_by(config: Config) -> dict[str, Any]:
-    """The values that `prepare` reads, by their dotted names: configs that agree in them can share a dataset."""
-    unread = {"data.dir", "data.memory_gib"} | ({"text.vocab_size"} if config.text.model else set())
-    text = ("text.model", "text.vocab_size", "text.max_length")
-    return {
-        name: value
-        for name, value in config.flat().items()
-        if (name.startswith("data.") or name in text) and name not in unread
-    }
-
-
-def read_config(directory: str) -> Config:
-    """What the dataset of a folder or URL was prepared with.
-
-    Raises:
-      InputError: It is missing or damaged.
-    """
-    where = place(directory)
-    path = where / CONFIG
-    try:
-        return Config.from_json(where.local(CONFIG).read_text(encoding="utf-8"), path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({str(error).rstrip('.')}); prepare again.") from None
-
-
-def check_prepared(config: Config) -> None:
-    """Refuses a config that its dataset was not prepared with: what differs would have no effect, yet be recorded.
-
-    Where the raw rows lie may differ, and so may the text model, whose tokenizer `bridge.encoder_config` compares.
-
-    Raises:
-      InputError: They differ in something else; names the first value. Or the folder's config is missing or damaged.
-    """
-    found = prepared_by(read_config(config.data.dir))
-    for name, wanted in prepared_by(config).items():
-        if name in ("data.raw", "text.model") or name not in found or found[name] == wanted:
-            continue
-        if name in ("data.fields", "data.linked"):  # which no option sets
-            raise InputError(
-                f"{config.data.dir} was prepared with other {name}; use the config that it was prepared with, or "
-                "prepare again."
-            )
-        raise InputError(
-            f"{config.data.dir} was prepared with {name} = {found[name]!r}, not {wanted!r}; pass "
-            f"--{name.replace('_', '-')} {found[name]}, or prepare again."
-        )
-
-
 def _vocabulary(found: list[Values]) -> Vocabulary:
     return Vocabulary(
         field=np.repeat(np.arange(len(found), dtype=np.int32), [len(values.strings) for values in found]),
@@ -207,7 +161,7 @@ def _field(declared: FieldConfig, found: Values, cap: int, buckets: int) -> Fiel
     )
 
 
-def _text_schema(config: Config, tokenizer: PreTrainedTokenizerFast, length: int) -> TextSchema:
+def _text_schema(config: Config, tokenizer: "transformers.PreTrainedTokenizerFast", length: int) -> TextSchema:
     return TextSchema(
         tokenizer=config.text.model or "trained",
         fingerprint=tokenizer_fingerprint(tokenizer),

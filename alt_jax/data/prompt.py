@@ -29,16 +29,18 @@ a sample of whole sentences with their pieces.
 import re
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from alt_jax.errors import InputError
 from alt_jax.schema import PAD_ID
+
+if TYPE_CHECKING:
+    import transformers
 
 # Values tokenised at a time: enough to keep all cores busy, few enough that the encodings stay small in memory.
 _BATCH = 32768
@@ -108,7 +110,7 @@ def feature_ids(pieces: Pieces, values: Int[Array | np.ndarray, "B S"]) -> Int[A
 
 
 def tokenize_pieces(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: "transformers.PreTrainedTokenizerFast",
     names: Sequence[str],
     values: Sequence[Sequence[str]],
     features: Int[np.ndarray, " V"],
@@ -185,7 +187,10 @@ def tokenize_pieces(
 
 
 def cut_values(
-    tokenizer: PreTrainedTokenizerFast, values: Sequence[Sequence[str]], pieces: Pieces, caps: Sequence[int]
+    tokenizer: "transformers.PreTrainedTokenizerFast",
+    values: Sequence[Sequence[str]],
+    pieces: Pieces,
+    caps: Sequence[int],
 ) -> list[Bool[np.ndarray, " _v"]]:
     """Which values of each field did not fit their piece, given what `tokenize_pieces` was given and returned."""
     backend = _plain_text_backend(tokenizer)
@@ -204,7 +209,11 @@ class FewPieces:
     """Pieces of a few values at a time, in time that depends on these and not on how many there are in all."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, pieces: Pieces, max_tokens: Sequence[int], widths: Sequence[int]
+        self,
+        tokenizer: "transformers.PreTrainedTokenizerFast",
+        pieces: Pieces,
+        max_tokens: Sequence[int],
+        widths: Sequence[int],
     ) -> None:
         """Prepares the tokenizer.
 
@@ -395,7 +404,7 @@ def _choose_caps(
     return np.minimum(longest, levels[fits].max())
 
 
-def _plain_text_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+def _plain_text_backend(tokenizer: "transformers.PreTrainedTokenizerFast") -> Tokenizer:
     """A private copy that takes special-token strings in the text for plain text, and neither cuts nor pads."""
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
@@ -460,7 +469,7 @@ def _encode_inner(backend: Tokenizer, values: Sequence[Sequence[str] | None], co
 
 
 def _check_composition(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: "transformers.PreTrainedTokenizerFast",
     backend: Tokenizer,
     names: Sequence[str],
     prefixes: Sequence[str],

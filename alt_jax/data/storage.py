@@ -11,11 +11,12 @@ import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-import fsspec
-
 from alt_jax.errors import InputError, first_line
+from alt_jax.schema import SPLITS
 
 SCHEMA = "schema.json"  # written last: where it is, the rest is
+VOCABULARY, PIECES, TOKENIZER, CONFIG = "vocabulary.parquet", "pieces.npz", "tokenizer", "config.json"
+ENTRIES = (SCHEMA, VOCABULARY, PIECES, TOKENIZER, CONFIG, *SPLITS)  # of a prepared dataset
 
 
 class Place(ABC):
@@ -115,6 +116,8 @@ class Remote(Place):
         Raises:
           InputError: fsspec does not know the URL's protocol, or lacks the package for it.
         """
+        import fsspec  # noqa: PLC0415 - a tenth of a second that folders need not wait for
+
         self.name = self.url = url.rstrip("/")
         try:
             self._files, self._root = fsspec.url_to_fs(self.url)
@@ -183,6 +186,8 @@ class Remote(Place):
         Raises:
           InputError: It cannot be written.
         """
+        import fsspec  # noqa: PLC0415 - as above
+
         try:
             with path.open("rb") as source, fsspec.open(self / name, "wb") as target:
                 shutil.copyfileobj(source, target, 1 << 24)
@@ -219,6 +224,8 @@ def write_bytes(folder: str | Path, name: str, content: bytes | memoryview) -> N
     """
     try:
         if is_url(folder):
+            import fsspec  # noqa: PLC0415 - as above
+
             with fsspec.open(f"{folder}/{name}", "wb") as file:
                 file.write(content)
             return

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from alt_jax import partial
-from alt_jax.data.dataset import ENTRIES
-from alt_jax.data.storage import SCHEMA, Place, Remote, place
+from alt_jax.data.storage import ENTRIES, SCHEMA, Place, Remote, place
 from alt_jax.errors import InputError
 from alt_jax.schema import Schema
 

@@ -2,36 +2,60 @@
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from alt_jax.errors import InputError, first_line
 
+if TYPE_CHECKING:
+    import transformers
+
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 _ALPHABET = 1000
 _UNKNOWN = "a \U0010ffff"
 _ALPHANUMERIC = re.compile(r"([a-z0-9]+)(\.?)")  # with the full stop that closes a prompt's value
 
 
-def load_tokenizer(name_or_folder: str) -> PreTrainedTokenizerFast:
+def _library() -> ModuleType:
+    """transformers, imported where a tokenizer is made: it takes a second, and most commands need none.
+
+    Its advice to install PyTorch, which nothing here uses, is not for the users of alt-jax.
+    """
+    given = os.environ.get(_NO_ADVICE)
+    os.environ[_NO_ADVICE] = given or "1"
+    try:
+        import transformers  # noqa: PLC0415 - see above
+    finally:
+        if given is None:
+            del os.environ[_NO_ADVICE]
+        else:
+            os.environ[_NO_ADVICE] = given
+    return transformers
+
+
+def load_tokenizer(name_or_folder: str) -> "transformers.PreTrainedTokenizerFast":
     """Loads a Hugging Face tokenizer by hub name or from a folder; code that comes with one is never run.
 
     Raises:
       InputError: It cannot be had, is not backed by the `tokenizers` library, or lacks a special token.
     """
+    library = _library()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
-        if isinstance(tokenizer, PreTrainedTokenizerFast):
+        tokenizer = library.AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+        if isinstance(tokenizer, library.PreTrainedTokenizerFast):
             tokenizer.backend_tokenizer.encode(_UNKNOWN)  # which one that lacks its own unknown token cannot
     except Exception as error:  # tokenizers raises bare Exceptions, the hub half a dozen kinds: all mean the same here
         reason = first_line(error)
         raise InputError(f"No tokenizer can be loaded from {name_or_folder!r}: {reason}.") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+    if not isinstance(tokenizer, library.PreTrainedTokenizerFast):
         raise InputError(
             f"Tokenizer {name_or_folder!r} has no tokenizer.json form (a fast tokenizer); use one that has."
         )
@@ -44,13 +68,16 @@ def load_tokenizer(name_or_folder: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> "transformers.PreTrainedTokenizerFast":
     """Trains a lower-casing BERT WordPiece; the same texts always give the same tokenizer, in whatever order.
 
     The library's trainer alone gives another vocabulary in every process: it numbers continuation characters, and drops
     rare characters of equal count, in the order of a randomly seeded hash map. So both lists are settled here first.
     """
-    bert = BertTokenizer(vocab={token: i for i, token in enumerate(_SPECIAL)}, do_lower_case=True).backend_tokenizer
+    library = _library()
+    bert = library.BertTokenizer(
+        vocab={token: i for i, token in enumerate(_SPECIAL)}, do_lower_case=True
+    ).backend_tokenizer
     chunks: Counter[str] = Counter()
     for text, repeated in groupby(texts):
         count = sum(1 for _ in repeated)
@@ -84,10 +111,10 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     backend.train_from_iterator(_repeat(words), trainer)
-    return BertTokenizer(vocab=backend.get_vocab(), do_lower_case=True)
+    return library.BertTokenizer(vocab=backend.get_vocab(), do_lower_case=True)
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+def tokenizer_fingerprint(tokenizer: "transformers.PreTrainedTokenizerFast") -> str:
     """SHA-256 over the serialised tokenizer without its truncation and padding, which calls set as they please."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state.pop("truncation", None)

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import jax
@@ -21,11 +21,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import traverse_util
-from transformers import PreTrainedTokenizerBase
 
 from alt_jax.errors import InputError, shortened
 from alt_jax.models.encoder import EncoderConfig
 from alt_jax.models.text import read_config, text_tower
+
+if TYPE_CHECKING:
+    import transformers
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -144,7 +146,10 @@ def load_weights(folder: Path, config: EncoderConfig) -> dict[str, Any]:
 
 
 def save(
-    folder: Path, config: EncoderConfig, params: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None
+    folder: Path,
+    config: EncoderConfig,
+    params: Mapping[str, Any],
+    tokenizer: "transformers.PreTrainedTokenizerBase | None" = None,
 ) -> None:
     """Writes a folder that transformers' `AutoModel.from_pretrained` and `load_weights` can read.
 

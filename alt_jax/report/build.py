@@ -1,15 +1,13 @@
 """Puts a report together and writes it: one page."""
 
-import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from alt_jax import __version__
-from alt_jax.errors import InputError
 from alt_jax.partial import file_for, writing
 from alt_jax.report import page, sections
 from alt_jax.report.asked import ask
+from alt_jax.report.folders import check
 
 
 def report(folders: Sequence[Path], out: Path | None = None, price: float | None = None) -> Path:
@@ -26,13 +24,7 @@ def report(folders: Sequence[Path], out: Path | None = None, price: float | None
     Raises:
       InputError: A folder is neither a run nor a study, or the page cannot be written.
     """
-    if not folders:
-        raise InputError("give the folder of a run or of a study, e.g. alt-jax report runs/joint.")
-    if price is not None and not 0 <= price < math.inf:
-        raise InputError(f"--price {price} should be US dollars an hour, 0 or more.")
-    out = folders[0] / "report.html" if out is None else out
-    if os.path.isdir(out):  # False for a name that cannot be
-        raise InputError(f"{out} is a folder; give the name of a file, e.g. -o {out / 'report.html'}.")
+    out = check(folders, out, price)
     with file_for(out) as partial:
         asked = ask(folders)
         names = [*(run.name for run in asked.runs), *(study.name for study in asked.studies)]

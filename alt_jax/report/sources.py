@@ -10,9 +10,8 @@ from typing import Any
 
 from alt_jax.comparison import Line
 from alt_jax.errors import InputError
+from alt_jax.report.folders import TABLE, is_study, short_names
 from alt_jax.run import Run
-
-_TABLE = "table.json"
 
 
 @dataclass(frozen=True)
@@ -84,28 +83,12 @@ def read(folders: Sequence[Path]) -> tuple[list[Logged], list[Studied]]:
     """
     logged, studied = [], []
     for folder, name in zip(folders, short_names(folders), strict=True):
-        if (folder / "run.json").is_file() or not (folder / _TABLE).is_file():
+        if is_study(folder):
+            studied.append(Studied(name, folder, _lines(folder / TABLE)))
+        else:
             run = Run.load(folder)
             logged.append(Logged(name, run, run.result(), _records(folder / "metrics.jsonl")))
-        else:
-            studied.append(Studied(name, folder, _lines(folder / _TABLE)))
     return logged, studied
-
-
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell all of them apart.
-
-    Raises:
-      InputError: A folder is given twice.
-    """
-    parts = [folder.absolute().parts for folder in folders]
-    for number, folder in enumerate(folders):
-        if parts[number] in parts[:number]:
-            raise InputError(f"{folder} is given twice; name every run once.")
-    length = 1
-    while len({own[-length:] for own in parts}) < len(parts):
-        length += 1
-    return ["/".join(own[-length:]) for own in parts]
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -37,3 +37,13 @@ class Limits:
             )
         if self.max_queue < self.max_rows:
             raise InputError(f"--max-queue {self.max_queue} has no room for a request of --max-rows {self.max_rows}.")
+
+
+def check_port(port: int) -> None:
+    """Refuses a number that no port has.
+
+    Raises:
+      InputError: It is one.
+    """
+    if not 0 <= port < 1 << 16:
+        raise InputError(f"--port {port} is no port; give one from 0 to 65535.")

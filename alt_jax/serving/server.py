@@ -14,7 +14,7 @@ from alt_jax import console
 from alt_jax.errors import InputError
 from alt_jax.scorer import Scorer
 from alt_jax.serving.app import Service
-from alt_jax.serving.limits import Limits
+from alt_jax.serving.limits import Limits, check_port
 
 
 def serve(folder: Path, host: str, port: int, limits: Limits) -> None:
@@ -78,8 +78,7 @@ def _url(listening: socket.socket) -> str:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if not 0 <= port < 1 << 16:
-        raise InputError(f"--port {port} is no port; give one from 0 to 65535.")
+    check_port(port)
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:

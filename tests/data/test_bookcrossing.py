@@ -16,10 +16,11 @@ from alt_jax.data.prepare import prepare
 from alt_jax.data.protocols import PROTOCOLS
 from alt_jax.data.sources import bookcrossing
 from alt_jax.data.sources.original import Lines
+from alt_jax.data.sources.raw import RawData
 from alt_jax.errors import InputError
 
 
-def load(path: Path, **options: object) -> sources.RawData:
+def load(path: Path, **options: object) -> RawData:
     return sources.load(DataConfig(source="bookcrossing", raw=str(path), **options))
 
 

@@ -25,10 +25,11 @@ from alt_jax.data.dataset import Dataset
 from alt_jax.data.prepare import prepare
 from alt_jax.data.protocols import PROTOCOLS
 from alt_jax.data.sources import goodreads
+from alt_jax.data.sources.raw import RawData
 from alt_jax.errors import InputError
 
 
-def load(path: Path, **options: object) -> sources.RawData:
+def load(path: Path, **options: object) -> RawData:
     return sources.load(DataConfig(source="goodreads", raw=str(path), **options))
 
 

@@ -11,10 +11,11 @@ from movielens_files import MOVIES, TITLES, USERS, Raw, make_raw
 
 from alt_jax.config import DataConfig, FieldConfig
 from alt_jax.data import protocols, sources
+from alt_jax.data.sources.raw import RawData
 from alt_jax.errors import InputError
 
 
-def load(raw: Raw, path: Path, **options: object) -> sources.RawData:
+def load(raw: Raw, path: Path, **options: object) -> RawData:
     return sources.load(DataConfig(source=raw.source, raw=str(path), **options))
 
 

@@ -14,7 +14,8 @@ from movielens_files import MOVIES, Raw, make_raw
 from alt_jax.config import Config, DataConfig, FieldConfig, TextConfig
 from alt_jax.data import protocols, sources, storage
 from alt_jax.data.dataset import Dataset
-from alt_jax.data.prepare import check_prepared, prepare
+from alt_jax.data.prepare import prepare
+from alt_jax.data.prepared_config import check_prepared
 from alt_jax.data.prompt import compose, sentence
 from alt_jax.data.protocols import PROTOCOLS, SPLITS
 from alt_jax.data.tokenizer import load_tokenizer

@@ -15,7 +15,8 @@ from alt_jax.config import Config
 from alt_jax.data import storage
 from alt_jax.data.batches import batch_at
 from alt_jax.data.dataset import Dataset, Encoder
-from alt_jax.data.prepare import check_prepared, prepare
+from alt_jax.data.prepare import prepare
+from alt_jax.data.prepared_config import check_prepared
 from alt_jax.data.protocols import SPLITS
 from alt_jax.errors import InputError
 

@@ -1,37 +1,54 @@
-"""Data sources, one file each. Adding one is a file with a loader and a line in `_LOADERS`."""
+"""Data sources, one file each. Adding one is a file with a loader and a line in `_MODULES`.
+
+A source is imported when it is read: to say which there are needs none of them.
+"""
 
 import dataclasses
-from collections.abc import Callable
+import importlib
+from typing import TYPE_CHECKING
 
 from alt_jax.config import DataConfig
-from alt_jax.data.sources import bookcrossing, goodreads, movielens, table
-from alt_jax.data.sources.raw import RawData, check_linked
+from alt_jax.data.declared import check_linked
 from alt_jax.errors import InputError, choices
 
-_LOADERS: dict[str, Callable[[DataConfig], RawData]] = {
-    "bookcrossing": bookcrossing.load,
-    "goodreads": goodreads.load,
-    "movielens_100k": movielens.load,
-    "movielens_1m": movielens.load,
-    "table": table.load,
+if TYPE_CHECKING:
+    import alt_jax.data.sources.raw
+
+# The module of this package whose `load` reads the source.
+_MODULES = {
+    "bookcrossing": "bookcrossing",
+    "goodreads": "goodreads",
+    "movielens_100k": "movielens",
+    "movielens_1m": "movielens",
+    "table": "table",
 }
 
-__all__ = ["RawData", "load", "names"]
+__all__ = ["check_name", "load", "names"]
 
 
 def names() -> tuple[str, ...]:
     """Names that `data.source` may have."""
-    return tuple(_LOADERS)
+    return tuple(_MODULES)
 
 
-def load(config: DataConfig) -> RawData:
+def check_name(name: str) -> None:
+    """Refuses an unknown `data.source`.
+
+    Raises:
+      InputError: There is no such source; names the nearest and all.
+    """
+    if name not in _MODULES:
+        raise InputError(f"Unknown data.source {name!r}; {choices(name, names())}")
+
+
+def load(config: DataConfig) -> "alt_jax.data.sources.raw.RawData":
     """Reads and checks the raw rows that the config names; linked groups are the config's, where it has any.
 
     Raises:
       InputError: There is no such source, its files are missing or malformed, or the groups cannot be.
     """
-    if config.source not in _LOADERS:
-        raise InputError(f"Unknown data.source {config.source!r}; {choices(config.source, names())}")
-    raw = _LOADERS[config.source](config)
+    check_name(config.source)
+    source = importlib.import_module(f"{__name__}.{_MODULES[config.source]}")
+    raw: alt_jax.data.sources.raw.RawData = source.load(config)
     check_linked(config.linked, [field.column for field in raw.fields])
     return dataclasses.replace(raw, linked=config.linked or raw.linked)

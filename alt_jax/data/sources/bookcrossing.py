@@ -22,23 +22,14 @@ import pyarrow.csv
 from jaxtyping import Int
 
 from alt_jax.config import DataConfig, FieldConfig
-from alt_jax.data.sources.original import Lines, choose_fields, decode, first_duplicate, read_files, spread
-from alt_jax.data.sources.raw import RawData, require_columns
+from alt_jax.data.declared import choose_fields
+from alt_jax.data.published import ARCHIVES, BOOKCROSSING, raw_path
+from alt_jax.data.sources.original import Lines, decode, first_duplicate, read_files, spread
+from alt_jax.data.sources.raw import RawData
+from alt_jax.data.table_files import require_columns
 from alt_jax.errors import InputError
 
-FIELDS = (
-    FieldConfig("user_id", "User ID"),
-    FieldConfig("location", "Location"),
-    FieldConfig("age", "Age"),
-    FieldConfig("isbn", "ISBN"),
-    FieldConfig("title", "Book title"),
-    FieldConfig("author", "Author"),
-    FieldConfig("year", "Publication year"),
-    FieldConfig("publisher", "Publisher"),
-)
-LINKED = (("isbn", "title"),)
-# Wider groups, for configs: the reader and the book.
-SIDES = (("user_id", "location", "age"), ("isbn", "title", "author", "year", "publisher"))
+FIELDS, LINKED, SIDES = BOOKCROSSING
 RATINGS, USERS, BOOKS = "BX-Book-Ratings.csv", "BX-Users.csv", "BX-Books.csv"
 _COLUMNS = {
     RATINGS: {"User-ID": "user_id", "ISBN": "isbn", "Book-Rating": "rating"},
@@ -62,11 +53,9 @@ def load(config: DataConfig) -> RawData:
       InputError: A file is missing or unreadable, or a line is malformed; names file and line.
     """
     fields = choose_fields(config, FIELDS)
-    if not config.raw:
-        raise InputError(
-            "Source 'bookcrossing' needs data.raw, BX-CSV-Dump.zip or its unpacked folder; set --data.raw."
-        )
-    return read(Path(config.raw), fields)
+    path = raw_path(config)
+    assert path is not None
+    return read(path, fields)
 
 
 def read(path: Path, fields: tuple[FieldConfig, ...] = FIELDS) -> RawData:
@@ -78,7 +67,7 @@ def read(path: Path, fields: tuple[FieldConfig, ...] = FIELDS) -> RawData:
     notices: list[str] = []
     files = {
         name: _File(data, Lines(f"{path}/{name}"), notices)
-        for name, data in read_files(path, "BX-CSV-Dump", (RATINGS, USERS, BOOKS)).items()
+        for name, data in read_files(path, ARCHIVES["bookcrossing"], (RATINGS, USERS, BOOKS)).items()
     }
     tables = {name: file.table() for name, file in files.items()}
     for name, table in tables.items():

@@ -36,33 +36,19 @@ import pyarrow.csv
 from jaxtyping import Int
 
 from alt_jax.config import DataConfig, FieldConfig
-from alt_jax.data.sources.original import Lines, choose_fields, first_duplicate, spread
-from alt_jax.data.sources.raw import Aggregate, RawData, require_columns
+from alt_jax.data.declared import choose_fields
+from alt_jax.data.published import GOODREADS, GOODREADS_INTERACTIONS, raw_path, require_folder
+from alt_jax.data.sources.original import Lines, first_duplicate, spread
+from alt_jax.data.sources.raw import Aggregate, RawData
+from alt_jax.data.table_files import require_columns
 from alt_jax.errors import InputError
 
-FIELDS = (
-    FieldConfig("user_id", "User ID"),
-    FieldConfig("book_id", "Book ID"),
-    FieldConfig("title", "Book title"),
-    FieldConfig("genres", "Book genres"),
-    FieldConfig("average_rating", "Average rating"),
-    FieldConfig("reviews", "Number of book reviews"),
-    FieldConfig("author_id", "Author ID"),
-    FieldConfig("author", "Author name"),
-    FieldConfig("pages", "Number of pages"),
-    FieldConfig("is_ebook", "eBook flag"),
-    FieldConfig("format", "Format"),
-    FieldConfig("publisher", "Publisher"),
-    FieldConfig("year", "Publication year"),
-    FieldConfig("work_id", "Work ID"),
-    FieldConfig("media_type", "Media type"),
-)
-LINKED = (("book_id", "work_id", "title"), ("author_id", "author"))
+FIELDS, LINKED, _ = GOODREADS
 AGGREGATES = (
     Aggregate("average_rating", of="given_rating", by="book_id", how="mean"),
     Aggregate("reviews", of="is_reviewed", by="book_id", how="sum"),
 )
-INTERACTIONS, BOOK_MAP, USER_MAP = "goodreads_interactions.csv", "book_id_map.csv", "user_id_map.csv"
+INTERACTIONS, BOOK_MAP, USER_MAP = GOODREADS_INTERACTIONS, "book_id_map.csv", "user_id_map.csv"
 BOOKS, AUTHORS = "goodreads_books.json.gz", "goodreads_book_authors.json.gz"
 GENRES, WORKS = "goodreads_book_genres_initial.json.gz", "goodreads_book_works.json.gz"
 _FILES = (INTERACTIONS, BOOK_MAP, USER_MAP, BOOKS, AUTHORS, GENRES, WORKS)
@@ -86,9 +72,9 @@ def load(config: DataConfig) -> RawData:
       InputError: A file is missing or unreadable, or a line is malformed; names file and line.
     """
     fields = choose_fields(config, FIELDS)
-    if not config.raw:
-        raise InputError("Source 'goodreads' needs data.raw, the folder with the Book Graph's files; set --data.raw.")
-    return read(Path(config.raw), fields)
+    path = raw_path(config)
+    assert path is not None
+    return read(path, fields)
 
 
 def read(path: Path, fields: tuple[FieldConfig, ...] = FIELDS) -> RawData:
@@ -97,8 +83,7 @@ def read(path: Path, fields: tuple[FieldConfig, ...] = FIELDS) -> RawData:
     Raises:
       InputError: A file is missing or unreadable, or a line is malformed; names file and line.
     """
-    if not path.is_dir():
-        raise InputError(f"{path} is not a folder; set --data.raw to the folder that holds {INTERACTIONS}.")
+    require_folder(path)
     for name in _FILES:
         if not (path / name).is_file():
             raise InputError(f"{path} holds no {name}; download it from the UCSD Book Graph into that folder.")

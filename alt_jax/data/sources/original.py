@@ -1,6 +1,5 @@
-"""What readers of published data sets share: their files, messages that name a line, and their declared fields."""
+"""What readers of published data sets share: their files, and messages that name a line."""
 
-import dataclasses
 import lzma
 import struct
 import zipfile
@@ -14,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
-from alt_jax.config import DataConfig, FieldConfig
-from alt_jax.errors import InputError, nearest, shortened
+from alt_jax.data.published import require_archive
+from alt_jax.errors import InputError, shortened
 
 _MOST = 1 << 30  # bytes of a file in a zip; the largest of the originals has 78 MB
 
@@ -38,8 +37,7 @@ def read_files(path: Path, folder: str, needed: Sequence[str], optional: Sequenc
       InputError: The path, the zip or one of the needed files is missing or damaged.
     """
     names = (*needed, *optional)
-    if not path.exists():
-        raise InputError(f"{path} does not exist; set --data.raw to {folder}.zip or its unpacked folder.")
+    require_archive(path, folder)
     if path.is_dir():
         inside = path / folder if (path / folder).is_dir() else path
         files = {name: (inside / name).read_bytes() for name in names if (inside / name).is_file()}
@@ -91,31 +89,6 @@ def decode(data: bytes, where: Lines, notices: list[str]) -> str:
     if not text.isascii():
         notices.append(f"{where.file} is UTF-8 where the original is Latin-1: read as UTF-8.")
     return text
-
-
-def choose_fields(config: DataConfig, declared: Sequence[FieldConfig]) -> tuple[FieldConfig, ...]:
-    """The declared fields, or those of them that the config names.
-
-    Raises:
-      InputError: The config names an unknown field or one twice, or sets what only own tables have.
-    """
-    default = DataConfig()
-    for option in ("label", "timestamp", "user", "item"):
-        if getattr(config, option) != getattr(default, option):  # a value that nobody reads would be a silent mistake
-            raise InputError(f"data.{option} is for own tables; {config.source} declares its own: leave it out.")
-    if not config.fields:
-        return tuple(declared)
-    own = {f.column: f.name for f in declared}
-    for field in config.fields:
-        if field.column not in own and field.kind != "sequence":  # a sequence is made, not read
-            raise InputError(f"{config.source} has no field {field.column!r}; {nearest(field.column, list(own))}")
-    columns = [f.column for f in config.fields]
-    names = [f.name or own.get(f.column, f.column) for f in config.fields]
-    for listed in (columns, names):
-        twice = [entry for entry in listed if listed.count(entry) > 1]
-        if twice:
-            raise InputError(f"data.fields uses {twice[0]!r} twice; leave one of them out.")
-    return tuple(dataclasses.replace(f, name=name) for f, name in zip(config.fields, names, strict=True))
 
 
 def first_duplicate(user: Int[np.ndarray, " N"], item: Int[np.ndarray, " N"]) -> tuple[int, int] | None:

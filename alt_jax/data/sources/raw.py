@@ -1,7 +1,7 @@
 """What every data source gives: one Arrow table of raw columns and a declaration of what they mean."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alt_jax.config import FieldConfig
-from alt_jax.errors import InputError, nearest
+from alt_jax.errors import InputError
 
 # What has one obvious spelling.
 _PLAIN = (
@@ -96,42 +96,6 @@ class RawData:
     notices: tuple[str, ...] = ()
     positive_above: float | None = 3.0
     aggregates: tuple[Aggregate, ...] = ()
-
-
-def check_linked(linked: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
-    """Checks groups that a config declares.
-
-    Raises:
-      InputError: One names a column that is no field, or they overlap, or one links nothing.
-    """
-    members = [column for group in linked for column in group]
-    for column in members:
-        if column not in columns:
-            raise InputError(
-                f"data.linked names column {column!r}, which is not among data.fields: {list(columns)}; "
-                "name one of these."
-            )
-    if len(members) != len(set(members)) or any(len(group) < 2 for group in linked):
-        raise InputError("data.linked must list groups of two or more columns, each column in one group only.")
-
-
-def require_columns(present: Sequence[str], wanted: Collection[str], origin: str) -> None:
-    """Checks that every wanted column is there exactly once.
-
-    Args:
-      present: Columns that there are.
-      wanted: Columns; a mapping also gives a clause each, which says what a missing one should hold, or is empty.
-      origin: Name of the file, for messages.
-
-    Raises:
-      InputError: One is missing (the nearest is named) or is there twice.
-    """
-    for column in wanted:
-        if column not in present:
-            clause = wanted[column] if isinstance(wanted, Mapping) else ""
-            raise InputError(f"{origin} has no column {column!r}{clause}; {nearest(column, present)}")
-        if list(present).count(column) > 1:
-            raise InputError(f"{origin} has more than one column {column!r}; rename all but one.")
 
 
 def as_text(column: pa.Array | pa.ChunkedArray, name: str, origin: str) -> pa.DictionaryArray:

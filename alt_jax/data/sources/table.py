@@ -1,6 +1,5 @@
 """Own tables: CSV, TSV or Parquet (a file, or a folder of Parquet parts as Spark and Beam write them)."""
 
-import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,12 +12,19 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from alt_jax.config import DataConfig, FieldConfig
-from alt_jax.data.sources.raw import Columns, RawData, check_linked, require_columns
+from alt_jax.config import DataConfig
+from alt_jax.data.declared import own_columns, own_fields
+from alt_jax.data.sources.raw import Columns, RawData
+from alt_jax.data.table_files import (
+    arrow_reason,
+    csv_columns,
+    csv_options,
+    malformed_csv,
+    parquet_parts,
+    require_columns,
+    unreadable_parquet,
+)
 from alt_jax.errors import InputError, shortened
-
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_PARQUET = (".parquet", ".pq")
 
 
 def load(config: DataConfig) -> RawData:
@@ -27,18 +33,13 @@ def load(config: DataConfig) -> RawData:
     Raises:
       InputError: The declaration is incomplete or contradicts itself, or the file does not fit it.
     """
-    if not config.raw:
-        raise InputError("Source 'table' needs data.raw, a CSV or Parquet file; set it or pass --data.raw PATH.")
-    if not config.fields:
-        raise InputError("Source 'table' needs data.fields: the columns to use, in prompt order.")
-    fields = tuple(dataclasses.replace(f, name=f.name or f.column) for f in config.fields)
-    check_fields(config, fields)
+    fields = own_fields(config)
     path = Path(config.raw)
-    columns = [f.column for f in fields if f.kind != "sequence"]  # a sequence is made, not read
+    columns = [f.column for f in fields if f.kind != "sequence"]
     special = {"__label__": (config.label, _label)}
     if config.timestamp:
         special["__timestamp__"] = (config.timestamp, times)
-    rows = _open(path, list(dict.fromkeys([*columns, *(name for name, _ in special.values())])))
+    rows = _open(path, own_columns(config))
     readers: dict[str, Callable[[], Any]] = {column: partial(rows.__getitem__, column) for column in columns}
     for column, (name, convert) in special.items():
         readers[column] = partial(_converted, rows, name, convert, path)
@@ -60,32 +61,9 @@ def load(config: DataConfig) -> RawData:
     )
 
 
-def check_fields(config: DataConfig, fields: Sequence[FieldConfig]) -> None:
-    """Checks that columns and names are distinct and that user, item, linked and label agree with them.
-
-    Raises:
-      InputError: They do not; names the column.
-    """
-    columns, names = [f.column for f in fields], [f.name for f in fields]
-    for what, listed in (("column", columns), ("name", names)):
-        twice = [entry for entry in listed if listed.count(entry) > 1]
-        if twice:
-            raise InputError(f"data.fields uses the {what} {twice[0]!r} twice; leave one of them out.")
-    if config.label in columns:
-        raise InputError(
-            f"data.fields contains the label column {config.label!r}; a model must not see its label; leave it out."
-        )
-    for what, column in (("user", config.user), ("item", config.item)):
-        if column is not None and column not in columns:
-            raise InputError(
-                f"data.{what} names column {column!r}, which is not among data.fields: {columns}; name one of these."
-            )
-    check_linked(config.linked, columns)
-
-
 def _open(path: Path, columns: Sequence[str]) -> pa.Table | Columns:
     """Parquet columns are read when asked for; a CSV file, whose columns lie interleaved, is read at once."""
-    parts = _parquet_parts(path)
+    parts = parquet_parts(path)
     if not parts:
         return read(path, columns, encoded=True)
     rows = 0
@@ -108,15 +86,15 @@ def read(path: Path, columns: Collection[str], *, encoded: bool = False) -> pa.T
 
     Args:
       path: The file or folder.
-      columns: Which; see `alt_jax.data.sources.raw.require_columns`.
+      columns: Which; see `alt_jax.data.table_files.require_columns`.
       encoded: Reads strings as dictionaries and indices, as Parquet stores them: quicker, and 4 bytes a row.
 
     Raises:
       InputError: The file is missing, of another kind, malformed, not UTF-8, or lacks a column; names the nearest.
     """
-    parts = _parquet_parts(path)
+    parts = parquet_parts(path)
     if not parts:
-        return _read_csv(path, columns, _DELIMITERS[path.suffix.lower()], encoded)
+        return _read_csv(path, columns, encoded)
     tables = []
     for part in parts:
         with _parquet(part, columns, encoded) as file:
@@ -125,7 +103,7 @@ def read(path: Path, columns: Collection[str], *, encoded: bool = False) -> pa.T
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowTypeError as error:
         raise InputError(
-            f"The parts in {path} have columns of different types ({_line(error)}); write them with the same."
+            f"The parts in {path} have columns of different types ({arrow_reason(error)}); write them with the same."
         ) from None
 
 
@@ -163,7 +141,7 @@ def row_groups(parts: Sequence[Path], columns: Collection[str], origin: str) -> 
         return [group for group in groups if group.rows], pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowTypeError as error:
         raise InputError(
-            f"The parts in {origin} have columns of different types ({_line(error)}); write them with the same."
+            f"The parts in {origin} have columns of different types ({arrow_reason(error)}); write them with the same."
         ) from None
 
 
@@ -178,21 +156,6 @@ def read_group(group: RowGroup, schema: pa.Schema) -> pa.Table:
     return table.cast(schema)
 
 
-def _parquet_parts(path: Path) -> list[Path]:
-    """The Parquet files that a table consists of; none if it is CSV or TSV."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist; correct the path of the table.")
-    if path.is_dir():
-        parts = sorted(p for p in path.iterdir() if p.suffix.lower() in _PARQUET and p.name[0] not in "._")
-        if not parts:
-            raise InputError(f"{path} is a folder without .parquet files; name a table file.")
-        return parts
-    suffix = path.suffix.lower()
-    if suffix not in _PARQUET and suffix not in _DELIMITERS:
-        raise InputError(f"{path} is not named like a table; use {', '.join([*_DELIMITERS, *_PARQUET])}.")
-    return [path] if suffix in _PARQUET else []
-
-
 @contextmanager
 def _parquet(path: Path, columns: Collection[str], encoded: bool) -> Iterator[pa.parquet.ParquetFile]:
     """An open Parquet file that has the columns."""
@@ -203,22 +166,16 @@ def _parquet(path: Path, columns: Collection[str], encoded: bool) -> Iterator[pa
             require_columns(file.schema_arrow.names, columns, str(path))
             yield file
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as Parquet ({_line(error)}); write it again.") from None
+        raise unreadable_parquet(path, error) from None
 
 
 def _is_string(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _read_csv(path: Path, columns: Collection[str], delimiter: str, encoded: bool) -> pa.Table:
-    read_options = pa.csv.ReadOptions(use_threads=False)  # with threads, errors do not say the row
-    parse_options = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    try:
-        with pa.csv.open_csv(path, read_options=read_options, parse_options=parse_options) as reader:
-            present = reader.schema.names
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise _csv_error(path, error) from None
-    require_columns(present, columns, str(path))
+def _read_csv(path: Path, columns: Collection[str], encoded: bool) -> pa.Table:
+    read_options, parse_options = csv_options(path)
+    require_columns(csv_columns(path, read_options, parse_options), columns, str(path))
     convert = pa.csv.ConvertOptions(
         include_columns=list(columns),
         column_types=dict.fromkeys(columns, pa.dictionary(pa.int32(), pa.string()) if encoded else pa.string()),
@@ -227,18 +184,7 @@ def _read_csv(path: Path, columns: Collection[str], delimiter: str, encoded: boo
     try:
         return pa.csv.read_csv(path, read_options=read_options, parse_options=parse_options, convert_options=convert)
     except pa.ArrowInvalid as error:
-        raise _csv_error(path, error) from None
-
-
-def _csv_error(path: Path, error: Exception) -> InputError:
-    if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error) or "UTF-8" in str(error):
-        return InputError(f"{path} is not UTF-8 text ({_line(error)}); convert it, e.g. with iconv -f latin1 -t utf-8.")
-    return InputError(f"{path} is malformed: {_line(error)}; correct that row, counted with the header as row 1.")
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's message, without its closing full stop."""
-    return shortened(str(error).strip().split("\n")[0].rstrip("."))
+        raise malformed_csv(path, error) from None
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:

@@ -1,0 +1,173 @@
+"""What a command refuses by its arguments, the config and the paths, before JAX, transformers or Arrow's compute.
+
+To import those takes seconds, and to wait for them only to read that a file is missing is a nuisance. Every check here
+is one that the command makes anyway, by the same function, so that it says the same; what needs the data, the model or
+the devices is found there.
+
+Where several processes run a command together, only what all of them say ends all of them: then nothing is to be
+checked here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from alt_jax import run_files, studies
+from alt_jax.config import Config, DataConfig
+from alt_jax.data import declared, protocol_presets, published, sources, table_files, target
+from alt_jax.data.prepared_config import check_prepared
+from alt_jax.data.storage import SCHEMA, is_url, place
+from alt_jax.errors import InputError
+from alt_jax.report import folders as reported
+from alt_jax.run_files import Origin
+from alt_jax.schema import Schema
+from alt_jax.serving.limits import check_port
+from alt_jax.studies import Study
+
+
+def prepare(config: Config) -> None:
+    """Where the dataset goes, and what is declared of the raw data.
+
+    Raises:
+      InputError: The place is taken, the declaration is wrong, or there is no such file or column.
+    """
+    if not is_url(config.data.dir):  # what a network takes its time for is asked once, later
+        target.check_target(config.data.dir)
+    protocol_presets.get(config.data.protocol)
+    _raw(config.data)
+
+
+def train(config: Config, origin: Origin, run_dir: Path) -> None:
+    """The dataset, the run folder, and the pretraining that a new run starts from.
+
+    Raises:
+      InputError: There is no dataset, it was prepared otherwise, the folder is taken, or the pretraining is none.
+    """
+    run_files.check_path(run_dir)
+    schema = None
+    if not is_url(config.data.dir):
+        schema = Schema.load(place(config.data.dir).folder / SCHEMA)
+        check_prepared(config)
+    if (run_dir / "run.json").is_file():
+        run_files.check_same(run_dir, origin, config)
+        return  # it may be past its start, and the pretraining gone
+    run_files.check_free(run_dir)
+    if origin.init_from is None:
+        return
+    if schema is None:
+        run_files.read_origin(Path(origin.init_from))
+    else:
+        run_files.check_pretraining(Path(origin.init_from), schema)
+
+
+def evaluate(folders: Sequence[Path]) -> None:
+    """Finished finetunings, and their datasets.
+
+    Raises:
+      InputError: A folder is none, or a dataset is gone.
+    """
+    if not folders:
+        raise InputError("give the folder of a finished run, e.g. alt-jax evaluate runs/joint.")
+    for folder in folders:
+        _finetuned(folder)
+
+
+def predict(model: Path, rows: Path, output: Path) -> None:
+    """A model, and rows that have its columns.
+
+    Raises:
+      InputError: The model is none, there is no table, it lacks a column, or the output cannot be.
+    """
+    table_files.check_output(rows, output)
+    scorable(model)
+    table_files.check_columns(rows, Schema.load(model / SCHEMA).columns)
+
+
+def export(folder: Path, out: Path) -> None:
+    """A finished finetuning, and a new folder.
+
+    Raises:
+      InputError: It is none, or the folder is taken.
+    """
+    if not run_files.is_exported(folder, out):
+        _finetuned(folder)
+
+
+def serve(model: Path, port: int) -> None:
+    """A model, and a port.
+
+    Raises:
+      InputError: It is none.
+    """
+    check_port(port)
+    scorable(model)
+
+
+def scorable(model: Path) -> None:
+    """What scores rows: a finetuning or an export.
+
+    Raises:
+      InputError: It is neither.
+    """
+    if (model / run_files.PARAMS).is_file():
+        run_files.read_origin(model)
+    else:
+        _finetuned(model)
+
+
+def ablate(config: Config, study: Study, run_dir: Path) -> None:
+    """The dataset of a study, or the raw data that it will be prepared from.
+
+    Raises:
+      InputError: There is neither, or the dataset was prepared otherwise.
+    """
+    run_files.check_path(run_dir)
+    for arm in study.arms:
+        changed = any(name.startswith(("data.", "text.")) for name in arm.values)  # it may have a dataset of its own
+        if changed or not study.trained(arm) or is_url(config.data.dir):
+            continue
+        with studies.refusing(f"arm {arm.name!r}"):
+            if place(config.data.dir).has(SCHEMA):
+                check_prepared(config)
+            else:
+                prepare(config)
+        return
+
+
+def inspect(name: str, rows: int) -> None:
+    """Something to inspect.
+
+    Raises:
+      InputError: There is nothing.
+    """
+    run_files.kind(name, rows)
+
+
+def report(folders: Sequence[Path], out: Path | None, price: float | None) -> None:
+    """Runs and studies.
+
+    Raises:
+      InputError: A folder is neither, or the page cannot be.
+    """
+    reported.check(folders, out, price)
+    reported.short_names(folders)
+    for folder in folders:
+        if not reported.is_study(folder):
+            run_files.read_origin(folder)
+
+
+def _finetuned(folder: Path) -> None:
+    """A finished finetuning whose dataset is still there."""
+    run_files.best_step(folder)
+    data = run_files.read_config(folder).data.dir
+    if not is_url(data):
+        Schema.load(place(data).folder / SCHEMA)
+
+
+def _raw(data: DataConfig) -> None:
+    """Raw data as declared: the files, and the columns of an own table."""
+    sources.check_name(data.source)
+    if data.source != "table":
+        published.check(data)
+        return
+    declared.own_fields(data)
+    table_files.check_columns(Path(data.raw), declared.own_columns(data))
