@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_rows import fresh
 
 from alt_jax import bridge
 from alt_jax.config import LossConfig
@@ -37,7 +38,7 @@ def run(task, optimizer, dataset, batches: list[Batch], *, lazy: bool, devices: 
     mesh = make_mesh(jax.devices()[:devices])
     pieces = replicate(mesh, dataset.pieces)
     with jax.set_mesh(mesh):
-        state = initial_state(mesh, jax.jit(task.init)(jax.random.key(1)), optimizer)
+        state = initial_state(mesh, fresh(task), optimizer)
         step = jax.jit(make_step(task, optimizer, lazy_tables=lazy))
         states, logged = [jax.device_get(state)], []
         for batch in batches:
