@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from text_families import CONFIGS, FAMILIES_BY_LANE, drawn, rates, with_rates
 
 from alt_jax.models import packing
 from alt_jax.models.packing import Wanted, first, lay_out, select
 from alt_jax.models.text import text_tower
-from tests.models.text_families import CONFIGS, FAMILIES, drawn, rates, with_rates
 
 
 def random_mask(rng: np.random.Generator, rows: int, length: int) -> np.ndarray:
@@ -146,7 +146,7 @@ def pulled(tower, params, tokens, mask, where, *, slots, room):
     return jax.grad(loss, has_aux=True)(params)
 
 
-@FAMILIES
+@FAMILIES_BY_LANE
 @pytest.mark.parametrize("slots", [None, 1, 5])
 def test_a_packed_tower_is_the_padded_one(config, slots):
     """To the bits of dropout, since a token draws by its number and not by its place."""

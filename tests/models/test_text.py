@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from text_families import (
     CONFIGS,
     FAMILIES,
+    FAMILIES_BY_LANE,
     GOLDENS,
     KINDS,
     drawn,
@@ -68,7 +69,7 @@ def test_goldens_see_what_a_config_says(name, changes, tmp_path):
     assert golden_error(tiny_folder(tmp_path, name), name, **changes) > 1e-4
 
 
-@FAMILIES
+@FAMILIES_BY_LANE
 def test_the_states_asked_for_are_those_of_the_whole(config):
     """And so are their gradients, though the last layer computes no others."""
     params, tower = drawn(config), text_tower(config)
@@ -145,7 +146,7 @@ def test_the_written_out_attention_is_the_fused_one(config):
     np.testing.assert_allclose(written_out[mask], run(tower, params, *batch)[mask], atol=5e-6)
 
 
-@FAMILIES
+@FAMILIES_BY_LANE
 def test_bfloat16_is_close(config):
     params, batch = initial(config), prompts(config)
     mask = batch[1]
@@ -203,7 +204,7 @@ def test_too_long_prompt(config):
         shape(longest + 1)
 
 
-@FAMILIES
+@FAMILIES_BY_LANE
 def test_pretraining_through_the_whole_model(config, make_pretrain, plain_config, tiny_dataset):
     """Updates on one batch with the same masks: the loss is finite, falls at once and goes on to."""
     schema = tiny_dataset.schema

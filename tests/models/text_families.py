@@ -47,6 +47,14 @@ FAMILIES = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 # Where two families are the same modules, one will do.
 _KINDS = ("bert", "distilbert", "modernbert")
 KINDS = pytest.mark.parametrize("config", [CONFIGS[family] for family in _KINDS], ids=_KINDS)
+# All, of which those that will do for the others are in the default lane.
+FAMILIES_BY_LANE = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=family, marks=[] if family in _KINDS else [pytest.mark.slow])
+        for family, config in CONFIGS.items()
+    ],
+)
 
 
 def rates(config: EncoderConfig) -> list[str]:
