@@ -52,7 +52,18 @@ programs.bound(compiling.folder(), programs.LIMIT)
 # --- The run ---
 
 # Begun first, longest first, so that no worker is left with one of them when the others are done.
-_LONG = ("test_docs.py", "test_train.py")
+_LONG = (
+    *(
+        "test_kills.py",
+        "test_interactions.py",
+        "test_cluster.py",
+        "test_text.py",
+        "test_train.py",
+        "test_microbatches.py",
+    ),
+    *("test_lazy.py", "test_fields.py", "test_ablate.py", "test_faults.py", "test_pretraining.py", "test_docs.py"),
+    *("test_devices.py", "test_packing.py", "test_bridge.py", "test_demo.py", "test_report.py", "test_odd_data.py"),
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

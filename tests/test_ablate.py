@@ -239,8 +239,17 @@ def test_why_a_run_failed_is_what_it_said_last_the_last_time(tmp_path, monkeypat
     assert (tmp_path / "seed-0.log").read_text().startswith("Traceback")  # what was said before is kept
 
 
-def test_a_real_study(tmp_path, tiny_config, tiny_dataset, capfd):
-    """Two arms, one of which cannot run; then again, when nothing is left to do; then with another config."""
+def here(groups: Sequence[Sequence[ablate.Job]], jobs: int) -> None:
+    """As `ablate.run`, in this process."""
+    for job in itertools.chain.from_iterable(groups):
+        if not job.finished:
+            job.folder.parent.mkdir(parents=True, exist_ok=True)
+            job.beside(".json").write_text(ablate._to_json(job), encoding="utf-8")
+            ablate._run_job(job.beside(".json"), job.folder)
+
+
+def test_a_real_study(tmp_path, tiny_config, tiny_dataset, monkeypatch):
+    """Two arms, one of which cannot run; then again, without processes, what is left; then with another config."""
     folder = tmp_path / "study"
     study = Study(
         (Arm("none", pretrain=False), Arm("icl", {"loss.mlm": 0.0, "loss.mtm": 0.0, "pretrain.batch_size": 10**6})),
@@ -251,6 +260,7 @@ def test_a_real_study(tmp_path, tiny_config, tiny_dataset, capfd):
     assert "- ctr icl seed 0: pretraining failed: A batch of 1000000 rows is larger than" in text
     result = (folder / "ctr" / "none" / "seed-0" / "result.json").stat().st_mtime_ns
     good = Study((study.arms[0], Arm("icl", {"loss.mlm": 0.0, "loss.mtm": 0.0})), ("ctr",))
+    monkeypatch.setattr(ablate, "run", here)
     text = ablate.ablate(tiny_config, good, seeds=1, folder=folder, jobs=1)
     assert "| ctr | icl | 1 | 0." in text
     assert (folder / "ctr" / "none" / "seed-0" / "result.json").stat().st_mtime_ns == result
@@ -306,15 +316,6 @@ def test_a_run_never_outlives_its_study(tmp_path, tiny_config, tiny_dataset, num
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
     assert not (runs / "ctr" / "two").exists()
-
-
-def here(groups: Sequence[Sequence[ablate.Job]], jobs: int) -> None:
-    """As `ablate.run`, in this process."""
-    for job in itertools.chain.from_iterable(groups):
-        if not job.finished:
-            job.folder.parent.mkdir(parents=True, exist_ok=True)
-            job.beside(".json").write_text(ablate._to_json(job), encoding="utf-8")
-            ablate._run_job(job.beside(".json"), job.folder)
 
 
 def test_the_mean_of_two_runs_is_evaluated_not_trained(tmp_path, tiny_config, tiny_dataset, monkeypatch):

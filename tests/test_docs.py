@@ -312,7 +312,7 @@ def _python() -> str:
 
 
 def test_a_tiny_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """`own_log.md` in this process, down to the service, with a smaller log and a smaller model."""
+    """`own_log.md` in this process, down to the service, with a smaller log and a smaller model, without baselines."""
     small = {"range(4000)": "range(600)", "epochs=3": "epochs=1", "layers=2": "layers=1", "hidden=48": "hidden=16"}
     (tmp_path / "configs").mkdir()
     for name, text in titles(ROOT / "docs" / "own_log.md").items():
@@ -325,7 +325,9 @@ def test_a_tiny_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     for block in blocks:
         for path, *arguments in calls(block, tmp_path / "shell"):
             assert Path(path).name == "alt-jax"
-            assert cli.run(arguments) == 0, capsys.readouterr().err
+            if arguments[0] == "finetune" and "none" in arguments:
+                continue
+            assert cli.run([word for word in arguments if "baseline" not in word]) == 0, capsys.readouterr().err
     capsys.readouterr()
     exec(_python(), {})
     assert 0 < float(capsys.readouterr().out.split("[")[-1].split("]")[0]) < 1

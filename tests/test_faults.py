@@ -72,7 +72,8 @@ def result(run: Path) -> dict[str, Any]:
 
 def on_a_full_disk(size: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", _FULL, str(size), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # which it may not have room for, and would not notice
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
 
 def assert_said(found: "subprocess.CompletedProcess[str]", said: str) -> None:

@@ -37,6 +37,9 @@ def test_a_killed_command_ends_like_an_undisturbed_one(
     if count > 1:  # kills may hit what is compiled, too
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     folders = kills.folders(tmp_path)
+    if count == 1:
+        for folder in folders:
+            (folder / "study.json").write_text('{"not": {"pretrain": false}}', encoding="utf-8")
     for stage in kills.STAGES:  # each needs what those before have made
         done = kills.disturb(stage, *folders, count, random.Random(stage), at_work=lambda number: number % 4 > 0)
         assert done[0] >= 1

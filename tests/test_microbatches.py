@@ -78,8 +78,12 @@ def small(config: Config, options: dict[str, Any]) -> Config:
     return config.override({"ctr.hidden": (8,), "ctr.options": {"layers": 1}, **options})
 
 
-@pytest.mark.parametrize("way", list(WAYS))
-def test_parts_change_nothing(way, make_pretrain, tiny_config, tiny_dataset, quick):
+@pytest.mark.parametrize(
+    ("way", "parts", "devices"),
+    [pytest.param(way, 2, 1, marks=pytest.mark.slow if way.startswith("single tokens") else []) for way in WAYS]
+    + [pytest.param("all, in chunks", 4, 8, marks=pytest.mark.slow)],
+)
+def test_parts_change_nothing(way, parts, devices, make_pretrain, tiny_config, tiny_dataset, quick):
     """Dropout is on: what is drawn for a row depends on its number in the batch, not on the part it is in."""
     weights, options = WAYS[way]
     assert min(tiny_config.text.dropout, tiny_config.ctr.dropout, tiny_config.icl.dropout, tiny_config.mlm.dropout) > 0
@@ -87,9 +91,7 @@ def test_parts_change_nothing(way, make_pretrain, tiny_config, tiny_dataset, qui
     whole = run(task, tiny_dataset, 1, 1)
     if weights.icl:
         assert whole[1]["duplicates"].total >= 2
-    same(run(task, tiny_dataset, 2, 1), whole)
-    if way == "all, in chunks":
-        same(run(task, tiny_dataset, 4, 8), whole)
+    same(run(task, tiny_dataset, parts, devices), whole)
 
 
 def test_padding_and_noise_from_the_batch(make_pretrain, plain_config, tiny_dataset):

@@ -1,13 +1,14 @@
 """Presets: what they say is what METHOD and the released code say, and they hold under the command line."""
 
-import json
-
 import pytest
 from tiny_runs import config_file
 
-from alt_jax import presets
+from alt_jax import presets, stages
 from alt_jax.cli import run
 from alt_jax.config import Config
+from alt_jax.errors import STOPPED, Stopped
+from alt_jax.run import Run
+from alt_jax.train import Plan
 
 
 def test_the_default_preset_undoes_the_others_method():
@@ -32,15 +33,23 @@ def test_the_released_code_differs_from_the_paper_by_its_quirks():
     assert released.loss.icl == 1 / 8
 
 
-def test_an_option_beside_a_preset_holds(tmp_path, tiny_config, tiny_dataset, capsys):
+def test_an_option_beside_a_preset_holds(tmp_path, tiny_config, tiny_dataset, monkeypatch):
+    """In what a run records before it trains, and in what it trains by."""
+    begun = []
+
+    def begin(*arguments, **_):
+        begun.append([argument for argument in arguments if isinstance(argument, Run | Plan)])
+        raise Stopped("here")
+
+    monkeypatch.setattr(stages, "train", begin)
     config = config_file(tmp_path, tiny_config)
     flags = ["--pretrain.epochs", "1", "--pretrain.batch-size", "16", "--icl.temperature", "0.5"]
-    assert run(["pretrain", config, "--preset", "paper", *flags, "--run-dir", str(tmp_path / "run")]) == 0
-    used = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert used["mtm"]["method"] == "nce"
-    assert used["icl"]["temperature"] == 0.5
-    assert used["pretrain"]["epochs"] == 1
-    assert "epoch 1/1" in capsys.readouterr().out
+    assert run(["pretrain", config, "--preset", "paper", *flags, "--run-dir", str(tmp_path / "run")]) == STOPPED
+    [[begins, plan]] = begun
+    assert begins.config.mtm.method == "nce"
+    assert begins.config.icl.temperature == 0.5
+    assert begins.config.pretrain.epochs == plan.epochs == 1
+    assert plan.batch_size == 16
 
 
 @pytest.mark.parametrize("flags", [["--preset", "papre"], ["--preset=papre"], ["--preset=paper", "--preset", "papre"]])

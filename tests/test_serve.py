@@ -536,15 +536,16 @@ def test_what_keeps_it_from_starting(config, tmp_path, capsys, monkeypatch):
         assert cli.run(["serve", *map(str, arguments)]) == 2
         return capsys.readouterr().err
 
+    folder = random_export(config, "ctr", tmp_path / "exported")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"--port {port} cannot be listened on (Address already in use)" in said(tmp_path, "--port", port)
+        assert f"--port {port} cannot be listened on (Address already in use)" in said(folder, "--port", port)
     assert "--port 70000 is no port" in said(tmp_path, "--port", 70000)
     assert "--host no.such.invalid --port 0 cannot be listened on" in said(
-        tmp_path, "--host", "no.such.invalid", "--port", 0
+        folder, "--host", "no.such.invalid", "--port", 0
     )
     assert "is not a run folder" in said(tmp_path, "--port", 0)
     assert "--max-batch 0 must be above 0" in said(tmp_path, "--max-batch", 0)
     monkeypatch.delitem(sys.modules, "alt_jax.serving.server", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "serve needs uvicorn; install it with pip install 'alt-jax[serve]'." in said(tmp_path)
+    assert "serve needs uvicorn; install it with pip install 'alt-jax[serve]'." in said(folder)

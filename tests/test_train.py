@@ -130,7 +130,10 @@ def test_an_epoch_ends_with_the_update_that_holds_its_last_row(
     assert [record["step"] for record in records(run) if "valid/auc" in record] == [5, 9, 13]
     assert records(run)[-1] == {"step": 13, "valid/auc": 0.7}
     assert progress.best_step == 13
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["1/3", "2/3", "3/3"]
+    compiling, compiled, *epochs = capsys.readouterr().out.splitlines()
+    assert compiling == "compiling…"
+    assert compiled.startswith("compiled in ")
+    assert [line.split()[1] for line in epochs] == ["1/3", "2/3", "3/3"]
 
 
 def scores(values: list[float], then: Callable[[int], None] = lambda count: None) -> Callable[[Any], dict[str, float]]:

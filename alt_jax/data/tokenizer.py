@@ -52,6 +52,7 @@ def load_tokenizer(name_or_folder: str) -> "transformers.PreTrainedTokenizerFast
         tokenizer = library.AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
         if isinstance(tokenizer, library.PreTrainedTokenizerFast):
             tokenizer.backend_tokenizer.encode(_UNKNOWN)  # which one that lacks its own unknown token cannot
+            _check_unknown(tokenizer.backend_tokenizer)
     except Exception as error:  # tokenizers raises bare Exceptions, the hub half a dozen kinds: all mean the same here
         reason = first_line(error)
         raise InputError(f"No tokenizer can be loaded from {name_or_folder!r}: {reason}.") from error
@@ -66,6 +67,14 @@ def load_tokenizer(name_or_folder: str) -> "transformers.PreTrainedTokenizerFast
             "ModernBERT model."
         )
     return tokenizer
+
+
+def _check_unknown(backend: Tokenizer) -> None:
+    """Raises ValueError if a vocabulary lacks its own unknown token: the first word that needs it would be a crash."""
+    model = json.loads(backend.to_str())["model"]
+    token, vocabulary = model.get("unk_token"), model.get("vocab")
+    if token is not None and isinstance(vocabulary, dict) and token not in vocabulary:
+        raise ValueError(f"its vocabulary has no {token!r}, which it has for unknown words")
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> "transformers.PreTrainedTokenizerFast":

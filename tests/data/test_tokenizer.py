@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from modernbert_tokenizer import modernbert_like
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
@@ -104,4 +104,16 @@ def test_tokenizers_without_special_tokens_are_refused(tmp_path):
     backend = Tokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1}, unk_token="[UNK]"))
     PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", unk_token="[UNK]").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="no sep or pad or mask token"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_vocabulary_without_its_unknown_token_is_refused(tmp_path):
+    """Also where the character that is tried has a token: the first word that has none would be a crash."""
+    vocabulary = {token: n for n, token in enumerate(["[PAD]", "[CLS]", "[SEP]", "[MASK]", "a"])}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Replace("\U0010ffff", "a")
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "cls", "sep", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **roles).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"its vocabulary has no '\[UNK\]', which it has for unknown words"):
         load_tokenizer(str(tmp_path))

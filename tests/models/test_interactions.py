@@ -108,46 +108,55 @@ def test_dlrm_takes_numbers():
 # --- in use ---
 
 
+# All; those in the default lane have a first-order part, none, or one of their own, and layers of every kind.
+_QUICK = ("autoint", "dcn_mix", "dlrm", "finalmlp", "fwfm", "xdeepfm")
+BY_LANE = pytest.mark.parametrize(
+    "name", [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in interactions.names()]
+)
+
+
 @pytest.fixture(scope="module")
 def batch(tiny_dataset):
     return jax.tree.map(jnp.asarray, batch_at(tiny_dataset.train, seed=0, step=0, batch_size=8))
 
 
 @pytest.mark.parametrize("name", interactions.names())
-def test_tower_pretrains_and_finetunes(name, plain_config, tiny_dataset, make_pretrain, batch):
-    """All three losses, and clicks. Every parameter has a gradient.
+def test_tower_finetunes(name, plain_config, tiny_dataset, make_pretrain, batch):
+    """Every parameter has a gradient."""
+    check_gradients(name, "ctr", plain_config, tiny_dataset, make_pretrain, batch)
+
+
+@BY_LANE
+def test_tower_pretrains(name, plain_config, tiny_dataset, make_pretrain, batch):
+    """With all three losses. Every parameter has a gradient.
 
     Those of the text tower, which is the same for all, are left out: they would be most of what is compiled.
     """
-    check_gradients(name, ("pretrain", "ctr"), plain_config, tiny_dataset, make_pretrain, batch)
+    check_gradients(name, "pretrain", plain_config, tiny_dataset, make_pretrain, batch)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in ("fwfm", "dlrm") else pytest.param(name, marks=pytest.mark.slow) for name in interactions.names()],
-)
+@BY_LANE
 def test_tower_goes_with_the_text_tower(name, plain_config, tiny_dataset, make_pretrain, batch):
-    """In the strategy `joint`, which asks no more of a tower than the tests above: two kinds of logit will do."""
-    check_gradients(name, ("joint",), plain_config, tiny_dataset, make_pretrain, batch)
+    """In the strategy `joint`."""
+    check_gradients(name, "joint", plain_config, tiny_dataset, make_pretrain, batch)
 
 
-def check_gradients(name, uses, plain_config, tiny_dataset, make_pretrain, batch):
+def check_gradients(name, use, plain_config, tiny_dataset, make_pretrain, batch):
     ctr = dataclasses.replace(plain_config.ctr, tower=name, options=OPTIONS.get(name, ()), init_std=0.3)
     config = dataclasses.replace(plain_config, ctr=ctr)
     pieces = jax.tree.map(jnp.asarray, tiny_dataset.pieces)
     model = ALT(config, tiny_dataset.schema, bridge.encoder_config(config.text, tiny_dataset.schema))
-    for use in uses:
-        task = make_pretrain(config, batch_size=8) if use == "pretrain" else Finetune(model, use)
-        params = random_like(jax.eval_shape(task.init, jax.random.key(0)), seed=4)
+    task = make_pretrain(config, batch_size=8) if use == "pretrain" else Finetune(model, use)
+    params = random_like(jax.eval_shape(task.init, jax.random.key(0)), seed=4)
 
-        def of_the_tower(ctr, task=task, params=params):
-            return task.loss(params | {"ctr": ctr}, pieces, batch, jax.random.key(1))
+    def of_the_tower(ctr):
+        return task.loss(params | {"ctr": ctr}, pieces, batch, jax.random.key(1))
 
-        (loss, _), grads = jax.jit(jax.value_and_grad(of_the_tower, has_aux=True))(params["ctr"])
-        assert jnp.isfinite(loss)
-        for path, gradient in jax.tree_util.tree_leaves_with_path(grads):
-            assert jnp.isfinite(gradient).all(), path
-        assert optax.tree.norm(grads["embedding"]) > 0
+    (loss, _), grads = jax.jit(jax.value_and_grad(of_the_tower, has_aux=True))(params["ctr"])
+    assert jnp.isfinite(loss)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(grads):
+        assert jnp.isfinite(gradient).all(), path
+    assert optax.tree.norm(grads["embedding"]) > 0
 
 
 def tastes(rows: int = 6000):
