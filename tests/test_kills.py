@@ -27,7 +27,7 @@ def kills(pytestconfig: pytest.Config) -> Iterator[ModuleType]:
     del sys.modules["kills"]
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_killed_command_ends_like_an_undisturbed_one(
     count: int, kills: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
