@@ -29,13 +29,16 @@ fi
 
 "$python" -m ruff check
 "$python" -m ruff format --check
-"$python" -m mypy
 .venv/bin/shellcheck launch/*.sh launch/slurm.sbatch
 "$python" benchmarks/results_page.py --check
+# The type checker beside the documentation: each keeps one core busy.
+"$python" -m mypy &
+types=$!
 # The documentation, with every link and docstring. The notice that is switched off is an announcement of the theme's.
 site="$(mktemp -d)"
 NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict --site-dir "$site"
 rm -rf "$site"
+wait "$types"
 # Every process that a test starts would compile all of alt_jax again.
 export PYTHONDONTWRITEBYTECODE=
 # A worker for each core, up to four, and whole files to each, since their tests share what they have trained.

@@ -1,6 +1,6 @@
 """One process of a cluster in `test_cluster.py`: all stages one after the other, since Python takes longest to start.
 
-python cluster_process.py CLUSTER CONFIG FOLDER
+python cluster_process.py CLUSTER CONFIG FOLDER [pretrain] ctr
 """
 
 import json
@@ -11,7 +11,7 @@ from alt_jax import cli, stages, train
 from alt_jax.config import load_config
 
 
-def main(cluster: str, config_file: str, folder: Path) -> None:
+def main(cluster: str, config_file: str, folder: Path, *run: str) -> None:
     parts = []
     whole = train.batch_at
 
@@ -22,9 +22,13 @@ def main(cluster: str, config_file: str, folder: Path) -> None:
 
     train.batch_at = batch_at
     join = ["--cluster", cluster, "--cluster-wait", "120"]
-    if code := cli.run(["pretrain", config_file, "--run-dir", str(folder / "pretrain"), *join]):
+    command = ["finetune", config_file, "--strategy", "ctr", "--init-from", "none", "--run-dir", str(folder / "ctr")]
+    if "pretrain" in run:
+        command = ["pretrain", config_file, "--run-dir", str(folder / "pretrain")]
+    if code := cli.run([*command, *join]):
         sys.exit(code)
-    stages.finetune(load_config(config_file), "ctr", folder / "pretrain", folder / "ctr")
+    if "pretrain" in run:
+        stages.finetune(load_config(config_file), "ctr", folder / "pretrain", folder / "ctr")
     test = stages.to_json(stages.evaluate([folder / "ctr"], "test"))
     found = {"parts": parts, "test": json.loads(test)}
     process = cluster.partition(",")[2].partition("/")[0]
@@ -32,4 +36,4 @@ def main(cluster: str, config_file: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), *sys.argv[4:])

@@ -100,6 +100,14 @@ def config(tiny_config: Config, tiny_dataset: Dataset) -> Config:
 
 @pytest.fixture(scope="module")
 def alone(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same finetuning in this process, on its eight devices."""
+    folder = tmp_path_factory.mktemp("alone")
+    stages.finetune(config, "ctr", None, folder / "ctr")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both_alone(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same stages in this process, on its eight devices."""
     folder = tmp_path_factory.mktemp("alone")
     stages.pretrain(config, folder / "pretrain")
@@ -107,25 +115,40 @@ def alone(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_two_processes_are_as_one(config: Config, alone: Path, tmp_path: Path) -> None:
+    """In a finetuning of split tables, and how it is evaluated."""
+    check_same_as_one(["ctr"], 2, 2, ShardingConfig(tables="split"), config, alone, tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "devices", "sharding"),
-    [
-        (2, 2, ShardingConfig(tables="split", text="split")),
-        pytest.param(4, 1, ShardingConfig(), marks=pytest.mark.slow),
-    ],
+    [(2, 2, ShardingConfig(tables="split", text="split")), (4, 1, ShardingConfig())],
 )
 def test_several_processes_are_as_one(
-    processes: int, devices: int, sharding: ShardingConfig, config: Config, alone: Path, tmp_path: Path
+    processes: int, devices: int, sharding: ShardingConfig, config: Config, both_alone: Path, tmp_path: Path
 ) -> None:
     """In all stages, and how they are evaluated."""
+    check_same_as_one(["pretrain", "ctr"], processes, devices, sharding, config, both_alone, tmp_path)
+
+
+def check_same_as_one(
+    run: Sequence[str],
+    processes: int,
+    devices: int,
+    sharding: ShardingConfig,
+    config: Config,
+    alone: Path,
+    tmp_path: Path,
+) -> None:
     experiment = config_file(tmp_path, dataclasses.replace(config, sharding=sharding))
     port = free_port()
     commands = [
-        [str(_WORKER), f"localhost:{port},{i}/{processes}", experiment, str(tmp_path)] for i in range(processes)
+        [str(_WORKER), f"localhost:{port},{i}/{processes}", experiment, str(tmp_path), *run] for i in range(processes)
     ]
     started = Processes(commands, devices, tmp_path)
     assert started.end() == [0] * processes, started.said
-    for stage in ("pretrain", "ctr"):
+    for stage in run:
         assert_same_curves(tmp_path / stage, alone / stage)
     test = json.loads((alone / "ctr" / "result.json").read_text(encoding="utf-8"))["test"]
     result = json.loads((tmp_path / "ctr" / "result.json").read_text(encoding="utf-8"))
@@ -136,7 +159,7 @@ def test_several_processes_are_as_one(
         assert found["test"] == close(result["test"], abs=1e-6)
         assert found["test"]["rows"] == test["rows"]
         assert {tuple(part) for part in found["parts"]} == {(i * own, (i + 1) * own, own)}
-    assert "pretrain" in started.said[0]
+    assert run[0] in started.said[0]
     assert not any("epoch 1" in said for said in started.said[1:])
     mine, theirs = (load_params(folder / "ctr")[0] for folder in (tmp_path, alone))
     assert jax.tree.map(np.shape, mine) == jax.tree.map(np.shape, theirs)

@@ -128,7 +128,10 @@ def test_other_strategies_can_be_lazy(strategy, plain_config, tiny_dataset):
         assert other == pytest.approx(one, rel=1e-4, abs=1e-5), path
 
 
-@pytest.mark.parametrize(("method", "tables"), [("softmax", "lazy_adam"), ("rfd", "lazy_adagrad")])
+@pytest.mark.parametrize(
+    ("method", "tables"),
+    [pytest.param("softmax", "lazy_adam", marks=pytest.mark.slow), ("rfd", "lazy_adagrad")],
+)
 def test_pretraining_can_be_lazy(method, tables, plain_config, make_pretrain, tiny_dataset):
     """Losses, and the gradient's norm, are those of the whole tables, masked and replaced ids included."""
     config = plain_config.override({"mtm.method": method, "mask.rate": 0.4, "pretrain.tables": tables})

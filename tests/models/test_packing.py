@@ -147,7 +147,7 @@ def pulled(tower, params, tokens, mask, where, *, slots, room):
 
 
 @FAMILIES_BY_LANE
-@pytest.mark.parametrize("slots", [None, 1, 5])
+@pytest.mark.parametrize("slots", [None, pytest.param(1, marks=pytest.mark.slow), 5])
 def test_a_packed_tower_is_the_padded_one(config, slots):
     """To the bits of dropout, since a token draws by its number and not by its place."""
     rng = np.random.default_rng(0)
