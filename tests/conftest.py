@@ -53,29 +53,21 @@ gc.freeze()
 gc.set_threshold(200_000, 20, 20)
 
 programs.write_whole()
-programs.bound(compiling.folder(), programs.LIMIT)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    programs.bound(compiling.folder(), programs.LIMIT)
 
 # --- The run ---
 
 # Begun first, longest first, so that no worker is left with one of them when the others are done.
-_LONG = (
-    *(
-        "test_kills.py",
-        "test_interactions.py",
-        "test_cluster.py",
-        "test_text.py",
-        "test_train.py",
-        "test_microbatches.py",
-    ),
-    *("test_lazy.py", "test_fields.py", "test_ablate.py", "test_faults.py", "test_pretraining.py", "test_docs.py"),
-    *("test_devices.py", "test_packing.py", "test_bridge.py", "test_demo.py", "test_report.py", "test_odd_data.py"),
-)
+_LONG = """kills interactions cluster text train microbatches lazy fields ablate faults pretraining docs devices packing
+bridge demo report odd_data"""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The order in which xdist gives out files, unless a random one was asked for."""
     if not config.pluginmanager.hasplugin("randomly"):
-        items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+        place = {f"test_{name}.py": number for number, name in enumerate(_LONG.split())}
+        items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
