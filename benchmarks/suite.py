@@ -8,12 +8,12 @@ that JAX tells, but never more than the CPU time that there was. Fixtures are ch
 worker appends to a file of its own in the folder, so that a run that was killed leaves what it has.
 """
 
+import argparse
 import builtins
 import collections
 import json
 import os
 import resource
-import sys
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -100,7 +100,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 
 def main() -> None:
     """Prints the sums by file, and the slowest tests."""
-    texts = [path.read_text(encoding="utf-8") for path in Path(sys.argv[1]).glob("*.jsonl")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="what SUITE_COSTS named")
+    texts = [path.read_text(encoding="utf-8") for path in parser.parse_args().folder.glob("*.jsonl")]
     lines = [json.loads(line) for text in texts for line in text.splitlines()]
     by_file: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for line in lines:
