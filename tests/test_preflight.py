@@ -202,7 +202,8 @@ def of_models(world: World) -> Iterator[tuple[str, list[object], Callable[[], ob
         yield f"predict: {name}", [ctr, path, "-o", scores], partial(table.read, path, world.schema.columns)
     yield "predict: output", [ctr, raw, "-o", new], partial(scorer.predict, ctr, raw, new)
     yield "predict: same file", [ctr, raw, "-o", raw], partial(scorer.predict, ctr, raw, raw)
-    yield "export: no run", [nothing, new], partial(export, nothing, new)
+    out = world.new.with_name("exported")  # which no other refusal makes
+    yield "export: no run", [nothing, out], partial(export, nothing, out)
     yield "export: taken", [ctr, world.taken], partial(export, ctr, world.taken)
     yield "serve: no model", [nothing], partial(scorer.Scorer.load, nothing)
     yield "serve: port", [ctr, "--port", 65536], None
