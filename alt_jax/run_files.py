@@ -134,7 +134,7 @@ def check_free(folder: Path) -> None:
 
 
 def check_same(folder: Path, origin: Origin, config: Config) -> None:
-    """Refuses to go on with the run of a folder where that is another one.
+    """Refuses a folder that holds another run.
 
     Raises:
       InputError: It is; names what differs. Or it is damaged.

@@ -86,7 +86,7 @@ def test_the_oldest_programs_and_empty_ones_go(tmp_path: Path) -> None:
 def test_a_second_start_compiles_nothing_and_a_damaged_program_is_compiled_again(
     tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset
 ) -> None:
-    """Really as processes, with the folder that a user gets; a truncated entry is what a kill can leave."""
+    """Really as processes, with the folder that a user gets; an older version may have left a truncated entry."""
     config = config_file(tmp_path, dataclasses.replace(tiny_config, seed=1))
     ours = (FOLDER, SECONDS, BYTES, "JAX_ENABLE_COMPILATION_CACHE", "XDG_CACHE_HOME")
     environment = {name: value for name, value in os.environ.items() if name not in ours}
