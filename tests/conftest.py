@@ -1,4 +1,4 @@
-"""What every test shares: eight virtual devices, strict shapes and types, and one tiny prepared dataset."""
+"""What every test shares: virtual devices, strict shapes and types, and one tiny prepared dataset."""
 
 import dataclasses
 import gc
@@ -19,6 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from jaxtyping import install_import_hook
+
+# For eight devices XLA takes twice as long as for two, which show as well what becomes of a split batch: a mesh has two
+# unless a test names `jax.local_devices()`, and so have the processes that tests start.
+assert len(jax.local_devices()) == 8
+jax.devices = lambda: jax.local_devices()[:2]
+os.environ |= compiling.environment(devices=2)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Shapes and types in annotations are checked at run time in whatever of alt_jax is imported from here on. An int may

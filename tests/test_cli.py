@@ -259,7 +259,7 @@ def test_prepare_refuses_a_table_too_small_to_split(
         (["--loss.icl", "0", "--loss.mlm", "0", "--loss.mtm", "0"], "nothing to pretrain"),
         (["--ctr.tower", "dcnmix"], "did you mean 'dcn_mix'?"),
         (["--pretrain.batch-size", "488"], "larger than the 480 training rows"),
-        (["--pretrain.batch-size", "12"], "multiple of 8"),
+        (["--pretrain.batch-size", "15"], "multiple of 2"),
         (["--text.model", "MODEL"], "prepared with the tokenizer 'trained'"),
         (["--text.heads", "3"], "text.hidden 16 is not divisible by text.heads 3"),
     ],
@@ -293,7 +293,7 @@ def test_pretrain_refuses(
         (["--init-from", "none", "--text.max-length", "32"], "was prepared with text.max_length = 64, not 32; pass"),
         (["--init-from", "/no/such/run"], "/no/such/run is not a run folder"),
         (["--init-from", "none", "--finetune.ctr.batch-size", "488"], "larger than the 480 training rows"),
-        (["--init-from", "none", "--finetune.ctr.batch-size", "12"], "multiple of 8"),
+        (["--init-from", "none", "--finetune.ctr.batch-size", "15"], "multiple of 2"),
     ],
 )
 def test_finetune_refuses(refused: Callable[..., str], config: str, run_dir: Path, flags: list[str], said: str) -> None:
@@ -340,7 +340,7 @@ def test_evaluate_prints_one_json_object(alt: Cli, runs: Runs) -> None:
 def test_a_stage_says_what_it_does_before_it_compiles(runs: Runs, tiny_config: Config) -> None:
     """In a pipe, where nothing else is to be seen meanwhile."""
     first, *more = runs.said.splitlines()
-    assert first.startswith("finetune joint · seed 0 · 8 × ")
+    assert first.startswith("finetune joint · seed 0 · 2 × ")
     assert first.endswith(tiny_config.data.dir)
     at = more.index("compiling…")
     assert re.fullmatch(r"compiled in \d+\.\d s", more[at + 1])

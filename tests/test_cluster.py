@@ -100,7 +100,7 @@ def config(tiny_config: Config, tiny_dataset: Dataset) -> Config:
 
 @pytest.fixture(scope="module")
 def alone(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same finetuning in this process, on its eight devices."""
+    """The same finetuning in this process, on its two devices."""
     folder = tmp_path_factory.mktemp("alone")
     stages.finetune(config, "ctr", None, folder / "ctr")
     return folder
@@ -108,7 +108,7 @@ def alone(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def both_alone(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same stages in this process, on its eight devices."""
+    """The same stages in this process, on its two devices."""
     folder = tmp_path_factory.mktemp("alone")
     stages.pretrain(config, folder / "pretrain")
     stages.finetune(config, "ctr", folder / "pretrain", folder / "ctr")

@@ -117,7 +117,7 @@ def large() -> dict[tuple[int, int], Any]:
     """Loss and gradient of a batch of 32,768 rows, compiled in earnest but not run; by devices and chunk."""
     programs = {}
     for devices, chunk in ((1, 0), (1, CHUNK), (8, 0), (8, CHUNK)):
-        mesh = make_mesh(jax.devices()[:devices])
+        mesh = make_mesh(jax.local_devices()[:devices])
         view = jax.ShapeDtypeStruct((LARGE, WIDTH), jnp.float32, sharding=by_rows(mesh))
         values = jax.ShapeDtypeStruct((LARGE, 8), jnp.int32, sharding=by_rows(mesh))
 

@@ -51,7 +51,7 @@ TINY = dataclasses.replace(
 def outputs(tmp_path_factory):
     """The folder, and what the first and the second start printed.
 
-    The first runs in a process of its own, on one device: compiling for the tests' eight takes several times as long.
+    The first runs in a process of its own, on one device, for which compiling is quickest.
     """
     folder = tmp_path_factory.mktemp("demo") / "demo"
     environment = os.environ | compiling.environment(devices=1)

@@ -75,7 +75,7 @@ def updated(make_pretrain, tiny_config, tiny_dataset) -> dict[int, tuple[Any, li
     params = random_params(task)
     found = {}
     for count in (PADDED, 1, 2, 8):
-        mesh = make_mesh(jax.devices()[: max(count, 1)])
+        mesh = make_mesh(jax.local_devices()[: max(count, 1)])
         with jax.set_mesh(mesh), pytest.MonkeyPatch.context() as patch:
             patch.setattr(packing, "room", longest if count else lambda lengths, rows, length: None)
             state = replicate(mesh, State(jnp.int32(0), params, jax.jit(optimizer.init)(params)))
@@ -205,7 +205,7 @@ def test_the_jitted_step_is_the_literal_pmap_version(make_pretrain, plain_config
     monkeypatch.setattr(packing, "room", longest)
     task = make_pretrain(small(plain_config), WEIGHTS, B)
     params, key, batch = random_params(task), jax.random.key(9), rows_at(tiny_dataset, 0)
-    mesh = make_mesh()
+    mesh = make_mesh(jax.local_devices())
     assert mesh.size == 8
     with jax.set_mesh(mesh):
         arguments = replicate(mesh, params), replicate(mesh, tiny_dataset.pieces), split_rows(mesh, batch), key

@@ -63,7 +63,7 @@ def test_every_row_has_in_its_place_the_score_that_it_has_alone(scored, rows, de
     monkeypatch.setattr(evaluate, "TEXT_BATCH", 2)
     monkeypatch.setattr(evaluate, "_RUN", 1)
     monkeypatch.setattr(evaluate, "_AHEAD", 2)
-    mesh = make_mesh(jax.devices()[:devices])
+    mesh = make_mesh(jax.local_devices()[:devices])
     scorer, params = Probabilities(task, mesh, rows[1]), replicate(mesh, params)
     found = scorer(params, rows[0])
     assert np.ptp(alone) > 0.1

@@ -35,7 +35,7 @@ def click_task(config, dataset, strategy: str = "ctr") -> Finetune:
 
 def run(task, optimizer, dataset, batches: list[Batch], *, lazy: bool, devices: int = 1) -> tuple[list[Any], list[Any]]:
     """States before, between and after updates with these batches, and the metrics of each."""
-    mesh = make_mesh(jax.devices()[:devices])
+    mesh = make_mesh(jax.local_devices()[:devices])
     pieces = replicate(mesh, dataset.pieces)
     with jax.set_mesh(mesh):
         state = initial_state(mesh, fresh(task), optimizer)

@@ -51,7 +51,7 @@ def run(task: Task, dataset, parts: int, devices: int) -> tuple[Any, Any, Any]:
     rows = batch_at(dataset.train, seed=0, step=0, batch_size=B)
     values = np.array(rows.values)
     values[-1] = values[0]
-    mesh = make_mesh(jax.devices()[:devices])
+    mesh = make_mesh(jax.local_devices()[:devices])
     with jax.set_mesh(mesh):
         params, pieces = replicate(mesh, (fresh(task), dataset.pieces))
         batch: Batch = split_rows(mesh, rows._replace(values=values))
@@ -109,7 +109,7 @@ def test_parts_are_all_rows_once_each_and_each_device_has_its_share():
     parts = cut(rows, 4)
     np.testing.assert_array_equal(parts[1], rows[1::4])
     np.testing.assert_array_equal(uncut(parts), rows)
-    mesh = make_mesh()
+    mesh = make_mesh(jax.local_devices())
     with jax.set_mesh(mesh):
         program = jax.jit(lambda x: cut(x, 4)).lower(split_rows(mesh, rows)).compile()
         assert {shard.data.shape for shard in program(split_rows(mesh, rows)).addressable_shards} == {(4, 1, 3)}
@@ -176,7 +176,7 @@ def test_parts_that_do_not_divide_the_batch_are_refused(tiny_config, tiny_datase
 
 
 def test_parts_that_the_devices_do_not_divide_are_refused():
-    mesh = make_mesh()
+    mesh = make_mesh(jax.local_devices())
     check_batch(mesh, 16, 2)
     with pytest.raises(InputError, match="A microbatch of 4 rows cannot be split over 8 devices"):
         check_batch(mesh, 16, 4)

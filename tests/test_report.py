@@ -58,7 +58,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def asked(runs: Runs, study: Path) -> Asked:
-    return ask([runs.pretrain, runs.joint, runs.ctr, study])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alt_jax.report.alignment.make_mesh", lambda: make_mesh(jax.local_devices()))
+        return ask([runs.pretrain, runs.joint, runs.ctr, study])
 
 
 @pytest.fixture(scope="module")

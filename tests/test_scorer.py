@@ -148,7 +148,7 @@ def test_pandas(config, rows):
 
 def test_all_devices_share_the_rows(config, rows):
     one = random_scorer(config, "ctr")
-    every = Scorer(one.task, jax.device_get(one._params), one.encoder)
+    every = Scorer(one.task, jax.device_get(one._params), one.encoder, jax.local_devices())
     assert every.sizes == (8, 64, 512, 4096)
     np.testing.assert_allclose(every.score(rows), one.score(rows), rtol=1e-5)
 

@@ -44,7 +44,7 @@ def names(tree: Any, found: Any) -> dict[str, Any]:
 def test_rules_split_tables_by_rows_and_matrices_along_their_longest_axis(plain_config, tiny_dataset, make_pretrain):
     config = dataclasses.replace(split(plain_config, tables="split", text="split"), text=TEXT)
     config = dataclasses.replace(config, mtm=MTMConfig(method="sampled", dim=4))
-    task, mesh = make_pretrain(config), make_mesh()
+    task, mesh = make_pretrain(config), make_mesh(jax.local_devices())
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     found = names(shapes, layout(mesh, shapes, sharding_rules.rules(config)))
     by_rows, by_columns = PartitionSpec("data"), PartitionSpec(None, "data")
@@ -69,7 +69,7 @@ def test_no_number_depends_on_how_a_table_is_rounded_up(monkeypatch):
 
 def test_parameters_are_made_where_they_lie(plain_config, make_pretrain):
     config = dataclasses.replace(split(plain_config, tables="split", text="split"), text=TEXT)
-    task, mesh, rules = make_pretrain(config), make_mesh(), sharding_rules.rules(config)
+    task, mesh, rules = make_pretrain(config), make_mesh(jax.local_devices()), sharding_rules.rules(config)
     params = jit_init(mesh, task.init, 0, rules)
     whole = jax.jit(task.init)(jax.random.key(0))
     for mine, theirs, where in zip(*map(jax.tree.leaves, (params, whole, layout(mesh, whole, rules))), strict=True):
@@ -83,11 +83,11 @@ def test_parameters_are_made_where_they_lie(plain_config, make_pretrain):
 
 @pytest.mark.parametrize(("count", "rows"), [(8, 16), (2, 6)])
 def test_one_process_holds_the_whole_batch(count, rows):
-    assert own_rows(make_mesh(jax.devices()[:count]), rows) == slice(0, rows)
+    assert own_rows(make_mesh(jax.local_devices()[:count]), rows) == slice(0, rows)
 
 
 def test_devices_that_do_not_divide_a_table_are_refused(plain_config):
-    mesh = make_mesh(jax.devices()[:6])
+    mesh = make_mesh(jax.local_devices()[:6])
     with pytest.raises(InputError, match="which 6 devices do not divide"):
         sharding_rules.check_rules(mesh, sharding_rules.rules(split(plain_config, tables="split")))
     sharding_rules.check_rules(mesh, sharding_rules.rules(split(plain_config, text="split")))
@@ -113,7 +113,7 @@ class Stepped:
     def __init__(self, config: Config, dataset: Dataset, strategy: Any, recipe: FinetuneConfig) -> None:
         encoder = bridge.encoder_config(config.text, dataset.schema)
         task, optimizer = Finetune(ALT(config, dataset.schema, encoder), strategy), finetune_optimizer(recipe)
-        mesh, rules = make_mesh(), sharding_rules.rules(config)
+        mesh, rules = make_mesh(jax.local_devices()), sharding_rules.rules(config)
         state = initial_state(mesh, jit_init(mesh, task.init, 0, rules), optimizer, rules)
         places = layout(mesh, state, rules)
         pieces = replicate(mesh, dataset.pieces)
@@ -157,7 +157,7 @@ def test_tables_by_rows(optimizer: Any, plain_config: Config, tiny_dataset: Data
 
 def test_the_mlm_head_in_shards(plain_config: Config) -> None:
     """Its matrices are gathered; the logits, which are larger, stay where their rows are."""
-    head, mesh, rows, width, vocab = MLMHead(4096, 0.0), make_mesh(), 512, 64, 4096
+    head, mesh, rows, width, vocab = MLMHead(4096, 0.0), make_mesh(jax.local_devices()), 512, 64, 4096
     rng = np.random.default_rng(0)
     states = jnp.asarray(rng.normal(size=(rows, width)), jnp.float32)
     params = {"mlm": head.init(jax.random.key(0), states, None, train=False)["params"]}

@@ -238,7 +238,7 @@ def test_where_every_checkpoint_is_damaged_the_run_begins_anew(open_run: Callabl
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_run_takes_its_first_parameters_over(devices: int) -> None:
     """There is one copy of them: a model that fills a device is not held twice. NumPy's arrays stay the caller's."""
-    mesh = make_mesh(jax.devices()[:devices])
+    mesh = make_mesh(jax.local_devices()[:devices])
     for given in (np.ones((300, 1000), np.float32), replicate(mesh, np.ones((300, 1000), np.float32))):
         state = loop.initial_state(mesh, {"w": given}, optax.sgd(0.1))
         np.testing.assert_array_equal(state.params["w"], 1)
@@ -377,7 +377,7 @@ def test_where_nothing_is_finite_leaving_out_ends(open_run: Callable[[str], Run]
         fit(open_run("run"), rows=bad, task=Breaks(), nonfinite="skip")
 
 
-@pytest.mark.parametrize(("batch", "said"), [(12, "multiple of 8"), (80, "larger than the 64 training rows")])
+@pytest.mark.parametrize(("batch", "said"), [(15, "multiple of 2"), (80, "larger than the 64 training rows")])
 def test_batch_that_does_not_fit_is_refused(open_run: Callable[[str], Run], fit: Fit, batch: int, said: str) -> None:
     with pytest.raises(InputError, match=said):
         fit(open_run("run"), batch_size=batch)
