@@ -11,7 +11,7 @@ from pathlib import Path
 _FLAG = "jax_disable_most_optimizations"
 
 
-def environment(devices: int, threads: int = os.cpu_count() or 1) -> dict[str, str]:
+def environment(devices: int, threads: int = 8) -> dict[str, str]:
     """Variables with which a process has so many devices, compiles as the tests do and keeps its programs with theirs.
 
     Compiling is all there is to wait for in tiny models. Without most of XLA's optimisations it takes half as long,
@@ -24,14 +24,14 @@ def environment(devices: int, threads: int = os.cpu_count() or 1) -> dict[str, s
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": " ".join(flags),
         _FLAG.upper(): "true",
-        "NPROC": str(threads),  # that XLA takes itself to have, by which it cuts sums
+        "NPROC": str(threads),  # that XLA takes itself to have, by which it cuts sums; never fewer than devices
         "JAX_COMPILATION_CACHE_DIR": str(folder(threads)),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
 
-def folder(threads: int = os.cpu_count() or 1) -> Path:
+def folder(threads: int = 8) -> Path:
     """Where compiled programs are kept; JAX's own keys tell its versions and flags apart, but not the processors."""
     kept = os.environ.get("ALT_JAX_TEST_PROGRAMS") or Path(__file__).parents[1] / ".cache" / "programs"
     return Path(kept).absolute() / hashlib.sha256(_processor().encode()).hexdigest()[:12] / str(threads)

@@ -3,15 +3,23 @@
 `benchmarks/kills.py`, which does this hundreds of times, is what is run here.
 """
 
+import contextlib
 import importlib.util
 import random
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import compiling
+import jax
 import pytest
+
+from alt_jax import cli
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +35,57 @@ def kills(pytestconfig: pytest.Config) -> Iterator[ModuleType]:
     del sys.modules["kills"]
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_killed_command_ends_like_an_undisturbed_one(
-    count: int, kills: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Parameters, metrics, every file and every name are compared; most kills fall while the command does its work."""
+class Ended(NamedTuple):
+    """As a process that has ended."""
+
+    code: int
+
+    def poll(self) -> int:
+        return self.code
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self.code
+
+
+def test_one_kill_of_every_command(kills: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is killed is a process of its own; what runs undisturbed, or goes on after the kill, runs here."""
     for name, value in compiling.environment(devices=1).items():  # as the commands have by themselves
         monkeypatch.setenv(name, value)
-    if count > 1:  # kills may hit what is compiled, too
-        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
     folders = kills.folders(tmp_path)
-    if count == 1:
-        for folder in folders:
-            (folder / "study.json").write_text('{"not": {"pretrain": false}}', encoding="utf-8")
+    for folder in folders:
+        (folder / "study.json").write_text('{"not": {"pretrain": false}}', encoding="utf-8")
+    start_process, started = kills.start, {}
+
+    def start(command: str, folder: Path) -> "subprocess.Popen[bytes] | Ended":
+        if folder == folders[1] and (command not in started or started[command].returncode != -signal.SIGKILL):
+            started[command] = start_process(command, folder)
+            return started[command]
+        with contextlib.chdir(folder):
+            return Ended(cli.run(command.split()))
+
+    def run_whole(stage: str, whole: Path) -> tuple[float, float]:
+        began = time.monotonic()
+        assert start(kills.STAGES[stage].command, whole).wait() == 0
+        seconds = time.monotonic() - began
+        return seconds, seconds / 4  # the rest is tracing, before the first sign of work
+
+    monkeypatch.setattr(kills, "start", start)
+    monkeypatch.setattr(kills, "run_whole", run_whole)
     for stage in kills.STAGES:  # each needs what those before have made
-        done = kills.disturb(stage, *folders, count, random.Random(stage), at_work=lambda number: number % 4 > 0)
+        assert kills.disturb(stage, *folders, 1, random.Random(stage), at_work=lambda number: True)[0] >= 1
+    assert [process.returncode for process in started.values()] == [-signal.SIGKILL] * len(kills.STAGES)
+    assert "Traceback" not in (folders[1] / "log").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_ten_kills_of_every_command(kills: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters, metrics, every file and every name are compared; most kills fall while the command does its work."""
+    for name, value in compiling.environment(devices=1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")  # kills may hit what is compiled, too
+    folders = kills.folders(tmp_path)
+    for stage in kills.STAGES:
+        done = kills.disturb(stage, *folders, 10, random.Random(stage), at_work=lambda number: number % 4 > 0)
         assert done[0] >= 1
-    log = (folders[1] / "log").read_text(encoding="utf-8")
-    assert "Traceback" not in log
+    assert "Traceback" not in (folders[1] / "log").read_text(encoding="utf-8")
