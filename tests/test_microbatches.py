@@ -94,6 +94,7 @@ def test_parts_change_nothing(way, parts, devices, make_pretrain, tiny_config, t
     same(run(task, tiny_dataset, parts, devices), whole)
 
 
+@pytest.mark.slow
 def test_padding_and_noise_from_the_batch(make_pretrain, plain_config, tiny_dataset):
     """Without packing, dropout off, noise that all rows share."""
     options = {"mtm.method": "sampled", "mtm.attention": "released", "mlm.with_table": False}
