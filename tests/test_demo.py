@@ -4,14 +4,10 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import compiling
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -49,18 +45,16 @@ TINY = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """The folder, and what the first and the second start printed.
-
-    The first runs in a process of its own, on one device, for which compiling is quickest.
-    """
+    """The folder, and what the first and the second start printed; on one device, for which compiling is quickest."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    environment = os.environ | compiling.environment(devices=1)
-    first = subprocess.run(
-        [sys.executable, __file__, str(folder)], env=environment, check=True, capture_output=True, text=True
-    )
-    with contextlib.redirect_stdout(io.StringIO()) as second:
-        demo(folder, 0, log=LOG, recipe=TINY)
-    return folder, (first.stdout, second.getvalue())
+    printed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+        for _ in range(2):
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                demo(folder, 0, log=LOG, recipe=TINY)
+            printed.append(said.getvalue())
+    return folder, printed
 
 
 def table(printed: str) -> str:
@@ -163,7 +157,3 @@ def test_shipped_config_is_the_recipe(pytestconfig):
     config = load_config(pytestconfig.rootpath / "configs/demo.py")
     assert dataclasses.replace(config, data=RECIPE.data) == RECIPE
     assert (config.data.raw, config.data.dir) == ("demo/raw.parquet", "demo/prepared")
-
-
-if __name__ == "__main__":
-    demo(Path(sys.argv[1]), 0, log=LOG, recipe=TINY)

@@ -243,7 +243,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", list(OPTIONS.values()), ids=list(OPTIONS))
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=[pytest.mark.slow] if name in ("default", "replaced features") else [])
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_logits_give_the_training_losses(
     make_pretrain: Any, plain_config: Config, tiny_dataset: Dataset, options: dict[str, Any]
 ) -> None:

@@ -168,7 +168,7 @@ def tastes(rows: int = 6000):
     return jnp.asarray(ids, jnp.int32), jnp.asarray(rng.random(rows) < 1 / (1 + np.exp(-logit)), jnp.float32)
 
 
-@pytest.mark.parametrize("name", interactions.names())
+@BY_LANE
 def test_tower_learns(name):
     """The best possible AUC is about 0.90, LR's about 0.80, and a tower that sees pairs has to come near the former."""
     ids, label = tastes()
