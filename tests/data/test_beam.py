@@ -93,13 +93,15 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beam, "_CHUNK", 70)
 
 
-@pytest.mark.parametrize("protocol", ["random", "cold_items", "cold_users"])
+@pytest.mark.parametrize("protocol", ["random", pytest.param("cold_items", marks=pytest.mark.slow), "cold_users"])
 def test_parquet_in_parts(tmp_path: Path, protocol: str):
     fields = FIELDS if protocol != "cold_users" else FIELDS[:-1]  # whose histories have no user out of training
     check_same(write_parts(clicks(), tmp_path / "parts"), tmp_path, protocol=protocol, fields=fields)
 
 
-@pytest.mark.parametrize("protocol", ["time", "time_drop3", "time_skip5"])
+@pytest.mark.parametrize(
+    "protocol", ["time", *(pytest.param(name, marks=pytest.mark.slow) for name in ("time_drop3", "time_skip5"))]
+)
 def test_histories_of_all_splits(tmp_path: Path, protocol: str):
     check_same(write_parts(clicks(), tmp_path / "parts"), tmp_path, protocol=protocol, fields=(*FIELDS, BEFORE))
 

@@ -383,8 +383,15 @@ def test_pooling_by_hand(prepared, batch):
         np.testing.assert_allclose(pooled[r], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("tower", ["dcn_mix", "dlrm"])
-@pytest.mark.parametrize("method", ["softmax", "nce"])
+@pytest.mark.parametrize(
+    ("method", "tower"),
+    [
+        ("softmax", "dcn_mix"),
+        ("nce", "dlrm"),
+        pytest.param("softmax", "dlrm", marks=pytest.mark.slow),
+        pytest.param("nce", "dcn_mix", marks=pytest.mark.slow),
+    ],
+)
 def test_all_losses_and_strategies_take_every_kind(prepared, batch, make_pretrain, tower, method):
     config, dataset, _ = prepared
     config = dataclasses.replace(
