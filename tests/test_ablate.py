@@ -287,9 +287,10 @@ def test_a_run_stops_when_its_study_is_gone(monkeypatch):
     "number",
     [
         pytest.param(signal.SIGTERM, id="SIGTERM"),
-        pytest.param(signal.SIGKILL, id="SIGKILL", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, id="SIGKILL"),
     ],
 )
+@pytest.mark.slow
 def test_a_run_never_outlives_its_study(tmp_path, tiny_config, tiny_dataset, number):
     """Else the study, started again, would have two processes in one run folder."""
     endless = tiny_config.override({"finetune.ctr.epochs": 10**5, "finetune.ctr.patience": 10**5})

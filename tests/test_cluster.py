@@ -243,6 +243,7 @@ def broken(error: str, config: Config, folder: Path) -> Processes:
     return Processes([["-c", _BREAKS.format(error=error), *own[2:]] for own in started], 1, folder)
 
 
+@pytest.mark.slow
 def test_all_say_what_one_finds_wrong_in_training(config: Config, tmp_path: Path) -> None:
     """Such as a shard behind a URL, which is read when its turn comes. What followed is not saved."""
     there = broken("InputError", config, tmp_path)

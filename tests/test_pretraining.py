@@ -219,9 +219,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "no help from the table, released attention": {"mlm.with_table": False, "mtm.attention": "released"},
 }
+_AT_LENGTH = ("field noise, one mask a value",)  # the others have each by itself
 
 
-@pytest.mark.parametrize("options", list(OPTIONS.values()), ids=list(OPTIONS))
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=[pytest.mark.slow] if name in _AT_LENGTH else [])
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_pretraining_loss_is_the_sum_of_the_three_equations(
     options, make_pretrain, plain_config, tiny_dataset, pieces, batch
 ):

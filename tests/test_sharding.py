@@ -136,7 +136,7 @@ def large_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "ROWS_MULTIPLE", ROWS)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "lazy_adam", "lazy_adagrad"])
+@pytest.mark.parametrize("optimizer", ["adam", pytest.param("lazy_adam", marks=pytest.mark.slow), "lazy_adagrad"])
 def test_tables_by_rows(optimizer: Any, plain_config: Config, tiny_dataset: Dataset, large_tables: None) -> None:
     """The same updates; each device has an eighth, of the optimiser's state as well; no table is ever gathered."""
     recipe = dataclasses.replace(plain_config.finetune.ctr, tables=optimizer)

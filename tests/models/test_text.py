@@ -204,7 +204,13 @@ def test_too_long_prompt(config):
         shape(longest + 1)
 
 
-@FAMILIES_BY_LANE
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=family, marks=[] if family == "bert" else [pytest.mark.slow])
+        for family, config in CONFIGS.items()
+    ],
+)
 def test_pretraining_through_the_whole_model(config, make_pretrain, plain_config, tiny_dataset):
     """Updates on one batch with the same masks: the loss is finite, falls at once and goes on to."""
     schema = tiny_dataset.schema
