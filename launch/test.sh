@@ -33,14 +33,23 @@ fi
 "$python" -m ruff format --check
 .venv/bin/shellcheck launch/*.sh launch/slurm.sbatch
 "$python" benchmarks/results_page.py --check
-# The type checker beside the documentation: each keeps one core busy.
-"$python" -m mypy &
-types=$!
-# The documentation, with every link and docstring. The notice that is switched off is an announcement of the theme's.
-site="$(mktemp -d)"
-NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict --site-dir "$site"
-rm -rf "$site"
-wait "$types"
+# The type checker and the documentation, with every link and docstring, beside the tests, whose processes wait now and
+# then. What they find is said at the end. The notice that is switched off is an announcement of the theme's.
+beside="$(mktemp -d)"
+trap 'rm -rf "$beside"' EXIT
+{
+  failed=0
+  "$python" -m mypy || failed=1
+  NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict --site-dir "$beside/site" || failed=1
+  exit "$failed"
+} >"$beside/said" 2>&1 &
+checks=$!
 # A worker for each core, up to four, and whole files to each, since their tests share what they have trained.
-exec "$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-  ${lane[@]+"${lane[@]}"} "$@"
+status=0
+"$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+  ${lane[@]+"${lane[@]}"} "$@" || status=$?
+if ! wait "$checks"; then
+  cat "$beside/said"
+  status=$((status ? status : 1))
+fi
+exit "$status"

@@ -1,6 +1,7 @@
 """How the tests compile: quickly, and each program once for all workers, all processes that they start, all runs."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -44,6 +45,13 @@ def _processor() -> str:
     except OSError:  # not Linux
         return f"{platform.machine()} {platform.processor()}"
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def in_one_context() -> None:
+    """JAX makes an MLIR context, of a few milliseconds, for every program; here all programs of a process share one."""
+    from jax._src.interpreters import mlir  # noqa: PLC0415 - nothing public decides it
+
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ assert len(jax.local_devices()) == 8
 jax.devices = lambda: jax.local_devices()[:2]
 os.environ |= compiling.environment(devices=2)
 
+compiling.in_one_context()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Shapes and types in annotations are checked at run time in whatever of alt_jax is imported from here on. An int may
 # stand for a float, as it may for mypy (PEP 484).

@@ -73,21 +73,17 @@ def test_usage_names_every_command(alt: Cli) -> None:
 
 @pytest.mark.parametrize("columns", [None, "100"])
 @pytest.mark.parametrize("command", ["", *cli._COMMANDS])
-def test_help_of_every_command_fits_a_screen(command: str, columns: str | None) -> None:
-    """40 lines of 100 columns, through a pipe, with an example."""
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    arguments = [sys.executable, "-m", "alt_jax", *filter(None, (command, "--help"))]
-    found = subprocess.run(
-        arguments,
-        capture_output=True,
-        encoding="utf-8",
-        env=environment | ({"COLUMNS": columns} if columns else {}),
-        timeout=120,
-        check=False,
-    )
-    assert (found.returncode, found.stderr) == (0, "")
-    lines = found.stdout.splitlines()
-    assert found.stdout.startswith(f"usage: alt-jax {command or 'COMMAND'}")
+def test_help_of_every_command_fits_a_screen(
+    command: str, columns: str | None, alt: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 lines of 100 columns, with an example."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    code, out, err = alt(*filter(None, (command, "--help")))
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert out.startswith(f"usage: alt-jax {command or 'COMMAND'}")
     assert any(line.lower().startswith(f"example: alt-jax {command}") for line in lines)
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
