@@ -49,7 +49,7 @@ def _processor() -> str:
 
 def in_one_context() -> None:
     """JAX makes an MLIR context, of a few milliseconds, for every program; here all programs of a process share one."""
-    from jax._src.interpreters import mlir  # noqa: PLC0415 - nothing public decides it
+    from jax._src.interpreters import mlir
 
     mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
