@@ -90,7 +90,10 @@ def assert_said_beside_others(found: "subprocess.CompletedProcess[str]", said: s
     assert sentence.startswith(said)
 
 
-@pytest.mark.parametrize(("size", "said"), [(100, "cannot be written"), (10_500, "A checkpoint in")])
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [pytest.param(100, "cannot be written", marks=pytest.mark.slow), (10_500, "A checkpoint in")],
+)
 def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(
     size: int, said: str, tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset
 ) -> None:

@@ -113,7 +113,7 @@ def test_rows_that_no_batch_holds_stay(plain_config, tiny_dataset):
             assert new[touched] == pytest.approx(expected[touched], rel=1e-3, abs=2e-5)
 
 
-@pytest.mark.parametrize("strategy", ["plm", "joint"])
+@pytest.mark.parametrize("strategy", [pytest.param("plm", marks=pytest.mark.slow), "joint"])
 def test_other_strategies_can_be_lazy(strategy, plain_config, tiny_dataset):
     recipe = dataclasses.replace(getattr(plain_config.finetune, strategy), tables="lazy_adam", l2=0.0)
     task, optimizer = click_task(plain_config, tiny_dataset, strategy), finetune_optimizer(recipe)

@@ -496,7 +496,7 @@ def test_the_process_answers_until_it_is_told_to_stop_and_then_what_it_was_asked
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("asked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_second_interrupt_waits_for_nothing(config, tmp_path, asked):
     """Neither for what is compiled nor for what was asked, which is answered all the same."""
     folder = random_export(config, "ctr", tmp_path / "ctr")

@@ -109,10 +109,10 @@ def test_dlrm_takes_numbers():
 
 
 # All; those in the default lane have a first-order part, none, or one of their own, and layers of every kind.
-_QUICK = ("autoint", "dcn_mix", "dlrm", "finalmlp", "fwfm", "xdeepfm")
-BY_LANE = pytest.mark.parametrize(
-    "name", [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in interactions.names()]
-)
+def by_lane(*quick: str) -> pytest.MarkDecorator:
+    """All towers, of which these are in the default lane."""
+    marks = {name: [] if name in quick else [pytest.mark.slow] for name in interactions.names()}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=own) for name, own in marks.items()])
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_tower_finetunes(name, plain_config, tiny_dataset, make_pretrain, batch)
     check_gradients(name, "ctr", plain_config, tiny_dataset, make_pretrain, batch)
 
 
-@BY_LANE
+@by_lane("autoint", "dcn_mix", "dlrm")
 def test_tower_pretrains(name, plain_config, tiny_dataset, make_pretrain, batch):
     """With all three losses. Every parameter has a gradient.
 
@@ -135,7 +135,7 @@ def test_tower_pretrains(name, plain_config, tiny_dataset, make_pretrain, batch)
     check_gradients(name, "pretrain", plain_config, tiny_dataset, make_pretrain, batch)
 
 
-@BY_LANE
+@by_lane("autoint", "dcn_mix", "dlrm", "finalmlp", "fwfm", "xdeepfm")
 def test_tower_goes_with_the_text_tower(name, plain_config, tiny_dataset, make_pretrain, batch):
     """In the strategy `joint`."""
     check_gradients(name, "joint", plain_config, tiny_dataset, make_pretrain, batch)
@@ -168,7 +168,7 @@ def tastes(rows: int = 6000):
     return jnp.asarray(ids, jnp.int32), jnp.asarray(rng.random(rows) < 1 / (1 + np.exp(-logit)), jnp.float32)
 
 
-@BY_LANE
+@by_lane("autoint", "dcn_mix", "dlrm", "finalmlp", "fwfm", "xdeepfm")
 def test_tower_learns(name):
     """The best possible AUC is about 0.90, LR's about 0.80, and a tower that sees pairs has to come near the former."""
     ids, label = tastes()
