@@ -34,7 +34,7 @@ def layer_norm(p, x):
     mean = sum(x) / len(x)
     variance = sum((v - mean) ** 2 for v in x) / len(x)
     scale, bias = (np.asarray(p[name], np.float64) for name in ("scale", "bias"))
-    return np.array([(v - mean) / math.sqrt(variance + 1e-6) for v in x]) * scale + bias
+    return np.array([(v - mean) / math.sqrt(variance + 1e-5) for v in x]) * scale + bias
 
 
 def mlp(p, x):
@@ -176,7 +176,7 @@ def afm(e, p):
 
 
 def afn(e, p):
-    logs = np.array([math.log(max(abs(v), 1e-4)) for v in join(e)])
+    logs = np.array([math.log(max(abs(v), 1e-7)) for v in join(e)])
     logs = layer_norm(p["log_norm"], logs).reshape(e.shape)
     w = np.asarray(p["exponents"], np.float64)
     neurons = [np.exp(sum(w[i, j] * logs[i] for i in range(len(e)))) for j in range(w.shape[1])]

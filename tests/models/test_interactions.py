@@ -197,6 +197,16 @@ def test_tower_learns(name):
     assert auc(np.asarray(label[5000:], int), np.asarray(scores)) > (0.75 if name == "lr" else 0.85)
 
 
+def test_no_embedding_of_afn_is_held_back_at_the_start():
+    """At the default standard deviation, 1e-4, below which two thirds of all entries lie."""
+    config = CTRConfig(tower="afn", dim=8, hidden=(16, 8))
+    model, ids = Click(config, 30), jnp.asarray(np.arange(30).reshape(10, 3), jnp.int32)
+    params = model.init(jax.random.key(0), ids)
+    grads = jax.grad(lambda params: model.apply(params, ids)[1].sum())(params)
+    (table,) = (leaf for path, leaf in jax.tree_util.tree_leaves_with_path(grads) if leaf.shape == (256, 8))
+    assert np.mean(np.asarray(table[:30]) != 0) > 0.99
+
+
 # --- the registry ---
 
 

@@ -9,8 +9,9 @@ from pydantic import PositiveInt
 
 from alt_jax.models.interactions import Interaction, register
 from alt_jax.models.mlp import MLP
+from alt_jax.models.norm import layer_norm
 
-_LEAST = 1e-4  # of an embedding's magnitude: log 0 has no value
+_LEAST = 1e-7  # of an embedding's magnitude, since log 0 has no value; far below what embeddings start at
 
 
 @register("afn")
@@ -32,8 +33,8 @@ class AFN(Interaction):
         """Computes h_c."""
         rows = embeddings.shape[0]
         logs = jnp.log(jnp.maximum(jnp.abs(embeddings), _LEAST)).reshape(rows, -1)
-        logs = nn.LayerNorm(name="log_norm")(logs).reshape(embeddings.shape)
+        logs = layer_norm("log_norm")(logs).reshape(embeddings.shape)
         exponents = self.param("exponents", nn.initializers.normal(0.1), (embeddings.shape[1], self.neurons))
         crosses = jnp.exp(jnp.einsum("bfd,fn->bnd", logs, exponents)).reshape(rows, -1)
-        crosses = nn.LayerNorm(name="exp_norm")(crosses)
+        crosses = layer_norm("exp_norm")(crosses)
         return MLP(self.config.hidden, self.config.dropout, name="deep")(crosses, train=train)

@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from alt_jax.models.dropout import Dropout
 from alt_jax.models.interactions import Interaction, register
 from alt_jax.models.mlp import MLP
+from alt_jax.models.norm import layer_norm
 
 
 class MaskBlock(nn.Module):
@@ -28,12 +29,12 @@ class MaskBlock(nn.Module):
         """V makes the mask, x is masked."""
         hidden = nn.relu(nn.Dense(self.reduction * x.shape[1], name="mask_hidden")(v))
         mask = nn.Dense(x.shape[1], name="mask")(hidden)
-        return nn.relu(nn.LayerNorm(name="norm")(nn.Dense(self.width, use_bias=False, name="dense")(mask * x)))
+        return nn.relu(layer_norm("norm")(nn.Dense(self.width, use_bias=False, name="dense")(mask * x)))
 
 
 def _normed(embeddings: Float[Array, "B F D"], name: str) -> Float[Array, "B N"]:
     """LN_EMB: every field's embedding normalised by itself, all with one scale and bias, then joined."""
-    return nn.LayerNorm(name=name)(embeddings).reshape(embeddings.shape[0], -1)
+    return layer_norm(name)(embeddings).reshape(embeddings.shape[0], -1)
 
 
 @register("masknet_serial")
