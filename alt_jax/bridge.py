@@ -1,5 +1,6 @@
 """The bridge between the stages: which parameters a run starts from, every leaf accounted for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,7 +104,11 @@ def load_text(params: dict[str, Any], config: TextConfig, encoder: EncoderConfig
 
 
 def transfer(
-    params: dict[str, Any], stage: Literal["pretrain"] | Strategy, pretrained: Path, schema: Schema
+    params: dict[str, Any],
+    stage: Literal["pretrain"] | Strategy,
+    pretrained: Path,
+    schema: Schema,
+    fresh: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """Replaces the sub-trees that a stage takes over by those of a pretraining run.
 
@@ -112,6 +117,7 @@ def transfer(
       stage: A finetuning strategy, or a further pretraining; decides which sub-trees are taken: `TRANSFERRED`.
       pretrained: Run folder of the pretraining.
       schema: Of the dataset to train on.
+      fresh: The summary lines of `load_text`, where `params` come from there.
 
     Returns:
       The parameters, and a summary line per sub-tree: loaded or fresh.
@@ -124,20 +130,22 @@ def transfer(
         run_files.check_pretraining(pretrained, schema)
     found, step = load_params(pretrained)
     taken, summary = {}, []
-    for name, fresh in params.items():
+    said = fresh or [f"{name}: fresh ({count(tree):,} parameters)" for name, tree in params.items()]
+    for (name, tree), line in zip(params.items(), said, strict=True):
         old = TRANSFERRED[stage].get(name)
-        # A first pretraining on texts alone has no CTR tower, which a second one then starts fresh.
-        if old is None or (stage == "pretrain" and old not in found):
-            summary.append(f"{name}: fresh ({count(fresh):,} parameters)")
+        # A pretraining on texts alone has no CTR tower, one without text no text tower: where both are wanted, that one
+        # starts as without a pretraining.
+        if old is None or (stage in ("pretrain", "joint") and old not in found):
+            summary.append(line)
             continue
         if old not in found:
             raise InputError(
                 f"{pretrained} has no parameters for {old!r}, only for {', '.join(found)}; pretrain with losses that "
                 "need them, or choose another strategy."
             )
-        _check_leaves(found[old], fresh, old, pretrained)
+        _check_leaves(found[old], tree, old, pretrained)
         taken[name] = found[old]
-        summary.append(f"{name}: from {pretrained}, step {step} ({count(fresh):,} parameters)")
+        summary.append(f"{name}: from {pretrained}, step {step} ({count(tree):,} parameters)")
     used = {TRANSFERRED[stage][name] for name in taken}
     summary.append(f"left behind: {', '.join(name for name in found if name not in used) or 'nothing'}")
     return {**params, **taken}, summary

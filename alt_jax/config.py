@@ -174,6 +174,8 @@ class CTRConfig:
       tower: A name from `alt-jax list towers`.
       dim: Embedding width.
       init_std: Standard deviation of the embedding's normal initialiser.
+      init: Where the embeddings of users and items start: `random`, or `svd`: factors of which user has which item in
+        the training part, for which no label is looked at; `data.user` and `data.item` name them.
       hidden: Widths of the deep part, where the tower has one.
       dropout: Dropout of the deep part, where the tower has one.
       history: How a `sequence` field is pooled: `mean`, or `din`: attention to it from the row's item.
@@ -183,6 +185,7 @@ class CTRConfig:
     tower: str = "dcn_mix"
     dim: PositiveInt = 32
     init_std: PositiveFloat = 1e-4
+    init: Literal["random", "svd"] = "random"
     hidden: tuple[PositiveInt, ...] = (300, 300, 128)
     dropout: Rate = 0.0
     history: Literal["mean", "din"] = "mean"
@@ -261,6 +264,8 @@ class MTMConfig:
       noise: Noise samples per masked value (`nce`) or per field (`sampled`).
       noise_from: Whose unigram counts noise is drawn by: the `field`'s own, or `all` fields' (the released code).
       attention: To the tokens: `scaled`, padding left out; or neither, as `released`.
+      with_text: Whether the row's prompt helps; without, and without ICL and MLM, no text tower is read at all, which
+        takes a tenth of the time (MAP's masked feature prediction, arXiv 2308.01737).
     """
 
     method: Literal["softmax", "sampled", "nce", "rfd"] = "softmax"
@@ -268,6 +273,7 @@ class MTMConfig:
     noise: PositiveInt = 25
     noise_from: Literal["field", "all"] = "field"
     attention: Literal["scaled", "released"] = "scaled"
+    with_text: bool = True
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -339,6 +345,8 @@ class FinetuneConfig:
       l2: Times the squared distance of all embeddings and first-order weights from `l2_towards`; its gradient is added
         to that of the loss.
       l2_towards: `zero`, or `start`: where the run started, which after a pretraining is what it has learned.
+      ema_decay: Decay of an exponential mean of all parameters over the updates, which is what is validated, kept and
+        served in place of the last ones; 0: there is none.
       tables: How embeddings and first-order weights are updated: `adam`: every row at every step; `lazy_adam`: only the
         rows that the batch holds, which only then feel L2 too; `lazy_adagrad`: the same, with one accumulator a row.
     """
@@ -351,6 +359,7 @@ class FinetuneConfig:
     weight_decay: Weight = 1e-3
     l2: Weight = 0.0
     l2_towards: Literal["zero", "start"] = "zero"
+    ema_decay: Rate = 0.0
     tables: Tables = "adam"
 
 
@@ -393,8 +402,14 @@ class JointConfig(FinetuneConfig):
 
 @dataclass(frozen=True, config=_STRICT)
 class FinetuneConfigs:
-    """The three strategies, each with its own recipe."""
+    """The three strategies, each with its own recipe.
 
+    Attributes:
+      label_share: Which of the training rows' labels are known: up to 1, that share of them; above, that number. They
+        are drawn by the seed. Pretraining looks at no labels and has all rows.
+    """
+
+    label_share: PositiveFloat = 1.0
     ctr: FinetuneConfig = FinetuneConfig(l2=1e-3)
     plm: PLMConfig = PLMConfig(batch_size=128, epochs=25)
     joint: JointConfig = JointConfig(batch_size=128, epochs=25, l2=1e-4)

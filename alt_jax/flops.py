@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from alt_jax import masking
+from alt_jax import masking, pretraining
 from alt_jax.models.encoder import EncoderConfig
 from alt_jax.models.modernbert import ModernBertConfig
 from alt_jax.pretraining import Pretrain
@@ -60,16 +60,15 @@ def pretrain_flops(task: Pretrain, rows: int) -> dict[str, float]:
     """
     config, encoder = task.model.config, task.model.encoder
     weights = config.loss
-    whole_helps, table_helps = config.mask.helper == "whole", bool(weights.mlm and config.mlm.with_table)
+    needed = pretraining.views(config)
     params = jax.eval_shape(task.init, jax.random.key(0))
     text = 0.0  # of the passes that `Pretrain.loss` makes
-    if weights.icl or (weights.mtm and whole_helps):
-        text += text_flops(encoder, task.lengths, None if weights.mtm and whole_helps else 1)
-    if weights.mlm or (weights.mtm and not whole_helps):
-        asked = _hidden_tokens(task) if whole_helps or not weights.mtm else None
-        text += text_flops(encoder, task.lengths, asked)
+    if needed.text:
+        text += text_flops(encoder, task.lengths, 1 if needed.text == "cls" else None)
+    if needed.hidden_text:
+        text += text_flops(encoder, task.lengths, _hidden_tokens(task) if needed.hidden_text == "masks" else None)
     text *= rows / len(task.lengths)
-    passes = bool(weights.icl or (table_helps and whole_helps)) + bool(weights.mtm or (table_helps and not whole_helps))
+    passes = needed.table + needed.hidden_table
     found = {"text tower": text, "CTR tower": passes * dense_flops(params["ctr"], rows) if passes else 0.0}
     if weights.icl:
         found["ICL heads"] = dense_flops([params["align_ctr"], params["align_text"]], rows)
@@ -77,7 +76,7 @@ def pretrain_flops(task: Pretrain, rows: int) -> dict[str, float]:
     if weights.mlm:
         found["MLM head"] = dense_flops(params["mlm"], 1) * rows * _hidden_tokens(task)
     if weights.mtm:
-        attention = 4.0 * rows * float(task.lengths.mean()) * encoder.hidden_size
+        attention = 4.0 * rows * float(task.lengths.mean()) * encoder.hidden_size if config.mtm.with_text else 0.0
         found["MTM head"] = dense_flops(params["mtm"], rows) + attention + _scores(task, rows)
     return {name: _BACKWARD * count for name, count in found.items()}
 

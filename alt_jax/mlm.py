@@ -82,6 +82,18 @@ def capacity(maskable: Int[np.ndarray, "N F"], rows: int, config: Config, schema
     return masking.token_capacity(maskable, rows, masking.mask_units(schema, config.mask), config.mask.rate)
 
 
+def unigram_scores(counts: Int[np.ndarray, "F V"]) -> Float[np.ndarray, "F V"]:
+    """Log q of every token in the values of every field: scores that know how common tokens are, and no row.
+
+    A token that no training value of the field has counts as half a one.
+
+    Args:
+      counts: Of the tokens, in the training part (`Dataset.token_counts`).
+    """
+    smoothed = np.maximum(counts, 0.5)
+    return np.log(smoothed / smoothed.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
 def masks(hidden: Hidden, capacity: int, config: Config, schema: Schema) -> Wanted:
     """The masks of a batch: all tokens whose states this loss looks at.
 
@@ -110,6 +122,7 @@ def loss(
     wanted: Wanted | None,
     representation: Float[Array, "B C"] | None,
     capacity: int,
+    common: Float[np.ndarray, "F V"],
     schema: Schema,
 ) -> dict[str, Mean]:
     """Every hidden token, recovered from the state at its mask and, where that helps, the row's representation.
@@ -124,10 +137,12 @@ def loss(
       wanted: Whose states those are; None: of all tokens.
       representation: Of the rows, or None.
       capacity: Of one device's rows.
+      common: `unigram_scores`.
       schema: Names the fields.
 
     Returns:
-      Metrics: the loss (`mlm`), the share of tokens beyond the capacity, accuracy by field.
+      Metrics: the loss (`mlm`), the share of tokens beyond the capacity, and by field accuracy and how far the loss is
+      below that of `unigram_scores`, in nats (`mlm/gain`; 0: nothing was learned of the row).
     """
     (rows, slots), groups = states.shape[:2], shards(len(states))
     held, move = side_by_side(hidden.where, groups, capacity)
@@ -142,11 +157,14 @@ def loss(
     number = in_batch(move.number, held.shape[1])
     logits = call("recover_tokens", at_mask, helper, number.reshape(-1))
     target, field, real = target.reshape(-1), field.reshape(-1), real.reshape(-1).astype(jnp.float32)
-    mean = objectives.weighted(objectives.softmax_cross_entropy(logits, target), real)
+    cost = objectives.softmax_cross_entropy(logits, target)
+    mean = objectives.weighted(cost, real)
+    gained = -jnp.asarray(common)[jnp.maximum(field, 0), target] - cost
     right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
     metrics = {"mlm": mean, "mlm/dropped": objectives.share(hidden.where & ~held, hidden.where)}
     for f, name in enumerate(schema.names):
         metrics[f"mlm/accuracy/{name}"] = objectives.weighted(right, real * (field == f))
+        metrics[f"mlm/gain/{name}"] = objectives.weighted(gained, real * (field == f))
     return metrics
 
 

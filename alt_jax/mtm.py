@@ -86,11 +86,13 @@ def loss(
 
     Returns:
       Metrics: the loss (`mtm`), the share of hidden fields beyond the capacity, and by field how often the true id
-      came first, of all ids of the field (`mtm/accuracy`) or among the noise (`mtm/beats_noise`).
+      came first, of all ids of the field (`mtm/accuracy`) or among the noise (`mtm/beats_noise`), and how far the loss
+      is below that of `unigram_scores`, in nats (`mtm/gain`; 0: nothing was learned of the row).
     """
     if config.mtm.method == "rfd":
-        return _detection(output, ids, numbers, shown, schema)
+        return _detection(output, ids, numbers, shown, _replaced(counts, config, schema), schema)
     vectors, table, bias = output
+    common = jnp.asarray(unigram_scores(counts, config.mtm, schema))
     units = masking.mask_units(schema, config.mask, tabular=config.mask.pairing == "independent")
     capacity = masking.row_capacity(ids.shape[0], units, config.mask.rate)
     score = {"softmax": _softmax, "sampled": _sampled, "nce": _contrast}[config.mtm.method]
@@ -108,16 +110,38 @@ def loss(
         share = real[row] * there[:, None]
         target = jnp.where(real[row], ids[row, own], field.offset)
         vector = constrain_rows(vectors[row, schema.tabular.index(f)])
-        asked = _Asked(in_batch(row.astype(jnp.uint32), 1), vector, target, table, bias)
-        cost, best = score(asked, _Noise(config.mtm, field, counts, jax.random.fold_in(key, f)))
+        asked = _Asked(in_batch(row.astype(jnp.uint32), 1), vector, target, table, bias, common)
+        cost, best, common_cost = score(asked, _Noise(config.mtm, field, counts, jax.random.fold_in(key, f)))
         losses.append(cost)
         weights.append(share / jnp.maximum(jnp.sum(share, axis=1, keepdims=True), 1))
+        gained = jnp.sum((common_cost - cost) * weights[-1], axis=1)
+        metrics[f"mtm/gain/{field.name}"] = objectives.weighted(gained, there)
         found = jnp.any(best & (share > 0), axis=1).astype(jnp.float32)
         metrics[f"mtm/{logged}/{field.name}"] = objectives.weighted(found, there)
         dropped += masked.sum() - there.sum()
         hidden += masked.sum()
     mean = objectives.weighted(jnp.concatenate(losses, axis=1), jnp.concatenate(weights, axis=1))
     return {"mtm": mean, "mtm/dropped": Mean(dropped, hidden), **metrics}
+
+
+def unigram_scores(counts: np.ndarray, config: MTMConfig, schema: Schema) -> Float[np.ndarray, " num_ids"]:
+    """Log q of every feature id, by its frequency in training: a score that knows how common ids are, and no row.
+
+    What the output bias starts at, as in the released code, so that the first updates need not learn it. An id that
+    training never had counts as half a one.
+
+    Args:
+      counts: Training count of every feature id.
+      config: Whether frequencies are within a `field` or among `all` (`noise_from`).
+      schema: Fields.
+    """
+    scores = np.zeros(len(counts), np.float64)
+    smoothed = np.maximum(counts, 0.5)
+    for field in schema.fields:
+        own = slice(field.offset, field.offset + field.size)
+        among = smoothed[own] if config.noise_from == "field" else smoothed
+        scores[own] = np.log(smoothed[own] / among.sum()) if field.kind != "text" else 0
+    return scores.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -157,7 +181,7 @@ class _Noise:
 class _Asked(NamedTuple):
     """What is to be recovered of a field: a vector of every row that hides it, its true ids, and what scores an id.
 
-    Rows have their numbers in the batch.
+    Rows have their numbers in the batch. `common` is `unigram_scores`, which scores an id whatever the row is.
     """
 
     row: UInt32[Array, " K"]
@@ -165,14 +189,15 @@ class _Asked(NamedTuple):
     target: Int[Array, "K S"]
     table: Float[Array, "N E"]
     bias: Float[Array, " N"]
+    common: Float[Array, " num_ids"]
 
     def positive(self) -> Float[Array, "K S"]:
         """Scores of the true ids."""
         return jnp.einsum("be,bse->bs", self.vector, self.table[self.target]) + self.bias[self.target]
 
 
-# Each method: loss of every target, and whether it scores highest.
-_Scored = tuple[Float[Array, "K S"], Bool[Array, "K S"]]
+# Each method: loss of every target, whether it scores highest, and the loss of the common scores.
+_Scored = tuple[Float[Array, "K S"], Bool[Array, "K S"], Float[Array, "K S"]]
 
 
 def _softmax(asked: _Asked, noise: _Noise) -> _Scored:
@@ -182,7 +207,9 @@ def _softmax(asked: _Asked, noise: _Noise) -> _Scored:
     logits = asked.vector @ asked.table[span].T + asked.bias[span][None, :]
     label = asked.target - field.offset
     every = jnp.broadcast_to(logits[:, None, :], (*label.shape, field.size))
-    return objectives.softmax_cross_entropy(every, label), jnp.argmax(logits, axis=-1)[:, None] == label
+    best = jnp.argmax(logits, axis=-1)[:, None] == label
+    common = jax.nn.logsumexp(asked.common[span]) - asked.common[asked.target]
+    return objectives.softmax_cross_entropy(every, label), best, common
 
 
 def _sampled(asked: _Asked, noise: _Noise) -> _Scored:
@@ -191,15 +218,19 @@ def _sampled(asked: _Asked, noise: _Noise) -> _Scored:
     negative = (asked.vector @ asked.table[drawn].T + asked.bias[drawn][None, :])[:, None, :]
     hit = asked.target[:, :, None] == drawn[None, None, :]
     negative, log_q = (jnp.broadcast_to(x, hit.shape) for x in (negative, noise.log_q(drawn)[None, None, :]))
-    return objectives.sampled_softmax(positive, negative, log_q, hit), _first(positive, negative, hit)
+    common = jnp.broadcast_to(asked.common[drawn][None, None, :], hit.shape)
+    common_loss = objectives.sampled_softmax(asked.common[asked.target], common, log_q, hit)
+    return objectives.sampled_softmax(positive, negative, log_q, hit), _first(positive, negative, hit), common_loss
 
 
 def _contrast(asked: _Asked, noise: _Noise) -> _Scored:
     """NCE of every target against noise of its own."""
     drawn, positive = noise.of_rows(asked.row, asked.target.shape[1]), asked.positive()
     negative = jnp.einsum("be,bske->bsk", asked.vector, asked.table[drawn]) + asked.bias[drawn]
-    loss = objectives.noise_contrastive(positive, negative, noise.log_q(asked.target), noise.log_q(drawn))
-    return loss, _first(positive, negative, asked.target[:, :, None] == drawn)
+    log_q = noise.log_q(asked.target), noise.log_q(drawn)
+    loss = objectives.noise_contrastive(positive, negative, *log_q)
+    common = objectives.noise_contrastive(asked.common[asked.target], asked.common[drawn], *log_q)
+    return loss, _first(positive, negative, asked.target[:, :, None] == drawn), common
 
 
 def _first(
@@ -209,10 +240,33 @@ def _first(
     return jnp.all(hit | (positive[:, :, None] > negative), axis=-1)
 
 
+def _replaced(counts: np.ndarray, config: Config, schema: Schema) -> Float[np.ndarray, " F"]:
+    """How often each field is replaced: how often it is hidden, times how often two rows differ in it.
+
+    Of a list, and of a number, two rows are taken to differ.
+    """
+    units = masking.mask_units(schema, config.mask, tabular=config.mask.pairing == "independent")
+    hidden = masking.num_masked_units(units, config.mask.rate) / len(units)
+    differ = np.ones(len(schema.fields))
+    for f, field in enumerate(schema.fields):
+        own = counts[field.offset : field.offset + field.size]
+        if field.kind == "category" and own.sum():
+            differ[f] = 1 - np.sum((own / own.sum()) ** 2)
+    return np.clip(hidden * differ, 1e-3, 1 - 1e-3)
+
+
 def _detection(
-    logits: Float[Array, "B F"], ids: Int[Array, "B S"], numbers: Float[Array, "B M"], shown: Shown, schema: Schema
+    logits: Float[Array, "B F"],
+    ids: Int[Array, "B S"],
+    numbers: Float[Array, "B M"],
+    shown: Shown,
+    rates: Float[np.ndarray, " F"],
+    schema: Schema,
 ) -> dict[str, Mean]:
-    """BCE of "was this field replaced?" over all fields; a replacement that equals the original is none."""
+    """BCE of "was this field replaced?" over all fields; a replacement that equals the original is none.
+
+    `mtm/gain` is how far that is below the BCE of `rates`, by which the fields are replaced.
+    """
     changed = shown.ids != ids
     # Another number of the same bin is a replacement too: the tower sees the number itself.
     slots = np.asarray(schema.numeric_slots, int)
@@ -226,6 +280,8 @@ def _detection(
         replaced = jnp.any(changed[:, own], axis=1).astype(jnp.float32)
         logit = logits[:, schema.tabular.index(f)]
         losses.append(objectives.binary_cross_entropy(logit, replaced, jnp.ones_like(replaced)))
+        common = -jnp.sum(jnp.where(replaced > 0, np.log(rates[f]), np.log1p(-rates[f])))
+        metrics[f"mtm/gain/{field.name}"] = Mean(common - losses[-1].total, losses[-1].weight)
         found = (logit > 0).astype(jnp.float32)
         metrics[f"mtm/accuracy/{field.name}"] = objectives.weighted(found, replaced)
         metrics[f"mtm/false_alarm/{field.name}"] = objectives.weighted(found, 1 - replaced)

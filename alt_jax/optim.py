@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,8 @@ def finetune_optimizer(config: FinetuneConfig) -> optax.GradientTransformation:
         "rest": adam,
     }
     patterns = {"text": _TEXT, "tables": TABLES, "rest": f"(?!{TABLES}){_REST}"}
-    return optax.multi_transform(groups, lambda params: group_params(params, patterns))
+    optimizer = optax.multi_transform(groups, lambda params: group_params(params, patterns))
+    return averaged(optimizer, config.ema_decay) if config.ema_decay else optimizer
 
 
 def adagrad_by_rows(learning_rate: optax.ScalarOrSchedule, epsilon: float = 1e-8) -> optax.GradientTransformation:
@@ -120,6 +121,48 @@ def adagrad_by_rows(learning_rate: optax.ScalarOrSchedule, epsilon: float = 1e-8
         lambda params: jax.tree.map(lambda w: jnp.zeros((w.shape[0], 1), w.dtype), params), update
     )
     return optax.chain(start, optax.scale_by_learning_rate(learning_rate))
+
+
+class Averaged(NamedTuple):
+    """The state of `averaged`.
+
+    Attributes:
+      inner: Of the optimiser that moves the parameters.
+      steps: Updates so far.
+      average: The mean of the parameters.
+    """
+
+    inner: Any
+    steps: jax.Array
+    average: Any
+
+
+def averaged(inner: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """Keeps an exponential mean of the parameters beside the optimiser, ā ← d ā + (1 − d) w (Polyak averaging).
+
+    d is `decay`, and at first (1 + t) / (10 + t) where that is less, so that the start does not weigh on a short run.
+    What is validated, kept and served is the mean (`swapped`); gradients are taken of w.
+    """
+
+    def update(updates: Any, state: Averaged, params: Any) -> tuple[Any, Averaged]:
+        updates, moved = inner.update(updates, state.inner, params)
+        steps = state.steps + 1
+        step = 1 - jnp.minimum(decay, (1 + steps) / (10 + steps))
+        average = optax.incremental_update(optax.apply_updates(params, updates), state.average, step)
+        return updates, Averaged(moved, steps, average)
+
+    def init(params: Any) -> Averaged:
+        return Averaged(inner.init(params), jnp.int32(0), jax.tree.map(jnp.copy, params))
+
+    return optax.GradientTransformation(init, update)
+
+
+def swapped(params: Any, state: Any) -> tuple[Any, Any]:
+    """The mean in the place of the parameters and these in its place, if there is one: what is saved of a run.
+
+    Of what was saved, once more, it is what is trained.
+    """
+    return (state.average, state._replace(average=params)) if isinstance(state, Averaged) else (params, state)
 
 
 def gaussian_prior(l2: float, towards: Literal["zero", "start"]) -> optax.GradientTransformation:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,11 @@ from alt_jax.tasks import (
     Params,
     apply_method,
     blank_row,
+    caller,
     fit,
     row_numbers,
     row_prompts,
     text_length,
-    train_caller,
 )
 
 _CAPACITY_SAMPLE = 100_000
@@ -80,6 +80,39 @@ def check(config: Config, schema: Schema) -> None:
         )
 
 
+class Views(NamedTuple):
+    """Which views of a row the losses look at; each is computed once.
+
+    Attributes:
+      table, hidden_table: Whether the CTR tower reads the whole row, and the row as MTM shows it.
+      text, hidden_text: What is looked at of the text tower's states of the whole prompt, and of the prompt as MLM
+        hides it: of [CLS] (`cls`), of the hidden tokens (`masks`), of `all` tokens, or nothing.
+    """
+
+    table: bool
+    hidden_table: bool
+    text: Literal["", "cls", "all"]
+    hidden_text: Literal["", "masks", "all"]
+
+
+def views(config: Config) -> Views:
+    """The views that a pretraining computes: by its losses, and by what helps them."""
+    loss, whole = config.loss, config.mask.helper == "whole"
+    table_helps, text_helps = bool(loss.mlm and config.mlm.with_table), bool(loss.mtm and config.mtm.with_text)
+    return Views(
+        table=bool(loss.icl) or (table_helps and whole),
+        hidden_table=bool(loss.mtm) or (table_helps and not whole),
+        text="all" if text_helps and whole else "cls" if loss.icl else "",
+        hidden_text="all" if text_helps and not whole else "masks" if loss.mlm else "",
+    )
+
+
+def reads_text(config: Config) -> bool:
+    """Whether a pretraining has a text tower."""
+    needed = views(config)
+    return bool(needed.text or needed.hidden_text)
+
+
 def hide(model: ALT, pieces: Pieces, values: Int[Array, "B S"], keys: Iterable[jax.Array]) -> Rows:
     """Draws what both sides hide of a batch, with a key for MLM, one for MTM, and one for its replacements."""
     config, schema = model.config, model.schema
@@ -101,12 +134,14 @@ class Pretrain:
       maskable: Maskable tokens of every field in a sample of training rows, which bounds those that a batch hides.
       lengths: Tokens of training rows' prompts, from which follows how much padding can be left out.
       counts: Training count of every feature id: the distribution of MTM's noise.
+      common_tokens: `mlm.unigram_scores`.
     """
 
     model: ALT
     maskable: np.ndarray
     lengths: np.ndarray
     counts: np.ndarray
+    common_tokens: np.ndarray
 
     @classmethod
     def build(cls, config: Config, dataset: Dataset, encoder: EncoderConfig) -> "Pretrain":
@@ -114,43 +149,58 @@ class Pretrain:
         schema = dataset.schema
         sample = np.asarray(dataset.train.values[:_CAPACITY_SAMPLE])
         maskable = maskable_tokens(dataset.pieces, sample, schema.widths)
-        return cls(ALT(config, schema, encoder), maskable, dataset.prompt_tokens(), dataset.feature_counts())
+        common = mlm.unigram_scores(dataset.token_counts())
+        return cls(ALT(config, schema, encoder), maskable, dataset.prompt_tokens(), dataset.feature_counts(), common)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters for what the loss weights call for."""
         schema, config = self.model.schema, self.model.config
-        loss, helped = config.loss, config.mlm.with_table
+        loss, needed = config.loss, views(config)
         ids, numbers = blank_row(schema)
         tokens, mask = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
 
         def reach(model: ALT) -> None:
-            states = model.read(tokens, mask, train=False)
+            states: Any = None
             h: Any = None
-            if loss.icl or loss.mtm or helped:
+            if needed.text or needed.hidden_text:
+                states = model.read(tokens, mask, train=False)
+            if needed.table or needed.hidden_table:
                 h = model.represent(ids, numbers, train=False)
             if loss.icl:
                 model.align(h, states, train=False)
                 model.compare()
             if loss.mlm:
-                model.recover_tokens(states[:, 0], h if helped else None, train=False)
+                model.recover_tokens(states[:, 0], h if config.mlm.with_table else None, train=False)
             if loss.mtm:
-                model.recover_features(h, states, mask)
+                model.recover_features(h, states if config.mtm.with_text else None, mask)
 
-        return self.model.init(key, method=reach)["params"]
+        params: Params = self.model.init(key, method=reach)["params"]
+        if loss.mtm and config.mtm.method != "rfd":
+            scores = mtm.unigram_scores(self.counts, config.mtm, schema)
+            bias = params["mtm"]["bias"].at[: len(scores)].set(scores)
+            params = params | {"mtm": params["mtm"] | {"bias": bias}}
+        return params
 
     def loss(
-        self, params: Params, pieces: Pieces, batch: Batch, key: jax.Array
+        self, params: Params, pieces: Pieces, batch: Batch, key: jax.Array, *, train: bool = True
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
         """The weighted sum of the three losses over the global batch; labels are not looked at.
 
         What is drawn is drawn for the global batch, and every mean is over it; only towers and heads see a microbatch.
+
+        Args:
+          params: Of `init`'s shapes.
+          pieces: Of the prompts.
+          batch: Value ids.
+          key: Draws masks, noise and dropout.
+          train: Whether dropout is on.
         """
         config, weights = self.model.config, self.model.config.loss
         *hide_keys, noise_key, dropout_key = jax.random.split(key, 4)
         rows = hide(self.model, pieces, batch.values, (*hide_keys, noise_key))
 
         def look(part: Rows) -> tuple[tuple[Array, ...], dict[str, Mean]]:
-            return self._look(params, pieces, part, noise_key, dropout_key)
+            return self._look(params, pieces, part, noise_key, dropout_key if train else None)
 
         projections, sums = in_turn(look, rows, config.pretrain.microbatches)
         metrics = {name: Mean(jnp.sum(mean.total, 0), jnp.sum(mean.weight, 0)) for name, mean in sums.items()}
@@ -170,47 +220,48 @@ class Pretrain:
         return total, {"loss": Mean(total, jnp.ones(())), **metrics}
 
     def _look(
-        self, params: Params, pieces: Pieces, rows: Rows, noise_key: jax.Array, dropout_key: jax.Array
+        self, params: Params, pieces: Pieces, rows: Rows, noise_key: jax.Array, dropout_key: jax.Array | None
     ) -> tuple[tuple[Array, ...], dict[str, Mean]]:
         """What towers and heads make of some rows: both projections for ICL, and the sums of MLM and MTM."""
         model, config, schema = self.model, self.model.config, self.model.schema
-        weights, helped_by_whole = config.loss, config.mask.helper == "whole"
-        call = train_caller(model, params, dropout_key)
-        prompt = row_prompts(model, pieces, rows.values, text_length(schema.text.length))
-        room, held, crowded = fit(prompt.mask, self.lengths)
-        prompt = prompt._replace(mask=held, field=jnp.where(held, prompt.field, -1))
-        hidden = mlm.hide(prompt, rows.hide_text, config, schema)
-        # The released code's attention reads padding, so that has to be computed.
-        whole_room = None if config.mtm.attention == "released" else room
-        table_helps = weights.mlm and config.mlm.with_table
-
-        # Every view is computed once, and only if a term needs it.
-        views: tuple[Any, ...] = (None, None, None, None)
-        h, hidden_h, states, hidden_states = views
-        if weights.icl or (table_helps and helped_by_whole):
+        weights, needed = config.loss, views(config)
+        call = caller(model, params, dropout_key)
+        h: Any = None
+        hidden_h = states = hidden_states = h
+        sums: dict[str, Mean] = {}
+        if needed.table:
             h = call("represent", rows.ids, rows.numbers)
-        if weights.icl or (weights.mtm and helped_by_whole):
-            all_tokens = weights.mtm and helped_by_whole  # ICL alone reads [CLS]
-            wanted = None if all_tokens else packing.first(prompt.mask)
-            states = call("read", prompt.tokens, prompt.mask, wanted, whole_room)
-        count = len(rows.ids)
-        capacity, hidden_wanted = mlm.capacity(self.maskable, count // shards(count), config, schema), None
-        if weights.mlm or (weights.mtm and not helped_by_whole):
-            if helped_by_whole or not weights.mtm:  # MLM alone reads these states, and of masks only
+        if needed.text or needed.hidden_text:
+            prompt = row_prompts(model, pieces, rows.values, text_length(schema.text.length))
+            room, held, sums = fit(prompt.mask, self.lengths)
+            prompt = prompt._replace(mask=held, field=jnp.where(held, prompt.field, -1))
+            # The released code's attention reads padding, so that has to be computed.
+            room_of = {"all": None if config.mtm.attention == "released" else room}
+        if needed.text:
+            wanted = packing.first(prompt.mask) if needed.text == "cls" else None
+            states = call("read", prompt.tokens, prompt.mask, wanted, room_of.get(needed.text, room))
+        if needed.hidden_text:
+            hidden = mlm.hide(prompt, rows.hide_text, config, schema)
+            count, hidden_wanted = len(rows.ids), None
+            capacity = mlm.capacity(self.maskable, count // shards(count), config, schema)
+            if needed.hidden_text == "masks":
                 hidden_wanted = mlm.masks(hidden, capacity, config, schema)
-            hidden_room = room if helped_by_whole else whole_room
+            hidden_room = room_of.get(needed.hidden_text, room)
             hidden_states = call("read", hidden.tokens, hidden.mask, hidden_wanted, hidden_room)
-        if weights.mtm or (table_helps and not helped_by_whole):
+        if needed.hidden_table:
             hidden_h = call("represent", rows.shown.ids, rows.shown.numbers)
 
+        helped_by_whole = config.mask.helper == "whole"
         projections: tuple[Array, ...] = call("align", h, states) if weights.icl else ()
-        sums = crowded
         if weights.mlm:
-            helper = (h if helped_by_whole else hidden_h) if table_helps else None
-            sums |= mlm.loss(call, prompt, hidden, hidden_states, hidden_wanted, helper, capacity, schema)
+            helper = (h if helped_by_whole else hidden_h) if config.mlm.with_table else None
+            common = self.common_tokens
+            sums |= mlm.loss(call, prompt, hidden, hidden_states, hidden_wanted, helper, capacity, common, schema)
         if weights.mtm:
-            read, mask = (states, prompt.mask) if helped_by_whole else (hidden_states, hidden.mask)
-            output = apply_method(model, params, "recover_features", hidden_h, read, mask)
+            help_by: tuple[Any, Any] = (None, None)
+            if config.mtm.with_text:
+                help_by = (states, prompt.mask) if helped_by_whole else (hidden_states, hidden.mask)
+            output = apply_method(model, params, "recover_features", hidden_h, *help_by)
             table = rows.ids, rows.numbers, rows.shown, rows.hide_table
             sums |= mtm.loss(output, *table, self.counts, noise_key, config, schema)
         return projections, sums

@@ -11,7 +11,7 @@ from alt_jax import mlm, mtm, pretraining
 from alt_jax.data.prompt import Pieces, Prompt
 from alt_jax.models.alt import ALT
 from alt_jax.schema import Schema
-from alt_jax.tasks import Params, apply_method, row_prompts, text_length
+from alt_jax.tasks import Params, apply_method, caller, row_prompts, text_length
 
 
 class Hidden(NamedTuple):
@@ -83,34 +83,33 @@ def recover(model: ALT, params: Params, hidden: Hidden) -> Recovered:
       params: Of a pretraining.
       hidden: Rows.
     """
-    config = model.config
+    config, needed = model.config, pretraining.views(model.config)
     loss, whole = config.loss, config.mask.helper == "whole"
-    table_helps = loss.mlm and config.mlm.with_table
     row, position = np.nonzero(np.asarray(hidden.text.where))
     at = np.asarray(hidden.text.place)[row, position]
 
     @jax.jit
     def look(params: Params) -> tuple[Any, Any]:
-        def call(method: str, *inputs: Any) -> Any:
-            return apply_method(model, params, method, *inputs, train=False)
-
-        views: tuple[Any, ...] = (None, None, None, None)
-        h, hidden_h, states, hidden_states = views
-        if table_helps and whole:
+        call = caller(model, params, None)
+        h: Any = None
+        hidden_h = states = hidden_states = h
+        if needed.table:
             h = call("represent", hidden.ids, hidden.numbers)
-        if loss.mtm or (table_helps and not whole):
+        if needed.hidden_table:
             hidden_h = call("represent", hidden.shown.ids, hidden.shown.numbers)
-        if loss.mtm and whole:
+        if needed.text:
             states = call("read", hidden.prompt.tokens, hidden.prompt.mask)
-        if loss.mlm or (loss.mtm and not whole):
+        if needed.hidden_text:
             hidden_states = call("read", hidden.text.tokens, hidden.text.mask)
         tokens = output = None
         if loss.mlm:
-            helper = (h if whole else hidden_h)[row] if table_helps else None
+            helper = (h if whole else hidden_h)[row] if config.mlm.with_table else None
             tokens = call("recover_tokens", hidden_states[row, at], helper)
         if loss.mtm:
-            read = (states, hidden.prompt.mask) if whole else (hidden_states, hidden.text.mask)
-            output = apply_method(model, params, "recover_features", hidden_h, *read)
+            help_by: tuple[Any, Any] = (None, None)
+            if config.mtm.with_text:
+                help_by = (states, hidden.prompt.mask) if whole else (hidden_states, hidden.text.mask)
+            output = apply_method(model, params, "recover_features", hidden_h, *help_by)
         return tokens, output
 
     tokens, output = jax.device_get(look(params))

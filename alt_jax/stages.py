@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alt_jax import bridge, cluster, console, flops, pretraining, run_files, sharding_rules, tracking
+from alt_jax import bridge, cluster, console, factors, flops, learned, pretraining, run_files, sharding_rules, tracking
 from alt_jax.checkpoint import Checkpoints, load_params
 from alt_jax.config import Config, FinetuneConfig, Strategy
 from alt_jax.data.batches import updates
-from alt_jax.data.dataset import Dataset
+from alt_jax.data.dataset import Dataset, Rows
+from alt_jax.data.labelled import labelled
 from alt_jax.data.prepared_config import check_prepared
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Probabilities, report, undefined
@@ -76,6 +77,8 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
         dataset = Dataset.load(config.data.dir, config.data.memory_gib)
         check_prepared(config)
         pretraining.check(config, dataset.schema)
+        if config.ctr.init == "svd":
+            factors.check(dataset.schema)
         encoder = bridge.encoder_config(config.text, dataset.schema)
         run = Run(run_dir, origin, config, dataset.schema, encoder)
     cluster.check_same(_facts(run, dataset))
@@ -85,7 +88,7 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
     with cluster.together():
         mesh = make_mesh()
         check_batch(mesh, recipe.batch_size, recipe.microbatches)
-        steps = _steps(mesh, dataset, plan)
+        steps = _steps(mesh, dataset.train, plan)
         task = Pretrain.build(config, dataset, encoder)
     optimizer = pretrain_optimizer(config.pretrain, steps)
     work = sum(flops.pretrain_flops(task, recipe.batch_size).values())
@@ -94,17 +97,30 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
         _announce(mesh, run)
         with Checkpoints(run_dir) as checkpoints:
             resumed_at = checkpoints.latest() or 0
-            params, pieces = _start(task, checkpoints, mesh, run, init_from, rules), replicate(mesh, dataset.pieces)
-            train(task, run, checkpoints, mesh, dataset.train, pieces, params, optimizer, plan, shown=shown)
+            params = _start(task, checkpoints, mesh, run, dataset, init_from, rules)
+            pieces = replicate(mesh, dataset.pieces)
+            params, _ = train(task, run, checkpoints, mesh, dataset.train, pieces, params, optimizer, plan, shown=shown)
+        found = learned.measure(task, mesh, params, pieces, dataset)
+        _say_learned(found, config)
         result = {
             "stage": "pretrain",
             "init_from": origin.init_from,
             "steps": steps,
             "seed": config.seed,
+            "valid": found,
             "machine": machine(mesh, began, resumed_at),
         }
         run.finish(result)
     return result
+
+
+def _say_learned(found: dict[str, float], config: Config) -> None:
+    """What a pretraining has learned, and a warning for each loss that has learned nothing."""
+    good, bad = learned.verdict(found, config)
+    if good:
+        console.log(f"learned, on {found['rows']:,.0f} validation rows: {good}", valid=found)
+    for sentence in bad:
+        console.warn(sentence)
 
 
 def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir: Path) -> dict[str, Any]:
@@ -143,6 +159,8 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         check_prepared(config)
         if strategy == "plm":
             bridge.check_towers(config.finetune.plm, dataset.schema)
+        if config.ctr.init == "svd":
+            factors.check(dataset.schema)
         encoder = bridge.encoder_config(config.text, dataset.schema)
         run = Run(run_dir, origin, config, dataset.schema, encoder)
     cluster.check_same(_facts(run, dataset))
@@ -151,14 +169,11 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         return done
     with cluster.together():
         mesh = make_mesh()
-        _steps(mesh, dataset, plan)
+        rows = labelled(dataset.train, config.finetune.label_share, config.seed)
+        _steps(mesh, rows, plan)
         for split in ("valid", "test"):
             dataset.split(split).open()  # what is damaged is found now, not after training
-        task = Finetune(ALT(config, dataset.schema, encoder), strategy)
-        lengths = None if strategy == "ctr" else dataset.prompt_tokens()
-        if task.packs:
-            task = dataclasses.replace(task, lengths=lengths)
-        work = sum(flops.finetune_flops(task, recipe.batch_size, lengths).values())
+        task, work = _click_task(run, dataset, recipe.batch_size)
     rates = finetune_schedules(recipe)
     if strategy == "ctr":
         del rates["text"]
@@ -174,10 +189,8 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         pieces, optimizer = replicate(mesh, dataset.pieces), finetune_optimizer(recipe)
         with Checkpoints(run_dir) as checkpoints:
             resumed_at = checkpoints.latest() or 0
-            params = _start(task, checkpoints, mesh, run, init_from, rules)
-            trained = train(
-                task, run, checkpoints, mesh, dataset.train, pieces, params, optimizer, plan, validate, shown=shown
-            )
+            params = _start(task, checkpoints, mesh, run, dataset, init_from, rules)
+            trained = train(task, run, checkpoints, mesh, rows, pieces, params, optimizer, plan, validate, shown=shown)
         best_step = trained[1].best_step
         del params, trained  # the best ones need the memory
         best = place(mesh, load_params(run_dir, best_step)[0], rules)
@@ -196,6 +209,15 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
             dataset.train.check()  # and with it the files of the other parts
         run.finish(result)
     return result
+
+
+def _click_task(run: Run, dataset: Dataset, batch_size: int) -> tuple[Finetune, float]:
+    """What a finetuning trains, and the FLOPs of a step."""
+    task = finetune_task(run)
+    lengths = None if task.strategy == "ctr" else dataset.prompt_tokens()
+    if task.packs:
+        task = dataclasses.replace(task, lengths=lengths)
+    return task, sum(flops.finetune_flops(task, batch_size, lengths).values())
 
 
 def machine(mesh: Mesh, began: float, resumed_at: int) -> dict[str, Any]:
@@ -287,11 +309,11 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
     return report(dataset, split, probability)
 
 
-def _steps(mesh: Mesh, dataset: Dataset, plan: Plan) -> int:
+def _steps(mesh: Mesh, rows: Rows, plan: Plan) -> int:
     """Most updates of a plan; refuses one that cannot be run, before a run folder is made for it."""
     check_batch(mesh, plan.batch_size)
     check_rules(mesh, plan.rules)
-    return updates(len(dataset.train.labels), plan.batch_size, plan.epochs)
+    return updates(len(rows.labels), plan.batch_size, plan.epochs)
 
 
 def _facts(run: Run, dataset: Dataset) -> dict[str, object]:
@@ -307,7 +329,13 @@ def _facts(run: Run, dataset: Dataset) -> dict[str, object]:
 
 
 def _start(
-    task: Pretrain | Finetune, checkpoints: Checkpoints, mesh: Mesh, run: Run, init_from: Path | None, rules: Rules
+    task: Pretrain | Finetune,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+    run: Run,
+    dataset: Dataset,
+    init_from: Path | None,
+    rules: Rules,
 ) -> Params | None:
     """Parameters to start from, where they belong; says where each sub-tree of them comes from.
 
@@ -315,7 +343,7 @@ def _start(
     """
     if checkpoints.latest() is not None:
         return None
-    params, summary = starting_params(task, mesh, run, init_from, rules)
+    params, summary = starting_params(task, mesh, run, dataset, init_from, rules)
     for line in summary:
         console.log(f"  {line}")
     return place(mesh, params, rules)
@@ -339,7 +367,7 @@ def _announce(mesh: Mesh, run: Run) -> None:
 
 
 def starting_params(
-    task: Pretrain | Finetune, mesh: Mesh, run: Run, init_from: Path | None, rules: Rules
+    task: Pretrain | Finetune, mesh: Mesh, run: Run, dataset: Dataset, init_from: Path | None, rules: Rules
 ) -> tuple[Params, list[str]]:
     """Parameters that a run starts from, and for each sub-tree of them a line that says where it comes from.
 
@@ -347,9 +375,14 @@ def starting_params(
       InputError: The language model or the pretraining that they come from does not fit.
     """
     params: Params = jit_init(mesh, task.init, run.config.seed, rules)
+    fresh: list[str] = []
+    if init_from is None and run.config.ctr.init == "svd" and "ctr" in params:
+        params = factors.put(params, dataset)
+    if init_from is None or not pretraining.reads_text(Run.load(init_from).config):
+        params, fresh = bridge.load_text(params, run.config.text, run.encoder)
     if init_from is None:
-        return bridge.load_text(params, run.config.text, run.encoder)
-    return bridge.transfer(params, run.origin.strategy or "pretrain", init_from, run.schema)
+        return params, fresh
+    return bridge.transfer(params, run.origin.strategy or "pretrain", init_from, run.schema, fresh)
 
 
 def format_report(found: Mapping[str, float | None], split: str) -> str:

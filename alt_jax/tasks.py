@@ -77,8 +77,10 @@ def apply_method(model: ALT, params: Params, method: str, *args: Any, **options:
     return model.apply({"params": params}, *args, method=method, **options)
 
 
-def train_caller(model: ALT, params: Params, key: jax.Array) -> Callable[..., Any]:
-    """`call(method, *args)` applies a method of the model in training mode, every call with dropout of its own."""
+def caller(model: ALT, params: Params, key: jax.Array | None) -> Callable[..., Any]:
+    """`call(method, *args)` applies a method of the model, every call with dropout of its own; none without a key."""
+    if key is None:
+        return lambda method, *args, **options: apply_method(model, params, method, *args, train=False, **options)
     calls = iter(range(1 << 30))
 
     def call(method: str, *args: Any, **options: Any) -> Any:
@@ -152,7 +154,7 @@ class Finetune:
         room, crowded = None, dict[str, Mean]()
         if self.packs and self.lengths is not None:
             room, _, crowded = fit(inputs[2], self.lengths)
-        logits = train_caller(self.model, params, key)("click", self.strategy, *inputs, room=room)
+        logits = caller(self.model, params, key)("click", self.strategy, *inputs, room=room)
         means = {
             f"bce/{name}": objectives.binary_cross_entropy(logit, batch.label, batch.weight)
             for name, logit in logits.items()

@@ -29,7 +29,7 @@ from alt_jax.data.prompt import Pieces, feature_ids
 from alt_jax.errors import InputError, Stopped
 from alt_jax.evaluate import undefined
 from alt_jax.objectives import Mean
-from alt_jax.optim import Schedules, rates_at
+from alt_jax.optim import Schedules, rates_at, swapped
 from alt_jax.progress import Meter
 from alt_jax.run import Run
 from alt_jax.sharding import Rules, check_batch, layout, own_rows, place, replicate, replicated, split_rows
@@ -170,7 +170,7 @@ def train(
       shown: What progress says.
 
     Returns:
-      The last parameters, and the progress with the best step.
+      The last parameters, or their mean where the optimiser keeps one, and the progress with the best step.
 
     Raises:
       InputError: The batch does not fit the data or the devices.
@@ -187,7 +187,7 @@ def train(
         state = initial_state(mesh, params, optimizer, plan.rules)
     else:
         params, opt_state, loop = checkpoints.restore(resumed, *_shapes(mesh, task, optimizer, plan.rules))
-        state = State(replicate(mesh, jnp.int32(resumed)), params, opt_state)
+        state = State(replicate(mesh, jnp.int32(resumed)), *swapped(params, opt_state))
         progress, step = Progress(**loop), resumed
         console.log(f"resumed at step {step} of {last}", step=step, last=last)
     update = _saying_compiled(
@@ -214,7 +214,7 @@ def train(
             if fresh and epoch_ends:
                 log.flush()
                 if evaluate is not None:
-                    score = _evaluate(evaluate, state.params, record, step, progress)
+                    score = _evaluate(evaluate, swapped(*state[1:])[0], record, step, progress)
                 log.epoch(over, plan.epochs, progress if evaluate else None)
             stop = requested()
             save = fresh and (epoch_ends or stop or (plan.checkpoint_every and step % plan.checkpoint_every == 0))
@@ -223,7 +223,7 @@ def train(
                 trouble.tell()
             if save:
                 log.flush()
-                checkpoints.save(step, state.params, state.optimizer, asdict(progress), score)
+                checkpoints.save(step, *swapped(*state[1:]), asdict(progress), score)
             if stop:
                 raise Stopped(f"stopped by {stop} at step {step} of {last}, saved")
             if step == last or (plan.patience and progress.waited >= plan.patience):
@@ -232,7 +232,7 @@ def train(
             state, metrics = update(state, pieces, batch, key)
             step += 1
             log.add(step, metrics)
-    return state.params, progress
+    return swapped(*state[1:])[0], progress
 
 
 def initial_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation, rules: Rules = ()) -> State:

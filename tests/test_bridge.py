@@ -23,7 +23,8 @@ from alt_jax.models.alt import ALT
 from alt_jax.models.bert import BertConfig
 from alt_jax.models.encoder import EncoderConfig
 from alt_jax.models.modernbert import GLOBAL, LOCAL, ModernBertConfig
-from alt_jax.run import Run
+from alt_jax.run import Origin, Run
+from alt_jax.sharding import make_mesh
 from alt_jax.tasks import Finetune
 
 STRATEGIES: tuple[Strategy, ...] = ("ctr", "plm", "joint")
@@ -320,3 +321,23 @@ def test_scratch_takes_no_weights(modelled: tuple[Config, Dataset]) -> None:
     found, summary = load_text(params, scratch.text, encoder)
     assert found is params
     assert all("fresh" in line for line in summary)
+
+
+def test_a_pretraining_without_text_starts_ctr_and_joint_but_not_plm(
+    tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset
+) -> None:
+    """Where both towers are wanted, the text tower starts as without a pretraining."""
+    config = tiny_config.override({"loss.icl": 0, "loss.mlm": 0, "mtm.with_text": False})
+    stages.pretrain(config, tmp_path / "pretrain")
+    encoder = encoder_config(config.text, tiny_dataset.schema)
+    found, _ = load_params(tmp_path / "pretrain")
+    assert set(found) == {"ctr", "mtm"}
+    run = Run(tmp_path / "run", Origin("finetune", "joint"), config, tiny_dataset.schema, encoder)
+    start = tmp_path / "pretrain", ()
+    params, said = stages.starting_params(stages.finetune_task(run), make_mesh(), run, tiny_dataset, *start)
+    jax.tree.map(np.testing.assert_array_equal, params["ctr"], found["ctr"])
+    assert any(line.startswith("ctr: from ") for line in said)
+    assert any(line.startswith("text: fresh") for line in said)
+    run = Run(tmp_path / "run", Origin("finetune", "plm"), config, tiny_dataset.schema, encoder)
+    with pytest.raises(InputError, match="has no parameters for 'text'"):
+        stages.starting_params(stages.finetune_task(run), make_mesh(), run, tiny_dataset, *start)

@@ -11,7 +11,7 @@ import pytest
 from alt_jax import bridge
 from alt_jax.config import FinetuneConfig
 from alt_jax.models.alt import ALT
-from alt_jax.optim import finetune_optimizer, path_name
+from alt_jax.optim import averaged, finetune_optimizer, path_name, swapped
 from alt_jax.tasks import Finetune
 
 RECIPE = FinetuneConfig(learning_rate=0.1, text_learning_rate=0.03, weight_decay=0.2, l2=0.05)
@@ -94,3 +94,28 @@ def test_l2_finds_the_tables_of_a_real_model(strategy, plain_config, tiny_datase
     moved = {path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(updates) if leaf.any()}
     tables = {"ctr/embedding/embedding", "ctr_logit/linear/embedding"}
     assert moved == (set() if strategy == "plm" else tables)
+
+
+def test_the_mean_of_the_parameters_is_the_recursion():
+    """ā ← d ā + (1 − d) w with d = min(.9, (1 + t) / (10 + t)), w as without a mean."""
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=3), rng.normal(size=(20, 3))
+    plain, mean = optax.sgd(0.1), averaged(optax.sgd(0.1), 0.9)
+    w = {"w": jnp.asarray(start, jnp.float32)}
+    state, expected = mean.init(w), start.copy()
+    other, other_state = w, plain.init(w)
+    for t, gradient in enumerate(gradients, start=1):
+        g = {"w": jnp.asarray(gradient, jnp.float32)}
+        updates, state = jax.jit(mean.update)(g, state, w)
+        w = optax.apply_updates(w, updates)
+        updates, other_state = plain.update(g, other_state, other)
+        other = optax.apply_updates(other, updates)
+        d = min(0.9, (1 + t) / (10 + t))
+        expected = d * expected + (1 - d) * (start - 0.1 * gradients[:t].sum(axis=0))
+    np.testing.assert_allclose(w["w"], other["w"], rtol=1e-6)
+    kept, saved = swapped(w, state)
+    np.testing.assert_allclose(kept["w"], expected, rtol=1e-4)
+    trained, back = swapped(kept, saved)
+    np.testing.assert_array_equal(trained["w"], w["w"])
+    np.testing.assert_array_equal(back.average["w"], kept["w"])
+    assert swapped(w, other_state) == (w, other_state)

@@ -13,7 +13,7 @@ import optax
 import pytest
 from slow_rows import Slow, cross_entropy, fresh, log_sigmoid, spell
 
-from alt_jax import masking, mlm, mtm, pretraining
+from alt_jax import masking, mlm, mtm, presets, pretraining
 from alt_jax.config import LossConfig, MaskConfig, MTMConfig
 from alt_jax.data.batches import Batch, batch_at
 from alt_jax.data.prompt import compose
@@ -92,6 +92,7 @@ def run_model(task: Pretrain, params, views: Views):
         helper = jnp.repeat(h if whole else shown_h, length, axis=0) if config.mlm.with_table else None
         logits = call("recover_tokens", hidden_states.reshape(-1, states.shape[-1]), helper, train=False)
         prompt = (states, views.real) if whole else (hidden_states, views.hidden_real)
+        prompt = prompt if config.mtm.with_text else (None, None)
         return (
             call("align", h, states, train=False),
             logits.reshape(B, length, -1),
@@ -118,17 +119,21 @@ def slow_hide(prompt: Slow, hidden: np.ndarray, mask_id: int, pad_id: int, *, sp
     return tokens, real, place
 
 
-def slow_mtm(task: Pretrain, output, ids, shown_ids, hide_ids, key) -> tuple[float, dict[str, Any]]:
-    """Loss and what came first by field, value by value."""
+def slow_mtm(task: Pretrain, output, ids, shown_ids, hide_ids, key) -> tuple[float, dict[str, Any], dict[str, Any]]:
+    """Loss, and by field what came first and how far the loss is below one that knows frequencies only."""
     schema, config = task.model.schema, task.model.config.mtm
-    losses, right = [], {name: [] for name in schema.names}
+    losses, right, gains = [], *({name: [] for name in schema.names} for _ in range(2))
     if config.method == "rfd":
-        for r, f in np.ndindex(ids.shape):
-            replaced = ids[r, f] != shown_ids[r, f]
-            losses.append(-log_sigmoid(output[r, f] if replaced else -output[r, f]))
-            if replaced:
-                right[schema.names[f]].append(output[r, f] > 0)
-        return sum(losses) / len(losses), right
+        for f, name in enumerate(schema.names):
+            replaced = ids[:, f] != shown_ids[:, f]
+            own = task.counts[schema.fields[f].offset :][: schema.fields[f].size]
+            rate = 1 / 5 * (1 - sum((count / own.sum()) ** 2 for count in own))  # one of five units is hidden
+            for r in range(len(ids)):
+                losses.append(-log_sigmoid(output[r, f] if replaced[r] else -output[r, f]))
+                gains[name].append(-math.log(rate if replaced[r] else 1 - rate) - losses[-1])
+                if replaced[r]:
+                    right[name].append(output[r, f] > 0)
+        return sum(losses) / len(losses), right, gains
     vectors, table, bias = output
     k, counts = config.noise, task.counts.astype(np.float64)
     for f, field in enumerate(schema.fields):
@@ -136,6 +141,8 @@ def slow_mtm(task: Pretrain, output, ids, shown_ids, hide_ids, key) -> tuple[flo
         pool = list(own_ids) if config.noise_from == "field" else list(range(schema.num_ids))
         q = {i: counts[i] / sum(counts[j] for j in pool) for i in pool}
         p = jnp.asarray([q[i] for i in pool], jnp.float32)
+        half = {i: max(counts[i], 0.5) for i in pool}
+        common = {i: math.log(half[i] / sum(half.values())) for i in pool}
         field_key = jax.random.fold_in(key, f)
 
         def draw(key, pool=pool, p=p):
@@ -146,18 +153,34 @@ def slow_mtm(task: Pretrain, output, ids, shown_ids, hide_ids, key) -> tuple[flo
             target = ids[r, f]
             scores = {i: float(vectors[r, f] @ table[i] + bias[i]) for i in range(schema.num_ids)}
             own = [scores[i] for i in own_ids]
+
+            def loss(scores, target=target, noise=noise, field=field, own_ids=own_ids, q=q):
+                if config.method == "softmax":
+                    return cross_entropy(np.array([scores[i] for i in own_ids]), target - field.offset)
+                if config.method == "nce":
+                    positive = -log_sigmoid(scores[target] - math.log(k * q[target]))
+                    return positive - sum(log_sigmoid(-(scores[i] - math.log(k * q[i]))) for i in noise)
+                against = [scores[i] - math.log(k * q[i]) for i in noise if i != target]
+                return cross_entropy(np.array([scores[target], *against]), 0)
+
+            losses.append(loss(scores))
+            gains[field.name].append(loss(common) - losses[-1])
             if config.method == "softmax":
                 right[field.name].append(np.argmax(own) == target - field.offset)
-                losses.append(cross_entropy(np.array(own), target - field.offset))
-            elif config.method == "nce":
-                loss = -log_sigmoid(scores[target] - math.log(k * q[target]))
-                losses.append(loss - sum(log_sigmoid(-(scores[i] - math.log(k * q[i]))) for i in noise))
-                right[field.name].append(all(scores[target] > scores[i] for i in noise if i != target))
             else:
-                against = [scores[i] - math.log(k * q[i]) for i in noise if i != target]
                 right[field.name].append(all(scores[target] > scores[i] for i in noise if i != target))
-                losses.append(cross_entropy(np.array([scores[target], *against]), 0))
-    return sum(losses) / len(losses), right
+    return sum(losses) / len(losses), right, gains
+
+
+def slow_token_shares(dataset) -> list[np.ndarray]:
+    """By field, the share of every token among those of the training rows' values; one that is absent counts a half."""
+    prompt = spell(dataset, np.asarray(dataset.train.values))
+    counts = np.full((len(dataset.schema.names), dataset.schema.text.vocab_size), 0.0)
+    for tokens, fields in zip(prompt.tokens, prompt.field, strict=True):
+        for token, f in zip(tokens, fields, strict=True):
+            if f >= 0:
+                counts[f, token] += 1
+    return [np.where(row == 0, 0.5, row) / np.where(row == 0, 0.5, row).sum() for row in counts]
 
 
 def slow_pretraining(task: Pretrain, params, dataset, values: np.ndarray, key: jax.Array) -> dict[str, float]:
@@ -185,17 +208,21 @@ def slow_pretraining(task: Pretrain, params, dataset, values: np.ndarray, key: j
     (z_ctr, z_text), token_logits, output = run_model(task, params, views)
     found = {"icl": slow_icl(z_ctr, z_text, values, config.icl.temperature)}
 
-    losses, right = [], {name: [] for name in names}
+    losses, right, gains = [], *({name: [] for name in names} for _ in range(2))
+    shares = slow_token_shares(dataset)
     for r, t in np.argwhere(hidden):
-        logits = token_logits[r, place[r, t]]
-        losses.append(cross_entropy(logits, prompt.tokens[r, t]))
-        right[names[prompt.field[r, t]]].append(np.argmax(logits) == prompt.tokens[r, t])
+        logits, f, token = token_logits[r, place[r, t]], prompt.field[r, t], prompt.tokens[r, t]
+        losses.append(cross_entropy(logits, token))
+        right[names[f]].append(np.argmax(logits) == token)
+        gains[names[f]].append(-math.log(shares[f][token]) - losses[-1])
     found["mlm"] = sum(losses) / len(losses)
     found |= {f"mlm/accuracy/{name}": np.mean(hits) if hits else None for name, hits in right.items()}
+    found |= {f"mlm/gain/{name}": np.mean(gained) if gained else None for name, gained in gains.items()}
 
-    found["mtm"], right = slow_mtm(task, output, ids, shown_ids, hide_ids, noise_key)
+    found["mtm"], right, gains = slow_mtm(task, output, ids, shown_ids, hide_ids, noise_key)
     logged = "beats_noise" if config.mtm.method in ("sampled", "nce") else "accuracy"
     found |= {f"mtm/{logged}/{name}": np.mean(hits) if hits else None for name, hits in right.items()}
+    found |= {f"mtm/gain/{name}": np.mean(gained) if gained else None for name, gained in gains.items()}
     weights = config.loss
     found["loss"] = weights.icl * found["icl"] + weights.mlm * found["mlm"] + weights.mtm * found["mtm"]
     return found
@@ -218,6 +245,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **{"mask.pairing": "complementary", "mask.helper": "masked", "mask.rate": 0.34},
     },
     "no help from the table, released attention": {"mlm.with_table": False, "mtm.attention": "released"},
+    "no help from the text": {"mtm.with_text": False},
 }
 _AT_LENGTH = ("field noise, one mask a value",)  # the others have each by itself
 
@@ -240,11 +268,12 @@ def test_pretraining_loss_is_the_sum_of_the_three_equations(
     expected = slow_pretraining(task, params, tiny_dataset, np.asarray(batch.values), key)
     assert float(total) == pytest.approx(expected["loss"], rel=1e-5)
     for name, value in expected.items():
-        assert found[name] == (None if value is None else pytest.approx(value, rel=1e-5)), name
+        least = 1e-5 if "/gain/" in name else None  # a difference, which may be near 0
+        assert found[name] == (None if value is None else pytest.approx(value, rel=1e-5, abs=least)), name
     assert found["duplicates"] == pytest.approx(2 / B)
     assert found["mlm/dropped"] == 0
     assert found.get("mtm/dropped", 0) == 0
-    assert sum(name.startswith("mtm/") for name in expected) == len(tiny_dataset.schema.names)
+    assert sum(name.startswith("mtm/gain/") for name in expected) == len(tiny_dataset.schema.names)
 
     # Neither labels nor the order of fields that are not masked matter; another key masks other fields.
     other_labels = batch._replace(label=1 - batch.label)
@@ -291,6 +320,34 @@ ONLY = {
     (0, 0, 1): (1, 1, {"mtm"}),
     (0, 1, 1): (2, 2, {"mlm", "mtm"}),
 }
+
+
+@pytest.mark.parametrize("method", ["softmax", "rfd"])
+def test_mtm_without_text_has_no_text_tower(method, make_pretrain, plain_config, pieces, batch):
+    config = plain_config.override({"mtm.with_text": False, "mtm.method": method})
+    task = make_pretrain(config, LossConfig(icl=0, mlm=0, mtm=1), B)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    assert set(params) == {"ctr", "mtm"}
+    program = jax.make_jaxpr(task.loss)(params, pieces, batch, jax.random.key(1))
+    assert not any(eqn.primitive.name == "erf" for eqn in equations(program))  # GELU, which text towers alone have
+    assert not pretraining.reads_text(config.override({"loss.icl": 0, "loss.mlm": 0}))
+
+
+@pytest.mark.parametrize("preset", ["paper", "released_code"])
+def test_nce_starts_where_nothing_but_frequencies_is_known(preset, make_pretrain, plain_config, pieces, batch):
+    """As the released code does, whose bias is log q: every term is −log σ(∓log k) then, 4.24 in all for k = 25."""
+    task = make_pretrain(presets.apply(plain_config, preset), LossConfig(icl=0, mlm=0, mtm=1), B)
+    assert task.model.config.mtm.noise == 25
+    params = task.init(jax.random.key(0))
+    bias, table = params["mtm"]["bias"], params["mtm"]["table"]
+    counts = task.counts
+    np.testing.assert_allclose(bias[: len(counts)][counts > 0], np.log(counts[counts > 0] / counts.sum()), rtol=1e-2)
+    assert np.abs(table).max() == pytest.approx(1 / math.sqrt(table.shape[1]), rel=1e-2)
+    assert table.std() == pytest.approx(1 / math.sqrt(3 * table.shape[1]), rel=0.05)
+    params["mtm"]["output"] = jax.tree.map(jnp.zeros_like, params["mtm"]["output"])
+    _, found = jax.jit(task.loss)(params, pieces, batch, jax.random.key(1))
+    start = math.log(26) + 25 * math.log(26 / 25)
+    assert float(found["mtm"].value) == pytest.approx(start, rel=0.02)
 
 
 @pytest.fixture(scope="module")

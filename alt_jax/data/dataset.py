@@ -209,6 +209,17 @@ class Dataset:
         np.add.at(counts, vocabulary.feature[owns], vocabulary.count[owns])
         return counts
 
+    def token_counts(self) -> Int[np.ndarray, "F V"]:
+        """How often the training rows' values of each field have each token, each value in its last form."""
+        vocabulary, pieces = self.vocabulary(), self.pieces
+        counts = np.zeros((len(self.schema.fields), self.schema.text.vocab_size), np.int64)
+        tokens = pieces.maskable[: len(vocabulary.field)]
+        value = np.repeat(np.arange(len(tokens)), tokens)
+        first = np.cumsum(tokens) - tokens
+        at = pieces.start[value] + np.arange(len(value)) - first[value]
+        np.add.at(counts, (vocabulary.field[value], pieces.tokens[at]), vocabulary.count[value])
+        return counts
+
 
 @dataclass(frozen=True)
 class Encoder:

@@ -104,9 +104,9 @@ class ALT(nn.Module):
         return self.mlm(states, representation, number, train=train)
 
     def recover_features(
-        self, representation: Float[Array, "B C"], states: Float[Array, "B L D"], mask: Bool[Array, "B L"]
+        self, representation: Float[Array, "B C"], states: Float[Array, "B L D"] | None, mask: Bool[Array, "B L"] | None
     ) -> tuple[Float[Array, "B F E"], Float[Array, "N E"], Float[Array, " N"]] | Float[Array, "B F"]:
-        """Field vectors, output table and bias (MTM), or logits of "was replaced" (RFD)."""
+        """Field vectors, output table and bias (MTM), or logits of "was replaced" (RFD); with no states, no help."""
         return self.mtm(representation, states, mask)
 
     def click(

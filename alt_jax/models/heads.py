@@ -1,7 +1,7 @@
 """What stands on the towers: projections for ICL, the MLM and MTM heads of pretraining, the logits of finetuning."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, UInt32
 
 from alt_jax.models.dropout import Dropout
 from alt_jax.models.encoder import rowwise
+from alt_jax.models.norm import layer_norm
 from alt_jax.models.table import table_rows
 from alt_jax.schema import Schema
 
@@ -32,7 +33,7 @@ class Projection(nn.Module):
         """Projects one view of the rows."""
         first = nn.Dense(self.dim, name="first")(h.astype(jnp.float32))
         second = nn.Dense(self.dim, name="second")(nn.gelu(first, approximate=False))
-        z = nn.LayerNorm(name="norm")(first + Dropout(self.dropout)(second, train=train))
+        z = layer_norm("norm")(first + Dropout(self.dropout)(second, train=train))
         return z / jnp.linalg.norm(z, axis=-1, keepdims=True) if self.normalize else z
 
 
@@ -127,12 +128,24 @@ class TextHelp(nn.Module):
     ) -> Float[Array, "B C+D"]:
         """Attends from the rows to their prompts' tokens."""
         states = states.astype(jnp.float32)
-        query = nn.LayerNorm(name="norm")(nn.Dense(states.shape[-1], name="query")(representation))
+        query = layer_norm("norm")(nn.Dense(states.shape[-1], name="query")(representation))
         scores = jnp.einsum("bd,bld->bl", query, states)
         if self.attention == "scaled":
             scores = jnp.where(mask, scores / math.sqrt(states.shape[-1]), -jnp.inf)
         attended = jnp.einsum("bl,bld->bd", jax.nn.softmax(scores, axis=-1), states)
         return jnp.concatenate([representation, attended], axis=-1)
+
+
+def _helped(
+    attention: Literal["scaled", "released"],
+    representation: Float[Array, "B C"],
+    states: Float[Array, "B L D"] | None,
+    mask: Bool[Array, "B L"] | None,
+) -> Float[Array, "B N"]:
+    """Inside a head: `TextHelp` where there are states."""
+    if states is None or mask is None:
+        return representation
+    return TextHelp(attention, name="help")(representation, states, mask)
 
 
 class MTMHead(nn.Module):
@@ -153,25 +166,35 @@ class MTMHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, representation: Float[Array, "B C"], states: Float[Array, "B L D"], mask: Bool[Array, "B L"]
+        self, representation: Float[Array, "B C"], states: Float[Array, "B L D"] | None, mask: Bool[Array, "B L"] | None
     ) -> tuple[Float[Array, "B F E"], Float[Array, "N E"], Float[Array, " N"]]:
         """Computes the fields' vectors.
 
         Args:
           representation: h̃_c of the rows with masked ids.
-          states: Token states of the prompts.
+          states: Token states of the prompts, or None: no help from the text.
           mask: Which tokens are real.
 
         Returns:
           A vector per tabular field, the output table over all feature ids (`table_rows` of them), and its bias.
         """
         fields = len(self.schema.tabular)
-        helped = TextHelp(self.attention, name="help")(representation, states, mask)
+        helped = _helped(self.attention, representation, states, mask)
         vectors = nn.Dense(fields * self.dim, name="output")(helped)
         rows = table_rows(self.schema.num_ids)
-        table = self.param("table", nn.initializers.normal(0.02), (rows, self.dim))
+        # As the released code starts it; its bias, too, starts elsewhere than at 0: see `Pretrain.init`.
+        table = self.param("table", _uniform(1 / math.sqrt(self.dim)), (rows, self.dim))
         bias = self.param("bias", nn.initializers.zeros, (rows,))
         return vectors.reshape(-1, fields, self.dim), table, bias
+
+
+def _uniform(most: float) -> nn.initializers.Initializer:
+    """U(−most, most)."""
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -most, most)
+
+    return init
 
 
 class RFDHead(nn.Module):
@@ -187,10 +210,10 @@ class RFDHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, representation: Float[Array, "B C"], states: Float[Array, "B L D"], mask: Bool[Array, "B L"]
+        self, representation: Float[Array, "B C"], states: Float[Array, "B L D"] | None, mask: Bool[Array, "B L"] | None
     ) -> Float[Array, "B F"]:
         """The logit of "this field was replaced", for every tabular field; arguments as of `MTMHead`."""
-        helped = TextHelp(self.attention, name="help")(representation, states, mask)
+        helped = _helped(self.attention, representation, states, mask)
         return nn.Dense(len(self.schema.tabular), name="output")(helped)
 
 

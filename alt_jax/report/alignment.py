@@ -1,10 +1,10 @@
 """What a pretraining has taught both towers, asked on validation rows with dropout off."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from alt_jax.report.measures import Ranks
 from alt_jax.run import Run
 from alt_jax.schema import MASK_ID, PAD_ID
 from alt_jax.sharding import make_mesh, own_rows, place, replicate, replicated, split_rows
-from alt_jax.tasks import Params, apply_method, row_numbers, row_prompts, text_length
+from alt_jax.tasks import Params, apply_method, caller, row_numbers, row_prompts, text_length
 
 _ROWS = 1024  # of validation at most
 _BATCH = 64  # at a time: a field of a million ids then takes 256 MB of scores
@@ -137,7 +137,9 @@ def look(run: Run, dataset: Dataset) -> Aligned:
         after = project(params)
         try:
             init_from = run.origin.init_from
-            start, _ = stages.starting_params(task, mesh, run, None if init_from is None else Path(init_from), rules)
+            start, _ = stages.starting_params(
+                task, mesh, run, dataset, None if init_from is None else Path(init_from), rules
+            )
             before = project(place(mesh, start, rules))
         except InputError as error:
             why_not = str(error)
@@ -183,17 +185,12 @@ class _Projector:
         self, params: Params, pieces: Pieces, values: Int[Array, "B S"]
     ) -> tuple[Float[Array, "B E"], Float[Array, "B E"]]:
         model = self._task.model
-        call = _caller(self._task, params)
+        call = caller(model, params, None)
         prompt = row_prompts(model, pieces, values, text_length(model.schema.text.length))
         h = call("represent", feature_ids(pieces, values), row_numbers(model, pieces, values))
         states = call("read", prompt.tokens, prompt.mask, packing.first(prompt.mask))
         views: tuple[Array, Array] = call("align", h, states)
         return views
-
-
-def _caller(task: Pretrain, params: Params) -> Callable[..., Any]:
-    """`call(method, *args)` applies a method of the model with dropout off."""
-    return lambda method, *args, **options: apply_method(task.model, params, method, *args, train=False, **options)
 
 
 def _recovery(
@@ -270,7 +267,7 @@ def _recover(
       -1 where nothing of the field is hidden that training knew.
     """
     model, config, schema = task.model, task.model.config, task.model.schema
-    call = _caller(task, params)
+    call = caller(model, params, None)
     rows = hide(model, pieces, values, jax.random.split(key, 3))
     prompt = row_prompts(model, pieces, values, text_length(schema.text.length))
     hidden = mlm.hide(prompt, rows.hide_text, config, schema)
@@ -285,13 +282,14 @@ def _recover(
         tables = {"helped": shown, "alone": blank} if config.mlm.with_table else {"alone": None}
         for how, table in tables.items():
             h = None if table is None else call("represent", *table)
-            means[how] |= mlm.loss(call, prompt, hidden, masked_states, None, h, capacity, schema)
+            means[how] |= mlm.loss(call, prompt, hidden, masked_states, None, h, capacity, task.common_tokens, schema)
     if config.loss.mtm:
         h = call("represent", *rows.shown)
         nothing = mlm.hide(prompt, jnp.ones_like(rows.hide_text), config, schema)
-        for how, text in (("helped", prompt if whole else hidden), ("alone", nothing)):
-            states = call("read", text.tokens, text.mask)
-            output = apply_method(model, params, "recover_features", h, states, text.mask)
+        prompts = {"helped": prompt if whole else hidden, "alone": nothing} if config.mtm.with_text else {"alone": None}
+        for how, text in prompts.items():
+            help_by = (None, None) if text is None else (call("read", text.tokens, text.mask), text.mask)
+            output = apply_method(model, params, "recover_features", h, *help_by)
             if config.mtm.method == "rfd":
                 counts = rows.ids, rows.numbers, rows.shown, rows.hide_table, task.counts
                 means[how] |= mtm.loss(output, *counts, key, config, schema)

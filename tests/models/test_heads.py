@@ -49,7 +49,7 @@ def layer_norm(x: np.ndarray, p) -> np.ndarray:
     for i, row in enumerate(x):
         mean = sum(row) / len(row)
         variance = sum((v - mean) ** 2 for v in row) / len(row)
-        out[i] = (row - mean) / math.sqrt(variance + 1e-6) * np.asarray(p["scale"]) + np.asarray(p["bias"])
+        out[i] = (row - mean) / math.sqrt(variance + 1e-5) * np.asarray(p["scale"]) + np.asarray(p["bias"])
     return out
 
 
