@@ -175,7 +175,8 @@ class CTRConfig:
       dim: Embedding width.
       init_std: Standard deviation of the embedding's normal initialiser.
       init: Where the embeddings of users and items start: `random`, or `svd`: factors of which user has which item in
-        the training part, for which no label is looked at; `data.user` and `data.item` name them.
+        the training part, for which no label is looked at; `data.user` and `data.item` name them. What is taken over
+        from a pretraining (`--init-from`) stays as it is.
       hidden: Widths of the deep part, where the tower has one.
       dropout: Dropout of the deep part, where the tower has one.
       history: How a `sequence` field is pooled: `mean`, or `din`: attention to it from the row's item.
@@ -264,8 +265,8 @@ class MTMConfig:
       noise: Noise samples per masked value (`nce`) or per field (`sampled`).
       noise_from: Whose unigram counts noise is drawn by: the `field`'s own, or `all` fields' (the released code).
       attention: To the tokens: `scaled`, padding left out; or neither, as `released`.
-      with_text: Whether the row's prompt helps; without, and without ICL and MLM, no text tower is read at all, which
-        takes a tenth of the time (MAP's masked feature prediction, arXiv 2308.01737).
+      with_text: Whether the row's prompt helps; without, and without ICL and MLM, there is no text tower at all
+        (MAP's masked feature prediction, arXiv 2308.01737).
     """
 
     method: Literal["softmax", "sampled", "nce", "rfd"] = "softmax"
@@ -346,7 +347,7 @@ class FinetuneConfig:
         to that of the loss.
       l2_towards: `zero`, or `start`: where the run started, which after a pretraining is what it has learned.
       ema_decay: Decay of an exponential mean of all parameters over the updates, which is what is validated, kept and
-        served in place of the last ones; 0: there is none.
+        served in place of the last ones; 0: there is none. In lazy tables a row's mean moves when the row does.
       tables: How embeddings and first-order weights are updated: `adam`: every row at every step; `lazy_adam`: only the
         rows that the batch holds, which only then feel L2 too; `lazy_adagrad`: the same, with one accumulator a row.
     """
@@ -413,6 +414,13 @@ class FinetuneConfigs:
     ctr: FinetuneConfig = FinetuneConfig(l2=1e-3)
     plm: PLMConfig = PLMConfig(batch_size=128, epochs=25)
     joint: JointConfig = JointConfig(batch_size=128, epochs=25, l2=1e-4)
+
+    def __post_init__(self) -> None:
+        """Refuses a number of rows that is none."""
+        if self.label_share > 1 and self.label_share % 1:
+            raise ValueError(
+                f"finetune.label_share {self.label_share:g} is above 1, hence a number of rows, and not a whole one"
+            )
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -8,6 +8,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 from jaxtyping import Float, Int
 
+from alt_jax import cluster
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import feature_ids
 from alt_jax.errors import InputError
@@ -61,6 +62,7 @@ def factors(dataset: Dataset, width: int) -> tuple[Int[np.ndarray, " n"], Float[
 def put(params: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
     """Fresh parameters whose table of ids starts from the factors; other ids stay as they are."""
     table = params["ctr"]["embedding"]["embedding"]
-    ids, vectors = factors(dataset, table.shape[1])
+    with cluster.together():
+        ids, vectors = factors(dataset, table.shape[1])
     start = jax.jit(lambda table: table.at[ids].set(vectors), out_shardings=table.sharding)
     return params | {"ctr": params["ctr"] | {"embedding": {"embedding": start(table)}}}

@@ -78,7 +78,9 @@ def verdict(found: Mapping[str, float], config: Config) -> tuple[str, list[str]]
     for loss in ("mtm", "mlm"):
         if f"{loss}/gain" not in found:
             continue
-        gains = {name.rpartition("/")[2]: gain for name, gain in found.items() if name.startswith(f"{loss}/gain/")}
+        gains = {
+            name.removeprefix(f"{loss}/gain/"): gain for name, gain in found.items() if name.startswith(f"{loss}/gain/")
+        }
         best = sorted(gains.items(), key=lambda item: -item[1])
         if best[0][1] > _LEAST:
             fields = ", ".join(f"{name} {gain:.2f}" for name, gain in best[:_SHOWN] if gain > _LEAST)

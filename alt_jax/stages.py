@@ -378,7 +378,9 @@ def starting_params(
     fresh: list[str] = []
     if init_from is None and run.config.ctr.init == "svd" and "ctr" in params:
         params = factors.put(params, dataset)
-    if init_from is None or not pretraining.reads_text(Run.load(init_from).config):
+    with cluster.together():
+        has_text = init_from is not None and pretraining.reads_text(Run.load(init_from).config)
+    if not has_text:
         params, fresh = bridge.load_text(params, run.config.text, run.encoder)
     if init_from is None:
         return params, fresh

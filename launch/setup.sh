@@ -121,7 +121,7 @@ say "installing alt-jax${extras:+ with ${extras//$'\n'/, }} (a minute or a few t
 trap 'exit 130' INT # pip turns Ctrl-C into an ordinary failure, which would take the marker away below
 trap 'exit 143' TERM
 touch "$marker"
-# Of the modules that pip would compile at once a tenth is ever imported.
+# pip would compile every module, of which most are never imported.
 if ! "$python" -m pip install --quiet --disable-pip-version-check --no-compile -c "$constraints" -e "$target"; then
   # pip undoes what it cannot finish, so an environment that worked before still does.
   if [[ -r $stamp ]]; then rm -f "$marker"; fi
@@ -129,7 +129,7 @@ if ! "$python" -m pip install --quiet --disable-pip-version-check --no-compile -
   exit 1
 fi
 # What every command imports is compiled here, so that even the first one starts quickly.
-PYTHONDONTWRITEBYTECODE='' "$python" -c 'import alt_jax.stages, alt_jax.report.build'
+PYTHONDONTWRITEBYTECODE='' "$python" -c 'import alt_jax.cli, alt_jax.stages, alt_jax.report.build'
 {
   current_key
   if [[ -n "$extras" ]]; then printf '%s\n' "$extras"; fi

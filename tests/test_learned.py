@@ -15,7 +15,7 @@ from alt_jax.sharding import make_mesh, replicate
 FOUND = {
     "icl": 4.0, "icl/top1_ctr_to_text": 0.1, "icl/top1_text_to_ctr": 0.2, "batch": 64.0, "rows": 640.0,
     "mtm/gain": 0.3, "mtm/gain/Movie ID": 0.5, "mtm/gain/Age": 0.1, "mtm/gain/Gender": 0.001,
-    "mlm/gain": 0.2, "mlm/gain/Title": 0.2,
+    "mlm/gain": 0.2, "mlm/gain/A/B test": 0.2,
 }  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def test_what_was_learned_is_one_sentence():
     good, bad = learned.verdict(FOUND, Config())
     assert good == (
         "MTM is 0.30 nats below the unigram loss (Movie ID 0.50, Age 0.10); "
-        "MLM is 0.20 nats below the unigram loss (Title 0.20); "
+        "MLM is 0.20 nats below the unigram loss (A/B test 0.20); "
         "ICL finds the other view of 15.0% of the rows among 64 (1.6% by chance)"
     )
     assert bad == []
@@ -33,7 +33,7 @@ def test_what_was_learned_is_one_sentence():
     ("change", "said"),
     [
         ({"mtm/gain": 0.0, "mtm/gain/Movie ID": 0.01, "mtm/gain/Age": -0.1}, "MTM has learned nothing (0.00 nats"),
-        ({"mlm/gain": -1.0, "mlm/gain/Title": -1.0}, "raise pretrain.text_learning_rate"),
+        ({"mlm/gain": -1.0, "mlm/gain/A/B test": -1.0}, "raise pretrain.text_learning_rate"),
         ({"icl/top1_ctr_to_text": 0.02, "icl/top1_text_to_ctr": 0.01}, "ICL is at chance (its loss is 4.00, ln 64"),
     ],
 )  # fmt: skip

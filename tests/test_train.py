@@ -29,6 +29,7 @@ from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import Pieces
 from alt_jax.errors import InputError, Stopped
 from alt_jax.objectives import Mean
+from alt_jax.optim import averaged
 from alt_jax.pretraining import Pretrain
 from alt_jax.run import Origin, Run
 from alt_jax.sharding import make_mesh, replicate
@@ -84,14 +85,14 @@ def fit(rows: Rows, tiny_dataset: Dataset) -> Fit:
         evaluate: Callable[[Any], dict[str, float]] | None = None,
         rows: Rows = rows,
         task: Noisy = task,
+        optimizer: optax.GradientTransformation | None = None,
         **plan: Any,
     ) -> tuple[Any, Progress]:
         chosen = Plan(**{"batch_size": BATCH, "epochs": 3, "seed": 0, **plan})
         with Checkpoints(run.folder) as checkpoints:
             params = task.init(jax.random.key(0))
-            return train(
-                task, run, checkpoints, mesh, rows, pieces, params, optax.adam(1e-2), chosen, evaluate=evaluate
-            )
+            how = optimizer or optax.adam(1e-2)
+            return train(task, run, checkpoints, mesh, rows, pieces, params, how, chosen, evaluate=evaluate)
 
     return go
 
@@ -193,6 +194,33 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     assert progress == whole_progress
     assert progress.best_step == PER_EPOCH
     load_params(run.folder, progress.best_step)  # the best was made before the stop and is still there
+    assert without_speed(records(run)) == without_speed(records(open_run("whole")))
+
+
+def test_the_mean_of_the_parameters_is_validated_and_kept_and_what_is_trained_goes_on(
+    open_run: Callable[[str], Run], fit: Fit
+) -> None:
+    mean = averaged(optax.adam(1e-2), 0.9)
+    seen: list[Any] = []
+
+    score = scores([0.5, 0.6, 0.7])
+
+    def validate(params: Any) -> dict[str, float]:
+        seen.append(np.asarray(params["w"]))
+        return score(params)
+
+    whole, _ = fit(open_run("whole"), validate, optimizer=mean)
+    last, _ = fit(open_run("plain"))
+    assert np.abs(np.asarray(whole["w"]) - np.asarray(last["w"])).max() > 1e-3
+    np.testing.assert_array_equal(seen[-1], whole["w"])
+    assert_same(load_params(open_run("whole").folder)[0], jax.tree.map(np.asarray, whole))
+
+    run = open_run("stopped")
+    with pytest.raises(Stopped):
+        fit(run, scores([0.5, 0.6, 0.7], stop(signal.SIGTERM, at=2)), optimizer=mean)
+    np.testing.assert_array_equal(load_params(run.folder)[0]["w"], seen[len(saved_steps(run.folder)) - 1])
+    resumed, _ = fit(run, scores([0.5, 0.6, 0.7][len(saved_steps(run.folder)) :]), optimizer=mean)
+    assert_same(resumed, whole)
     assert without_speed(records(run)) == without_speed(records(open_run("whole")))
 
 

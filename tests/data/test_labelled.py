@@ -67,3 +67,8 @@ def test_finetuning_sees_no_other_label(tmp_path, tiny_config, tiny_dataset, mon
         seen[0].labels,
         np.asarray(tiny_dataset.train.labels)[np.isin(np.asarray(tiny_dataset.train.rows), seen[0].rows)],
     )
+
+
+def test_a_number_of_rows_is_a_whole_one(tiny_config):
+    with pytest.raises(InputError, match=r"label_share 2\.5 is above 1, hence a number of rows, and not a whole one"):
+        tiny_config.override({"finetune.label_share": 2.5})
