@@ -50,10 +50,11 @@ pause() { sleep "${ALT_JAX_PAUSE:-10}"; }
 
 # Runs a command and returns its exit code. SIGTERM and Ctrl-C reach it as SIGTERM, so that it saves before it stops.
 supervised() {
-  local child code signalled
+  local child="" code signalled=false
+  trap 'signalled=true; stopping=true; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' INT TERM
   "$@" &
   child=$!
-  trap 'signalled=true; stopping=true; kill -TERM "$child" 2>/dev/null || true' INT TERM
+  if $signalled; then kill -TERM "$child" 2>/dev/null || true; fi # it came before there was a child to pass it on to
   while :; do
     signalled=false code=0
     wait "$child" || code=$?

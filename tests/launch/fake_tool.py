@@ -219,9 +219,19 @@ def srun(arguments: list[str]) -> int:
     scripted = next_play("srun").get("code")
     if scripted is not None:
         return scripted
-    task = subprocess.Popen(arguments[first:])
-    signal.signal(signal.SIGTERM, lambda *_: task.terminate())  # passed on to the tasks
-    return task.wait()
+    tasks: list[subprocess.Popen] = []
+    stopped = []
+
+    def stop(*_: object) -> None:  # passed on to the tasks
+        stopped.append(True)
+        for task in tasks:
+            task.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
+    tasks.append(subprocess.Popen(arguments[first:]))
+    if stopped:  # before there was one
+        tasks[0].terminate()
+    return tasks[0].wait()
 
 
 def scontrol(arguments: list[str]) -> int:
