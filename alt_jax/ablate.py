@@ -2,7 +2,8 @@
 
 ```
 DIR/pretrain/ARM/seed-0     DIR/STRATEGY/ARM/seed-0     run folders, each with seed-0.log beside it
-DIR/table.md · table.csv · table.json · table.png
+DIR/STRATEGY/ARM/pretraining-1/seed-0                   where pretrainings and finetunings are crossed
+DIR/table.md · table.csv · table.json · table.png · curves.png
 ```
 
 Started again, what is finished is not repeated and what was stopped goes on. Several machines that share DIR take one
@@ -21,9 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from alt_jax import bridge, console, pretraining, stages
-from alt_jax.comparison import Line, Missing, Scores, compare, write
+import numpy as np
+
+from alt_jax import bridge, console, pretraining, run_files, stages
+from alt_jax.bootstrap import Interval, auc_difference
+from alt_jax.comparison import ArmInfo, Line, Missing, Scores, Seeds, compare, write
 from alt_jax.config import Config, Strategy
+from alt_jax.data.dataset import Dataset
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prepared_config import check_prepared, prepared_by
 from alt_jax.data.storage import SCHEMA, place
@@ -65,8 +70,16 @@ class Job:
 _NOT_RUN = Missing(False, "not run")
 
 
-def plan(config: Config, study: Study, seeds: int, folder: Path) -> list[list[Job]]:
+def plan(config: Config, study: Study, seeds: int, folder: Path, pretrainings: int = 0) -> list[list[Job]]:
     """Groups of runs; those of a group depend on its first and come after it.
+
+    Args:
+      config: What the arms change.
+      study: Arms and strategies.
+      seeds: Finetunings of every arm.
+      folder: Of the study.
+      pretrainings: Of every arm that has one, each of which all its finetunings start from; 0: every finetuning has a
+        pretraining of its own, of the same seed.
 
     Raises:
       InputError: An arm sets a value that does not exist or does not fit, or has no folder of its own.
@@ -78,16 +91,23 @@ def plan(config: Config, study: Study, seeds: int, folder: Path) -> list[list[Jo
             base = _arm_config(config, arm)
             tuned = base.override(arm.finetune)
             interactions.build(tuned.ctr)
-        for seed in range(seeds):
-            origin = _origin(study, arm, seed, folder)
+        for each in _seeds(arm, seeds, pretrainings):
+            origin = _origin(study, arm, each, folder)
             for strategy in study.trained(arm):
-                run = _folder(folder, strategy, arm, seed)
+                run = _folder(folder, strategy, arm, each)
                 # Without a pretraining nothing is shared: each run may go by itself
                 group = groups.setdefault(origin or run, [])
                 if origin is not None and not group:
-                    group.append(Job(arm.name, origin, base.override({"seed": seed})))
-                group.append(Job(arm.name, run, tuned.override({"seed": seed}), strategy, origin))
+                    group.append(Job(arm.name, origin, base.override({"seed": each.pretraining})))
+                group.append(Job(arm.name, run, tuned.override({"seed": each.finetuning}), strategy, origin))
     return list(groups.values())
+
+
+def _seeds(arm: Arm, seeds: int, pretrainings: int) -> list[Seeds]:
+    """The seeds of an arm's runs."""
+    if not pretrainings or not arm.pretrain or arm.mean_of:
+        return [Seeds(seed, seed) for seed in range(seeds)]
+    return [Seeds(first, second) for first in range(pretrainings) for second in range(seeds)]
 
 
 def check(jobs: Sequence[Job]) -> None:
@@ -157,8 +177,8 @@ def average(study: Study, seeds: int, folder: Path) -> None:
     for arm in study.arms:
         for strategy in study.of(arm) if arm.mean_of else ():
             for seed in range(seeds):
-                parts = [_folder(folder, part, study.arms[0], seed) for part in arm.mean_of]
-                target = _folder(folder, strategy, arm, seed)
+                parts = [_folder(folder, part, study.arms[0], Seeds(seed, seed)) for part in arm.mean_of]
+                target = _folder(folder, strategy, arm, Seeds(seed, seed))
                 if (target / _RESULT).is_file() or not all((part / _RESULT).is_file() for part in parts):
                     continue
                 target.mkdir(parents=True, exist_ok=True)
@@ -167,24 +187,51 @@ def average(study: Study, seeds: int, folder: Path) -> None:
                 except InputError as error:
                     _beside(target, ".log").write_text(f"{_FAILED}{error}\n")
                     continue
+                scores = [run_files.read_scores(part) for part in parts]
+                if all(scores):
+                    means = {split: np.mean([one[split] for one in scores], axis=0) for split in scores[0]}
+                    run_files.write_scores(target, means)
                 write_json(target / _RESULT, {"mean_of": [str(part) for part in parts], "seed": seed, **found})
 
 
-def table(study: Study, seeds: int, folder: Path) -> list[Line]:
+def table(study: Study, seeds: int, folder: Path, pretrainings: int = 0) -> list[Line]:
     """What the run folders say, by strategy and arm."""
-    return compare(
-        {
-            (strategy, arm.name): {seed: _outcome(study, arm, strategy, seed, folder) for seed in range(seeds)}
-            for strategy in study.strategies
-            for arm in study.arms
-            if strategy in study.of(arm)
-        }
-    )
+    runs: dict[tuple[str, str], dict[Seeds, Scores | Missing]] = {}
+    known: dict[tuple[str, str], ArmInfo] = {}
+    for strategy in study.strategies:
+        scored: dict[str, list[Path]] = {}
+        for arm in study.arms:
+            if strategy not in study.of(arm):
+                continue
+            found = {s: _outcome(study, arm, strategy, s, folder) for s in _seeds(arm, seeds, pretrainings)}
+            runs[strategy, arm.name] = found
+            finished = [seeds for seeds, outcome in found.items() if isinstance(outcome, Scores)]
+            scored[arm.name] = [_folder(folder, strategy, arm, seeds) for seeds in finished]
+            other = scored.get(arm.against or next(iter(scored)), [])
+            interval = _interval(scored[arm.name], other) if other and other != scored[arm.name] else None
+            known[strategy, arm.name] = ArmInfo(arm.against, interval, point=arm.point)
+    return compare(runs, known)
 
 
-def _outcome(study: Study, arm: Arm, strategy: Strategy, seed: int, folder: Path) -> Scores | Missing:
+def _interval(ours: Sequence[Path], theirs: Sequence[Path]) -> Interval | None:
+    """Of the difference in mean test AUC over test users; None where not all runs have kept scores of the same rows."""
+    scores = [[run_files.read_scores(folder).get("test") for folder in side] for side in (ours, theirs)]
+    runs = [folder for folder in (*ours, *theirs) if (folder / "config.json").is_file()]  # a mean of runs has none
+    datasets = {run_files.read_config(folder).data.dir for folder in runs}
+    if not ours or len(datasets) != 1 or any(one is None for side in scores for one in side):
+        return None
+    dataset = Dataset.load(datasets.pop())
+    label, entities = np.asarray(dataset.test.labels), dataset.schema.entities
+    if any(one is None or len(one) != len(label) for side in scores for one in side):
+        return None
+    user = np.asarray(dataset.test.values[:, dataset.schema.slot(entities["user"])]) if "user" in entities else None
+    first, second = ([one for one in side if one is not None] for side in scores)
+    return auc_difference(label, user, first, second)
+
+
+def _outcome(study: Study, arm: Arm, strategy: Strategy, seeds: Seeds, folder: Path) -> Scores | Missing:
     """The scores of a run, or why there is none: its log, or what it waits for, says so."""
-    run = _folder(folder, strategy, arm, seed)
+    run = _folder(folder, strategy, arm, seeds)
     if (run / _RESULT).is_file():
         result = read_object(run / _RESULT)
         try:
@@ -195,11 +242,11 @@ def _outcome(study: Study, arm: Arm, strategy: Strategy, seed: int, folder: Path
             raise InputError(f"{run / _RESULT} does not hold a run's scores; remove it, and start again.") from None
     if (own := _by_log(run)) != _NOT_RUN:
         return own
-    origin = _origin(study, arm, seed, folder)
+    origin = _origin(study, arm, seeds, folder)
     if origin is not None and not (origin / _RESULT).is_file():
         failed, why = _by_log(origin)
         return Missing(failed, f"pretraining {why}")
-    parts = {part: _outcome(study, study.arms[0], part, seed, folder) for part in arm.mean_of}
+    parts = {part: _outcome(study, study.arms[0], part, seeds, folder) for part in arm.mean_of}
     missing = {part: found for part, found in parts.items() if isinstance(found, Missing)}
     if missing:
         why = "; ".join(f"its {part} part: {found.why}" for part, found in missing.items())
@@ -223,17 +270,18 @@ def _beside(folder: Path, suffix: str) -> Path:
     return folder.parent / f"{folder.name}{suffix}"
 
 
-def _folder(folder: Path, stage: str, arm: Arm, seed: int) -> Path:
-    """The run folder of an arm; `stage` is `pretrain` or a strategy."""
-    return folder / stage / _name(arm) / f"seed-{seed}"
+def _folder(folder: Path, strategy: str, arm: Arm, seeds: Seeds) -> Path:
+    """The run folder of a finetuning."""
+    crossed = [] if seeds.pretraining == seeds.finetuning else [f"pretraining-{seeds.pretraining}"]
+    return folder.joinpath(strategy, _name(arm), *crossed, f"seed-{seeds.finetuning}")
 
 
-def _origin(study: Study, arm: Arm, seed: int, folder: Path) -> Path | None:
+def _origin(study: Study, arm: Arm, seeds: Seeds, folder: Path) -> Path | None:
     """The pretraining that an arm's runs start from: that of the first arm that pretrains alike."""
     if not arm.pretrain or arm.mean_of:
         return None
     alike = (other for other in study.arms if other.pretrain and not other.mean_of and _alike(other) == _alike(arm))
-    return _folder(folder, "pretrain", next(alike), seed)
+    return folder / "pretrain" / _name(next(alike)) / f"seed-{seeds.pretraining}"
 
 
 def _alike(arm: Arm) -> str:
@@ -304,7 +352,16 @@ def _run_job(path: Path, folder: Path) -> None:
         stages.finetune(config, job["strategy"], origin, folder)
 
 
-def ablate(config: Config, study: Study, *, seeds: int, folder: Path, jobs: int, task: tuple[int, int] = (0, 1)) -> str:
+def ablate(
+    config: Config,
+    study: Study,
+    *,
+    seeds: int,
+    folder: Path,
+    jobs: int,
+    task: tuple[int, int] = (0, 1),
+    pretrainings: int = 0,
+) -> str:
     """Runs what of a study is not finished, and writes and returns its table.
 
     Args:
@@ -314,12 +371,13 @@ def ablate(config: Config, study: Study, *, seeds: int, folder: Path, jobs: int,
       folder: Where everything is kept.
       jobs: Processes at a time.
       task: (i, N): this process takes every N-th group of runs, from the i-th.
+      pretrainings: As for `plan`.
 
     Raises:
       InputError: A dataset or an arm cannot be used; nothing was run then.
       alt_jax.errors.Stopped: A signal came, and what was running has saved.
     """
-    groups = plan(config, study, seeds, folder)
+    groups = plan(config, study, seeds, folder, pretrainings)
     planned = [job for group in groups for job in group]
     for job in planned:
         _check_same(job)
@@ -337,7 +395,7 @@ def ablate(config: Config, study: Study, *, seeds: int, folder: Path, jobs: int,
     )
     run(groups[task[0] :: task[1]], jobs)
     average(study, seeds, folder)
-    return write(table(study, seeds, folder), folder)
+    return write(table(study, seeds, folder, pretrainings), folder)
 
 
 def _stop_with_parent() -> None:

@@ -387,6 +387,8 @@ def _ablate(arguments: list[str]) -> None:
         raise InputError(f"--task {options.task} should be i/N with i from 0 to N - 1, e.g. 0/4.")
     if options.seeds < 1 or options.jobs < 1:
         raise InputError("--seeds and --jobs must be at least 1.")
+    if options.pretrainings < 0:
+        raise InputError("--pretrainings must be at least 0.")
     from alt_jax import preflight, studies
 
     study = studies.get(options.study)
@@ -398,7 +400,15 @@ def _ablate(arguments: list[str]) -> None:
     from alt_jax.ablate import ablate
 
     task = int(index), int(count)
-    table = ablate(options.config, study, seeds=options.seeds, folder=options.run_dir, jobs=options.jobs, task=task)
+    table = ablate(
+        options.config,
+        study,
+        seeds=options.seeds,
+        folder=options.run_dir,
+        jobs=options.jobs,
+        task=task,
+        pretrainings=options.pretrainings,
+    )
     also = f"in {options.run_dir}: table.json, table.csv, table.png"
     console.result(f"\n{table}\nalso {also}", also, table=table)
 

@@ -164,6 +164,9 @@ class AblateOptions:
     run_dir: Path
     """Where everything is kept; started again, what is finished is not repeated."""
     seeds: int = 3
+    """Finetunings of every arm."""
+    pretrainings: int = 0
+    """Pretrainings of every arm, each of which all its finetunings start from; 0: each finetuning has its own."""
     jobs: int = 1
     """Runs side by side, as processes."""
     task: str = "0/1"

@@ -11,6 +11,7 @@ nonfinite/      batches whose loss or gradient was not finite
 metrics.jsonl   one line a step and one an evaluation
 tensorboard/    the same for TensorBoard
 tracking.json   ids of the run at Weights & Biases and MLflow, where they are used
+scores.npz      of a finetuning: the probability of every row of validation and test
 result.json     written when the run is finished
 ```
 """
@@ -19,12 +20,13 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 
 from alt_jax import cluster, console, run_files
 from alt_jax.config import Config, FinetuneConfig, PretrainConfig
@@ -165,10 +167,12 @@ class Run:
         """
         return run_files.read_result(self.folder, self.origin)
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Marks the run finished, for all processes."""
+    def finish(self, result: dict[str, Any], scores: Mapping[str, np.ndarray] | None = None) -> None:
+        """Marks the run finished, for all processes; of a finetuning, keeps the scores of its parts."""
         with cluster.together():
             if cluster.first():
+                if scores is not None:
+                    run_files.write_scores(self.folder, scores)
                 write_json(self.folder / "result.json", result)
 
     def log(self, records: Iterable[dict[str, Any]]) -> None:

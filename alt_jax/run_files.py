@@ -6,8 +6,11 @@
 import json
 import os
 import re
+import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -18,7 +21,11 @@ from alt_jax.data.storage import SCHEMA, is_url
 from alt_jax.errors import InputError
 from alt_jax.schema import Schema
 
+if TYPE_CHECKING:
+    import numpy as np
+
 LOCK = "run.lock"
+SCORES = "scores.npz"
 PARAMS = "params.safetensors"  # an export has it, a run has not
 # What an export takes of its run as it is.
 EXPORTED = ("config.json", "schema.json", "encoder.json", "run.json", "result.json")
@@ -107,6 +114,37 @@ def read_result(folder: Path, origin: Origin) -> dict[str, Any] | None:
     if origin.stage == "finetune" and not all(_are_scores(found.get(part)) for part in ("valid", "test")):
         raise InputError(f"{path} does not hold the scores of a finetuning; the run folder is damaged.")
     return found
+
+
+def write_scores(folder: Path, scores: Mapping[str, "np.ndarray"]) -> None:
+    """Keeps the probability of every row of some parts, in order, as float32; the file is either whole or not there."""
+    import numpy as np  # noqa: PLC0415 - no refusal needs it
+
+    partial = folder / f".{SCORES}.{os.getpid()}.partial"
+    with partial.open("wb") as file:
+        arrays: dict[str, Any] = {split: score.astype(np.float32) for split, score in scores.items()}
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / SCORES)
+
+
+def read_scores(folder: Path) -> dict[str, "np.ndarray"]:
+    """What `write_scores` kept, by part; nothing of a run that is not finished, or of an older one.
+
+    Raises:
+      InputError: The file is damaged.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    path = folder / SCORES
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {split: stored[split] for split in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({error}); remove it, and do without it.") from None
 
 
 def check_path(folder: Path) -> None:

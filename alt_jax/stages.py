@@ -194,6 +194,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         best_step = trained[1].best_step
         del params, trained  # the best ones need the memory
         best = place(mesh, load_params(run_dir, best_step)[0], rules)
+        scores = {split: probabilities(best, dataset.split(split).values) for split in ("valid", "test")}
         result = {
             "stage": "finetune",
             "strategy": strategy,
@@ -201,13 +202,12 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
             "seed": config.seed,
             "protocol": dataset.schema.protocol,
             "best_step": best_step,
-            "valid": validate(best),
-            "test": report(dataset, "test", probabilities(best, dataset.test.values)),
+            **{split: report(dataset, split, score) for split, score in scores.items()},
             "machine": machine(mesh, began, resumed_at),
         }
         with cluster.together():
             dataset.train.check()  # and with it the files of the other parts
-        run.finish(result)
+        run.finish(result, scores)
     return result
 
 

@@ -26,6 +26,8 @@ class Arm:
       pretrain: Whether finetuning starts from a pretraining.
       strategies: Those of the study that it takes part in; empty: all.
       mean_of: Nothing is trained: the mean of the probabilities of the study's first arm under these strategies.
+      against: The arm that it is compared with; empty: the study's first.
+      point: Where it lies in the study's figure: a curve, and the place on its x axis.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Arm:
     pretrain: bool = True
     strategies: tuple[Strategy, ...] = ()
     mean_of: tuple[Strategy, ...] = ()
+    against: str = ""
+    point: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,20 @@ def _baselines() -> Study:
             Arm("ALT", _only("icl", "mlm", "mtm")),
         )
     )
+
+
+SHARES = (0.01, 0.05, 0.2, 1.0)
+
+
+def _labels() -> Study:
+    """The same pretraining, and fewer and fewer labels to finetune by."""
+    arms = []
+    for share in SHARES:
+        labels, told = {"finetune.label_share": share}, f"{100 * share:g} % of the labels"
+        none = f"no pretraining, {told}"
+        arms.append(Arm(none, finetune=labels, pretrain=False, against=none, point=("no pretraining", share)))
+        arms.append(Arm(f"pretrained, {told}", finetune=labels, against=none, point=("pretrained", share)))
+    return Study(tuple(arms), ("ctr",))
 
 
 def _weights() -> Study:
@@ -197,6 +215,7 @@ def _protocols() -> Study:
 STUDIES: dict[str, Callable[[], Study]] = {
     "baselines": _baselines,
     "losses": _losses,
+    "labels": _labels,
     "weights": _weights,
     "masking": _masking,
     "icl": _icl,

@@ -15,14 +15,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scipy.stats
 from matplotlib.figure import Figure
 from tiny_runs import config_file
 
-from alt_jax import ablate, comparison, stages, studies
+from alt_jax import ablate, bootstrap, comparison, metrics, run_files, stages, studies
 from alt_jax.cli import run
+from alt_jax.comparison import Seeds
 from alt_jax.config import Config, load_config
+from alt_jax.data.dataset import Dataset
 from alt_jax.errors import InputError
 from alt_jax.studies import Arm, Study
 
@@ -80,6 +83,91 @@ def test_arms_that_differ_in_finetuning_share_a_pretraining(tmp_path):
         assert {job.init_from for job in group[1:]} == {group[0].folder}
         assert len({job.config.seed for job in group}) == 1
     assert groups[4][0].config.finetune.joint.alpha == 0.5
+
+
+def test_pretrainings_are_crossed_with_finetunings(tmp_path):
+    study = Study((Arm("none", pretrain=False), Arm("a")), ("ctr",))
+    groups = ablate.plan(Config(), study, 3, tmp_path, pretrainings=2)
+    folders = [[str(job.folder.relative_to(tmp_path)) for job in group] for group in groups]
+    assert folders == [
+        *([f"ctr/none/seed-{seed}"] for seed in range(3)),
+        ["pretrain/a/seed-0", "ctr/a/seed-0", "ctr/a/pretraining-0/seed-1", "ctr/a/pretraining-0/seed-2"],
+        ["pretrain/a/seed-1", "ctr/a/pretraining-1/seed-0", "ctr/a/seed-1", "ctr/a/pretraining-1/seed-2"],
+    ]
+    assert [[job.config.seed for job in group] for group in groups[3:]] == [[0, 0, 1, 2], [1, 0, 1, 2]]
+
+
+def test_every_share_of_the_labels_is_compared_without_and_with_one_pretraining(tmp_path):
+    study = studies.get("labels")
+    jobs = [job for group in ablate.plan(Config(), study, 1, tmp_path) for job in group]
+    assert sum(job.strategy is None for job in jobs) == 1
+    for start in (True, False):
+        finetuned = [job for job in jobs if job.strategy and bool(job.init_from) == start]
+        assert [job.config.finetune.label_share for job in finetuned] == list(studies.SHARES)
+    for none, pretrained in zip(study.arms[::2], study.arms[1::2], strict=True):
+        assert none.name == none.against == pretrained.against
+    made_up(tmp_path, {ablate._name(arm): [0.7 if arm.pretrain else 0.6] for arm in study.arms})
+    lines = ablate.table(study, 1, tmp_path)
+    assert [line.difference for line in lines] == [pytest.approx(0.1) if arm.pretrain else _NAN for arm in study.arms]
+    assert comparison.curves(lines) == {
+        curve: [(share, pytest.approx(auc), 0.0) for share in studies.SHARES]
+        for curve, auc in (("no pretraining", 0.6), ("pretrained", 0.7))
+    }
+    comparison.write(lines, tmp_path)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+class _Nan(float):
+    """Equal to any NaN."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, float) and math.isnan(other)
+
+    __hash__ = None
+
+
+_NAN = _Nan("nan")
+
+
+def test_two_seeds_have_no_p():
+    tiny = {Seeds(0, 0): 0.0001, Seeds(1, 1): 0.000102}
+    assert math.isnan(comparison.paired_p(tiny))
+    assert comparison.paired_p(tiny | {Seeds(2, 2): 0.000101}) < 0.001
+
+
+def test_p_of_crossed_seeds_is_honest_where_pretrainings_differ():
+    """Over made-up studies without a difference: the p is below 0.05 in at most 5 % of them or so."""
+    random = np.random.default_rng(0)
+    crossed, naive = [], []
+    for _ in range(2000):
+        grid = random.normal(0, 1, (3, 1)) + random.normal(0, 1, (1, 3)) + random.normal(0, 0.3, (3, 3))
+        crossed.append(comparison.paired_p({Seeds(i, j): grid[i, j] for i in range(3) for j in range(3)}))
+        naive.append(scipy.stats.ttest_1samp(grid.ravel(), 0).pvalue)
+    assert np.mean(np.array(crossed) < 0.05) < 0.06
+    assert np.mean(np.array(naive) < 0.05) > 0.2  # what taking nine runs for independent would say
+
+
+def test_without_a_pretraining_a_run_is_the_partner_of_all_with_its_finetuning_seed():
+    base = {Seeds(s, s): s / 10 for s in range(3)}
+    ours = {Seeds(p, s): s / 10 + p / 100 for p in range(2) for s in range(3)}
+    assert comparison.differences(ours, base) == {seeds: pytest.approx(seeds.pretraining / 100) for seeds in ours}
+    other = {seeds: auc - 0.5 for seeds, auc in ours.items() if seeds != Seeds(1, 0)}
+    assert comparison.differences(ours, other) == {seeds: pytest.approx(0.5) for seeds in other}
+
+
+def test_a_table_comes_back_as_it_was():
+    runs = {
+        ("ctr", "a"): {Seeds(0, 0): comparison.Scores(0.7, 0.6, 0.8), Seeds(1, 0): comparison.Missing(True, "why")},
+        ("ctr", "b"): {Seeds(0, 0): comparison.Scores(0.8, 0.6, 0.8)},
+    }
+    known = {("ctr", "b"): comparison.ArmInfo("a", bootstrap.Interval(-0.1, 0.2), {"l2": 0.1}, ("curve", 0.5))}
+    lines = comparison.compare(runs, known)
+    plain = json.loads(json.dumps([comparison._plain(line) for line in lines]))
+    again = [comparison.from_plain(entry) for entry in plain]
+    assert [repr(line) for line in again] == [repr(line) for line in lines]
+    header, rows = comparison.table(lines)
+    assert header[-1] == "chosen on validation"
+    assert rows[1][-3:] == ["+0.1000 (-0.1000 to +0.2000)", "–", "l2 0.1"]
 
 
 def test_a_study_of_the_data_has_a_dataset_each(tmp_path):
@@ -166,9 +254,9 @@ def test_the_table_by_hand(tmp_path):
     assert lines[1].p == pytest.approx(2 * scipy.stats.t.sf(t, 2))
     assert math.isnan(lines[2].p)
     text = comparison.write(lines, tmp_path)
-    assert "| ctr | a | 3 | 0.7300 ± 0.0100 | 0.2700 ± 0.0100 | 0.8550 ± 0.0100 | +9.52 % | 0.074 |" in text
-    assert "| ctr | b | 1 (2 failed) | 0.7100 | 0.2900 | 0.8350 | +0.00 % | – |" in text
-    assert "| ctr | c | 0 (3 failed) | failed | failed | failed | – | – |" in text
+    assert "| ctr | a | 3 | 0.7300 ± 0.0100 | 0.2700 ± 0.0100 | 0.8550 ± 0.0100 | +9.52 % | +0.0200 | 0.074 |" in text
+    assert "| ctr | b | 1 (2 failed) | 0.7100 | 0.2900 | 0.8350 | +0.00 % | +0.0100 | – |" in text
+    assert "| ctr | c | 0 (3 failed) | failed | failed | failed | – | – | – |" in text
     assert "- ctr c seed 2: failed: MemoryError: no room" in text
     assert json.loads((tmp_path / "table.json").read_text())[3]["p"] is None
     assert (tmp_path / "table.csv").read_text().splitlines()[1] == "ctr,none,0,0.7,0.30000000000000004,0.825"
@@ -185,8 +273,8 @@ def test_failed_undefined_and_not_run_are_told_apart(tmp_path, monkeypatch):
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
     text = comparison.write(lines, tmp_path)
-    assert "| ctr | a | 0 (2 failed, 1 not run) | failed | failed | failed | – | – |" in text
-    assert "| ctr | b | 0 (3 not run) | not run | not run | not run | – | – |" in text
+    assert "| ctr | a | 0 (2 failed, 1 not run) | failed | failed | failed | – | – | – |" in text
+    assert "| ctr | b | 0 (3 not run) | not run | not run | not run | – | – | – |" in text
     assert "| ctr | c | 0 (1 failed, 2 not run) | failed |" in text
     assert "- ctr a seed 0: test AUC undefined: one class\n" in text
     assert "- ctr a seed 1: failed: MemoryError: no room\n- ctr a seed 2: not run\n" in text
@@ -211,17 +299,17 @@ def test_a_mean_says_which_part_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "evaluate", refuse)
     ablate.average(study, 3, tmp_path)
     _, mean, _ = ablate.table(study, 3, tmp_path)
-    assert mean.not_run == {0: "its plm part: not run"}
+    assert mean.not_run == {Seeds(0, 0): "its plm part: not run"}
     assert mean.failed == {
-        1: "its ctr part: failed: MemoryError: no room; its plm part: not run",
-        2: "failed: a checkpoint is damaged.",
+        Seeds(1, 1): "its ctr part: failed: MemoryError: no room; its plm part: not run",
+        Seeds(2, 2): "failed: a checkpoint is damaged.",
     }
 
 
 def test_relaimpr_over_a_base_that_is_no_better_than_chance(tmp_path):
     made_up(tmp_path, {"none": [0.5], "a": [0.7]})
     lines = ablate.table(Study((Arm("none"), Arm("a")), ("ctr",)), 1, tmp_path)
-    assert "| ctr | a | 1 | 0.7000 | 0.3000 | 0.8250 | – | – |" in comparison.write(lines, tmp_path)
+    assert "| ctr | a | 1 | 0.7000 | 0.3000 | 0.8250 | – | +0.2000 | – |" in comparison.write(lines, tmp_path)
 
 
 def test_why_a_run_failed_is_what_it_said_last_the_last_time(tmp_path, monkeypatch):
@@ -332,6 +420,19 @@ def test_the_mean_of_two_runs_is_evaluated_not_trained(tmp_path, tiny_config, ti
     found = json.loads((folder / "joint" / "average" / "seed-0" / "result.json").read_text())
     assert found["test"]["auc"] == stages.evaluate(parts, "test")["auc"]
     assert f"| joint | average | 1 | {found['test']['auc']:.4f} |" in text
+    # Scores that were kept are those that the metrics are of, and what the interval is made of.
+    dataset = Dataset.load(tiny_config.data.dir)
+    label = np.asarray(dataset.test.labels)
+    for name in ("ctr/none", "plm/none", "joint/none", "joint/average"):
+        run_folder = folder / name / "seed-0"
+        kept, result = run_files.read_scores(run_folder), json.loads((run_folder / "result.json").read_text())
+        assert metrics.auc(label, kept["test"]) == pytest.approx(result["test"]["auc"], abs=1e-4)
+        assert len(kept["valid"]) == len(dataset.valid.labels)
+    ours, theirs = ([run_files.read_scores(folder / "joint" / arm / "seed-0")["test"]] for arm in ("average", "none"))
+    user = np.asarray(dataset.test.values[:, dataset.schema.slot(dataset.schema.entities["user"])])
+    low, high = bootstrap.auc_difference(label, user, ours, theirs)
+    assert low < high
+    assert f"({low:+.4f} to {high:+.4f})" in next(row for row in text.splitlines() if "| average |" in row)
 
 
 def test_an_own_study_takes_presets_and_strategies(tmp_path):

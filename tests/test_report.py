@@ -20,7 +20,7 @@ from matplotlib import colors, image
 from tiny_runs import Runs, trained
 
 from alt_jax import bridge, cli, comparison, metrics, objectives, stages
-from alt_jax.comparison import Missing, Scores
+from alt_jax.comparison import Missing, Scores, Seeds
 from alt_jax.config import Config, MaskConfig, MLMConfig, MTMConfig
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import feature_ids
@@ -46,11 +46,11 @@ def runs(tiny_config: Config, tiny_dataset: Dataset) -> Runs:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tables of a study in which one run failed and one is still to be run."""
-    folder = tmp_path_factory.mktemp("study")
+    folder, (zero, one) = tmp_path_factory.mktemp("study"), (Seeds(0, 0), Seeds(1, 1))
     found = {
-        ("ctr", "all"): {0: Scores(0.71, 0.6, 0.72), 1: Scores(0.73, 0.6, 0.74)},
-        ("ctr", _EVIL): {0: Scores(0.74, 0.6, 0.75), 1: Missing(True, f"failed: {_EVIL}")},
-        ("plm", "all"): {0: Missing(False, "not run"), 1: Missing(False, "not run")},
+        ("ctr", "all"): {zero: Scores(0.71, 0.6, 0.72), one: Scores(0.73, 0.6, 0.74)},
+        ("ctr", _EVIL): {zero: Scores(0.74, 0.6, 0.75), one: Missing(True, f"failed: {_EVIL}")},
+        ("plm", "all"): {zero: Missing(False, "not run"), one: Missing(False, "not run")},
     }
     comparison.write(comparison.compare(found), folder)
     return folder
@@ -425,7 +425,7 @@ def test_what_the_page_says(written: Path, runs: Runs):
 
 
 def test_names_are_text_and_never_markup():
-    lines = comparison.compare({("ctr", _EVIL): {0: Scores(0.7, 0.6, 0.7)}})
+    lines = comparison.compare({("ctr", _EVIL): {Seeds(0, 0): Scores(0.7, 0.6, 0.7)}})
     drawn = [
         figures.study(lines),
         figures.bars([_EVIL], {_EVIL: [0.5], "_b": [float("nan")]}, _EVIL, marks=[0.2]),

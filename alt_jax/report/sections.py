@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alt_jax.comparison import COLUMNS
+from alt_jax import comparison
 from alt_jax.config import Config
 from alt_jax.data.protocols import SPLITS
 from alt_jax.evaluate import undefined
@@ -129,7 +129,9 @@ def _studies(found: Asked) -> Iterator[Html]:
             )
             drawn.append(page.figure(figures.study(lines), f"{strategy}: test AUC by arm", caption))
         yield page.figures(*drawn)
-        yield page.table(COLUMNS, ([line.arm, line.strategy, *line.cells[2:]] for line in study.lines), "All arms")
+        header, rows = comparison.table(study.lines)
+        yield page.table(header, ([arm, strategy, *rest] for strategy, arm, *rest in rows), "All arms")
+        yield page.join(page.paragraph(remark) for remark in comparison.remarks(study.lines))
         reasons = [
             [f"{line.strategy} {line.arm}, seed {seed}", why]
             for line in study.lines

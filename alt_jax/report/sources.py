@@ -1,6 +1,5 @@
 """What a report reads: run folders, finished or not, and the folders of studies."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alt_jax.comparison import Line
+from alt_jax.comparison import Line, from_plain
 from alt_jax.errors import InputError
 from alt_jax.report.folders import TABLE, is_study, short_names
 from alt_jax.run import Run
@@ -110,16 +109,6 @@ def _records(path: Path) -> list[dict[str, Any]]:
 def _lines(path: Path) -> list[Line]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        return [_line(entry) for entry in table]
+        return [from_plain(entry) for entry in table]
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"{path} is not the table of a study ({error}); run `alt-jax ablate` again.") from None
-
-
-def _line(entry: dict[str, Any]) -> Line:
-    """What `comparison.write` made plain: null is NaN, and seeds that were JSON keys are numbers."""
-    values = {field.name: entry[field.name] for field in dataclasses.fields(Line)}
-    for name in ("relaimpr", "p"):
-        values[name] = math.nan if values[name] is None else float(values[name])
-    for name in ("failed", "not_run"):
-        values[name] = {int(seed): str(why) for seed, why in values[name].items()}
-    return Line(**values)
