@@ -171,7 +171,7 @@ def _title(run: Run) -> str:
 
 def _data(schema: Schema) -> str:
     splits = [
-        (name, f"{split.rows:,}", f"{split.positives:,}", _share(split.positives, split.rows), f"`{split.hash}`")
+        (name, f"{split.rows:,}", f"{split.positives:,}", _share(split.positives, split.labelled), f"`{split.hash}`")
         for name, split in schema.splits.items()
     ]
     fields = [

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import re
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,6 +106,8 @@ class DataConfig:
     Attributes:
       source: `movielens_100k`, `movielens_1m`, `bookcrossing`, `goodreads` or `table` (any CSV or Parquet file).
       raw: Original zip, its unpacked folder, or the table file.
+      unlabelled: A second table of rows whose label nobody knows, of the same columns without it, for `table`:
+        pretraining learns from them beside the training part, finetuning does not see them.
       dir: The prepared dataset: a folder, or a URL that fsspec knows, e.g. `gs://bucket/clicks`.
       protocol: A named preset of `alt_jax.data.protocols`: how rows are filtered, labelled, ordered and split.
       fields: Columns to use, in prompt order. Needed for `table`; empty means a known source's own fields.
@@ -123,6 +126,7 @@ class DataConfig:
 
     source: str = "table"
     raw: str = ""
+    unlabelled: str = ""
     dir: str = ""
     protocol: str = "random"
     fields: tyro.conf.Suppress[tuple[FieldConfig, ...]] = ()
@@ -215,6 +219,8 @@ class ICLConfig:
       normalize: Whether vectors are scaled to unit length; 0.7 suits unnormalised vectors, about 0.07 unit ones.
       duplicates: What an equal row elsewhere in the batch is: a further positive, left out, or a negative.
       leave_out: Rows of the same user, of the same item, or both, which are no negatives of each other.
+      locked: A tower that ICL does not move, so that the other is fitted to it (LiT, arXiv 2111.07991): with `ctr`,
+        what MTM has learned of who clicks what is taught to the text tower, and nothing is lost of it.
       chunk: Rows of the similarity matrix that are in memory at a time; 0: all of them.
       dropout: Dropout inside the projection heads.
     """
@@ -226,6 +232,7 @@ class ICLConfig:
     normalize: bool = False
     duplicates: Literal["positive", "ignore", "negative"] = "positive"
     leave_out: tuple[Literal["user", "item"], ...] = ()
+    locked: Literal["none", "ctr", "text"] = "none"
     chunk: Annotated[int, Constrained(ge=0)] = 0
     dropout: Rate = 0.2
 
@@ -298,6 +305,8 @@ class MaskConfig:
 Tables = Literal["adam", "lazy_adam", "lazy_adagrad"]
 Nonfinite = Literal["stop", "skip"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
+# Values that are fitted where they are None (`alt_jax.recipe`).
+FITTED = re.compile(r"pretrain\.epochs|finetune\.(ctr|plm|joint)\.(batch_size|epochs|l2|l2_towards)")
 # Values that may change when a run goes on: where parameters lie moves numbers by rounding only, and where the metrics
 # are shown moves none.
 FREE = ("sharding.", "tracking")
@@ -311,7 +320,7 @@ class PretrainConfig:
       batch_size: Global batch over all devices; the contrastive loss spans it.
       microbatches: Parts of a batch that go through the towers one after the other, in that much less memory and with
         one more forward pass; whatever their number, the loss is that of the whole batch and the update the same.
-      epochs: Passes over the training part.
+      epochs: Passes over the training part; None: as many as it takes to learn something (`alt_jax.recipe`).
       learning_rate: Of everything but the text tower.
       text_learning_rate: Of the text tower.
       weight_decay: Decoupled, on matrices only (not on biases, layer norms or embedding tables).
@@ -323,7 +332,7 @@ class PretrainConfig:
 
     batch_size: PositiveInt = 1024
     microbatches: PositiveInt = 1
-    epochs: PositiveInt = 30
+    epochs: PositiveInt | None = None
     learning_rate: PositiveFloat = 1e-4
     text_learning_rate: PositiveFloat = 1e-4
     weight_decay: Weight = 1e-3
@@ -336,6 +345,9 @@ class PretrainConfig:
 class FinetuneConfig:
     """One finetuning strategy.
 
+    What is None is fitted to how many rows have a label and to whether the run starts from a pretraining
+    (`alt_jax.recipe`); `config.json` of the run folder says to what.
+
     Attributes:
       batch_size: Global batch over all devices.
       epochs: At most this many passes; stops early on validation AUC.
@@ -345,21 +357,22 @@ class FinetuneConfig:
       weight_decay: Decoupled, on the text tower's matrices.
       l2: Times the squared distance of all embeddings and first-order weights from `l2_towards`; its gradient is added
         to that of the loss.
-      l2_towards: `zero`, or `start`: where the run started, which after a pretraining is what it has learned.
+      l2_towards: `zero`, or `start`: where the run started, which after a pretraining is what it has learned; None:
+        `start` after one, and else `zero`.
       ema_decay: Decay of an exponential mean of all parameters over the updates, which is what is validated, kept and
         served in place of the last ones; 0: there is none. In lazy tables a row's mean moves when the row does.
       tables: How embeddings and first-order weights are updated: `adam`: every row at every step; `lazy_adam`: only the
         rows that the batch holds, which only then feel L2 too; `lazy_adagrad`: the same, with one accumulator a row.
     """
 
-    batch_size: PositiveInt = 1024
-    epochs: PositiveInt = 20
+    batch_size: PositiveInt | None = None
+    epochs: PositiveInt | None = None
     patience: PositiveInt = 3
     learning_rate: PositiveFloat = 1e-3
     text_learning_rate: PositiveFloat = 5e-5
     weight_decay: Weight = 1e-3
-    l2: Weight = 0.0
-    l2_towards: Literal["zero", "start"] = "zero"
+    l2: Weight | None = None
+    l2_towards: Literal["zero", "start"] | None = None
     ema_decay: Rate = 0.0
     tables: Tables = "adam"
 
@@ -411,9 +424,9 @@ class FinetuneConfigs:
     """
 
     label_share: PositiveFloat = 1.0
-    ctr: FinetuneConfig = FinetuneConfig(l2=1e-3)
+    ctr: FinetuneConfig = FinetuneConfig()
     plm: PLMConfig = PLMConfig(batch_size=128, epochs=25)
-    joint: JointConfig = JointConfig(batch_size=128, epochs=25, l2=1e-4)
+    joint: JointConfig = JointConfig(batch_size=128, epochs=25)
 
     def __post_init__(self) -> None:
         """Refuses a number of rows that is none."""
@@ -517,8 +530,9 @@ class Config:
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
     def another_run(self, other: "Config") -> dict[str, tuple[Any, Any]]:
-        """The differences that make it another run."""
-        return {name: both for name, both in self.differences(other).items() if not name.startswith(FREE)}
+        """The differences that make it another run; what this one leaves to be fitted may be anything in the other."""
+        changed = self.differences(other).items()
+        return {name: both for name, both in changed if not name.startswith(FREE) and not _is_fitted(name, both[0])}
 
 
 def load_config(name: str | Path) -> Config:
@@ -553,6 +567,10 @@ def load_config(name: str | Path) -> Config:
     if not isinstance(config, Config):
         raise InputError(f"{path} must define get_config() that returns an alt_jax.config.Config.")
     return config
+
+
+def _is_fitted(name: str, value: Any) -> bool:
+    return value is None and FITTED.fullmatch(name) is not None
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -28,6 +28,7 @@ from alt_jax.checkpoint import load_params, saved_steps
 from alt_jax.config import Config
 from alt_jax.data.batches import updates
 from alt_jax.data.dataset import TOKENIZER, Dataset, Vocabulary
+from alt_jax.data.labelled import number_labelled
 from alt_jax.data.prepared_config import read_config
 from alt_jax.data.prompt import compose
 from alt_jax.data.protocols import SPLITS
@@ -137,7 +138,7 @@ def _dataset(name: str, rows: int, split: str) -> _Page:
 
 def _split_line(schema: Schema, name: str) -> str:
     split = schema.splits[name]
-    return f"{name} {split.rows:,} rows, {_share(split.positives, split.rows)} positive"
+    return f"{name} {split.rows:,} rows, {_share(split.positives, split.labelled)} positive"
 
 
 def _prompt_lengths(schema: Schema) -> list[str]:
@@ -235,7 +236,13 @@ def _what(run: Run) -> str:
 
 def _steps(run: Run) -> int:
     """Most updates of the run."""
-    return updates(run.schema.splits["train"].rows, run.recipe.batch_size, run.recipe.epochs)
+    part, values = run.schema.splits["train"], run.recipe
+    rows = part.rows
+    if run.origin.stage == "finetune":
+        rows = number_labelled(part.labelled, run.config.finetune.label_share)
+    assert values.batch_size is not None, "a run's config is whole"
+    assert values.epochs is not None, "a run's config is whole"
+    return updates(rows, values.batch_size, values.epochs)
 
 
 def _state(folder: Path, result: dict[str, Any] | None, last: int, steps: int) -> str:

@@ -98,7 +98,7 @@ def finetune_optimizer(config: FinetuneConfig) -> optax.GradientTransformation:
     tables = adagrad_by_rows(rates["rest"]) if config.tables == "lazy_adagrad" else adam
     groups = {
         "text": optax.adamw(rates["text"], weight_decay=config.weight_decay, mask=decayed),
-        "tables": optax.chain(gaussian_prior(config.l2, config.l2_towards), tables) if config.l2 else tables,
+        "tables": optax.chain(gaussian_prior(config.l2, config.l2_towards or "zero"), tables) if config.l2 else tables,
         "rest": adam,
     }
     patterns = {"text": _TEXT, "tables": TABLES, "rest": f"(?!{TABLES}){_REST}"}

@@ -171,3 +171,5 @@ def _raw(data: DataConfig) -> None:
         return
     declared.own_fields(data)
     table_files.check_columns(Path(data.raw), declared.own_columns(data))
+    if data.unlabelled:
+        table_files.check_columns(Path(data.unlabelled), declared.own_columns(data, labelled=False))

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alt_jax import masking, mlm, mtm, objectives
@@ -252,7 +253,10 @@ class Pretrain:
             hidden_h = call("represent", rows.shown.ids, rows.shown.numbers)
 
         helped_by_whole = config.mask.helper == "whole"
-        projections: tuple[Array, ...] = call("align", h, states) if weights.icl else ()
+        projections: tuple[Array, ...] = ()
+        if weights.icl:
+            fixed = {"none": (h, states), "ctr": (lax.stop_gradient(h), states), "text": (h, lax.stop_gradient(states))}
+            projections = call("align", *fixed[config.icl.locked])
         if weights.mlm:
             helper = (h if helped_by_whole else hidden_h) if config.mlm.with_table else None
             common = self.common_tokens

@@ -116,6 +116,7 @@ class Split:
     Attributes:
       rows: How many.
       positives: How many of them are positive.
+      unlabelled: How many of them have no label (the training part alone).
       hash: Which raw rows they are (`alt_jax.data.protocols.split_hash`), whatever was made of them.
       prompts: How many have a prompt of 0, 1, 2, … tokens.
       shards: The files that hold them (`alt_jax.data.shards`). Splits are equal whatever the size of their shards.
@@ -125,7 +126,13 @@ class Split:
     positives: int
     hash: str = ""
     prompts: tuple[int, ...] = ()
+    unlabelled: int = 0
     shards: tuple[Shard, ...] = dataclasses.field(default=(), compare=False)
+
+    @property
+    def labelled(self) -> int:
+        """Rows that have a label."""
+        return self.rows - self.unlabelled
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -303,7 +310,7 @@ def _contradictions(schema: Schema) -> Iterator[str]:
     if not 0 <= text.length <= text.max_length <= _MOST_TOKENS:
         yield f"prompts have {text.length} tokens of {text.max_length} at most"
     for name, split in schema.splits.items():
-        if not 0 <= split.positives <= split.rows or min(split.prompts, default=0) < 0:
+        if not 0 <= split.positives <= split.labelled or split.unlabelled < 0 or min(split.prompts, default=0) < 0:
             yield f"split {name!r} has impossible sizes"
         if split.prompts and sum(split.prompts) != split.rows:
             yield f"split {name!r} has {split.rows} rows and {sum(split.prompts)} prompts"

@@ -14,12 +14,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alt_jax import bridge, cluster, console, factors, flops, learned, pretraining, run_files, sharding_rules, tracking
+from alt_jax import (
+    bridge,
+    cluster,
+    console,
+    factors,
+    flops,
+    learned,
+    pretraining,
+    recipe,
+    run_files,
+    sharding_rules,
+    tracking,
+)
 from alt_jax.checkpoint import Checkpoints, load_params
-from alt_jax.config import Config, FinetuneConfig, Strategy
+from alt_jax.config import Config, FinetuneConfig, PretrainConfig, Strategy
 from alt_jax.data.batches import updates
 from alt_jax.data.dataset import Dataset, Rows
-from alt_jax.data.labelled import labelled
+from alt_jax.data.labelled import labelled, number_labelled
 from alt_jax.data.prepared_config import check_prepared
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Probabilities, report, undefined
@@ -60,22 +72,13 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
       alt_jax.errors.Stopped: A signal came.
     """
     began, rules = time.perf_counter(), sharding_rules.rules(config)
-    recipe, lazy = config.pretrain, config.pretrain.tables != "adam"
-    plan = Plan(
-        recipe.batch_size,
-        recipe.epochs,
-        config.seed,
-        checkpoint_every=recipe.checkpoint_every,
-        lazy_tables=lazy,
-        rules=rules,
-        nonfinite=config.nonfinite,
-    )
     origin = Origin("pretrain", init_from=None if init_from is None else str(init_from))
     with cluster.together():
         interactions.build(config.ctr)  # refused before data is read
         tracking.check(config.tracking)
         dataset = Dataset.load(config.data.dir, config.data.memory_gib)
         check_prepared(config)
+        config = recipe.pretraining(config, dataset.schema.splits["train"].rows)
         pretraining.check(config, dataset.schema)
         if config.ctr.init == "svd":
             factors.check(dataset.schema)
@@ -85,14 +88,16 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
     if (done := run.finished()) is not None:
         console.log(f"{run_dir} is already finished.", run_dir=str(run_dir))
         return done
+    values = config.pretrain
+    plan = dataclasses.replace(_plan(config, values, rules), checkpoint_every=values.checkpoint_every)
     with cluster.together():
         mesh = make_mesh()
-        check_batch(mesh, recipe.batch_size, recipe.microbatches)
+        check_batch(mesh, values.batch_size, values.microbatches)
         steps = _steps(mesh, dataset.train, plan)
         task = Pretrain.build(config, dataset, encoder)
-    optimizer = pretrain_optimizer(config.pretrain, steps)
-    work = sum(flops.pretrain_flops(task, recipe.batch_size).values())
-    shown = Shown("pretrain", work, config.text.dtype, pretrain_schedules(recipe, steps))
+    optimizer = pretrain_optimizer(values, steps)
+    work = sum(flops.pretrain_flops(task, values.batch_size).values())
+    shown = Shown("pretrain", work, config.text.dtype, pretrain_schedules(values, steps))
     with run.held():
         _announce(mesh, run)
         with Checkpoints(run_dir) as checkpoints:
@@ -140,23 +145,15 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
       alt_jax.errors.Stopped: A signal came.
     """
     began, rules = time.perf_counter(), sharding_rules.rules(config)
-    recipe: FinetuneConfig = getattr(config.finetune, strategy)
-    lazy = recipe.tables != "adam"
-    plan = Plan(
-        recipe.batch_size,
-        recipe.epochs,
-        config.seed,
-        patience=recipe.patience,
-        lazy_tables=lazy,
-        rules=rules,
-        nonfinite=config.nonfinite,
-    )
     origin = Origin("finetune", strategy, None if init_from is None else str(init_from))
     with cluster.together():
         interactions.build(config.ctr)  # refused before data is read
         tracking.check(config.tracking)
         dataset = Dataset.load(config.data.dir, config.data.memory_gib)
         check_prepared(config)
+        part = dataset.schema.splits["train"]
+        labels = number_labelled(part.labelled, config.finetune.label_share)
+        config = recipe.finetuning(config, strategy, labels, init_from is not None)
         if strategy == "plm":
             bridge.check_towers(config.finetune.plm, dataset.schema)
         if config.ctr.init == "svd":
@@ -167,14 +164,16 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
     if (done := run.finished()) is not None:
         console.log(f"{run_dir} is already finished.", run_dir=str(run_dir))
         return done
+    values: FinetuneConfig = getattr(config.finetune, strategy)
+    plan = dataclasses.replace(_plan(config, values, rules), patience=values.patience)
     with cluster.together():
         mesh = make_mesh()
-        rows = labelled(dataset.train, config.finetune.label_share, config.seed)
+        rows = labelled(dataset.train, config.finetune.label_share, config.seed, part.unlabelled)
         _steps(mesh, rows, plan)
         for split in ("valid", "test"):
             dataset.split(split).open()  # what is damaged is found now, not after training
-        task, work = _click_task(run, dataset, recipe.batch_size)
-    rates = finetune_schedules(recipe)
+        task, work = _click_task(run, dataset, plan.batch_size)
+    rates = finetune_schedules(values)
     if strategy == "ctr":
         del rates["text"]
     dtype = "float32" if strategy == "ctr" else config.text.dtype
@@ -186,7 +185,7 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         def validate(params: Params) -> dict[str, float]:
             return report(dataset, "valid", probabilities(params, dataset.valid.values))
 
-        pieces, optimizer = replicate(mesh, dataset.pieces), finetune_optimizer(recipe)
+        pieces, optimizer = replicate(mesh, dataset.pieces), finetune_optimizer(values)
         with Checkpoints(run_dir) as checkpoints:
             resumed_at = checkpoints.latest() or 0
             params = _start(task, checkpoints, mesh, run, dataset, init_from, rules)
@@ -307,6 +306,16 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
         )
         probability += probabilities(params, own.split(split).values) / len(runs)
     return report(dataset, split, probability)
+
+
+def _plan(config: Config, values: PretrainConfig | FinetuneConfig, rules: Rules) -> Plan:
+    """How a stage trains by its values, all of which are fitted."""
+    assert values.batch_size is not None, "it was fitted"
+    assert values.epochs is not None, "it was fitted"
+    lazy = values.tables != "adam"
+    return Plan(
+        values.batch_size, values.epochs, config.seed, lazy_tables=lazy, rules=rules, nonfinite=config.nonfinite
+    )
 
 
 def _steps(mesh: Mesh, rows: Rows, plan: Plan) -> int:

@@ -166,7 +166,9 @@ class Beam(Engine):
         written: dict[str, list[Part]] = {name: [] for name in SPLITS}
         for shard, (name, number, count, _) in enumerate(job.shards):
             said = json.load(job.read(f"parts/{shard}"))
-            written[name].append(Part(Shard(*said["shard"]), said["positives"], np.array(said["prompts"], np.int64)))
+            written[name].append(
+                Part(Shard(*said["shard"]), said["positives"], np.array(said["prompts"], np.int64), said["unlabelled"])
+            )
             if job.shared != str(self.folder):
                 for part in PARTS:
                     file = file_name(name, part, number, count)
@@ -226,7 +228,7 @@ class Beam(Engine):
         time = np.asarray(raw.table[raw.timestamp]) if timed and raw.timestamp else np.zeros(len(destination), np.int8)
         for chunk, size in zip(chunks, sizes, strict=True):
             own = slice(chunk.first, chunk.first + size)
-            facts = Facts(destination[own], split.positive[own], time[own])
+            facts = Facts(destination[own], split.label[own], time[own])
             self._write_arrays(f"facts/{chunk.number}", partial(np.savez, **facts._asdict()))
         return chunks
 

@@ -22,11 +22,11 @@ def own_fields(config: DataConfig) -> tuple[FieldConfig, ...]:
     return fields
 
 
-def own_columns(config: DataConfig) -> list[str]:
-    """The columns that are read of an own table: those of its fields, the label, the time."""
+def own_columns(config: DataConfig, *, labelled: bool = True) -> list[str]:
+    """The columns that are read of an own table: those of its fields, the label where there is one, the time."""
     columns = [f.column for f in config.fields if f.kind != "sequence"]  # a sequence is made, not read
     times = [config.timestamp] if config.timestamp else []
-    return list(dict.fromkeys([*columns, config.label, *times]))
+    return list(dict.fromkeys([*columns, *([config.label] if labelled else []), *times]))
 
 
 def check_fields(config: DataConfig, fields: Sequence[FieldConfig]) -> None:
@@ -76,7 +76,7 @@ def choose_fields(config: DataConfig, declared: Sequence[FieldConfig]) -> tuple[
       InputError: The config names an unknown field or one twice, or sets what only own tables have.
     """
     default = DataConfig()
-    for option in ("label", "timestamp", "user", "item"):
+    for option in ("label", "timestamp", "user", "item", "unlabelled"):
         if getattr(config, option) != getattr(default, option):  # a value that nobody reads would be a silent mistake
             raise InputError(f"data.{option} is for own tables; {config.source} declares its own: leave it out.")
     if not config.fields:

@@ -13,7 +13,7 @@ from alt_jax.data import fields, rows, values
 from alt_jax.data.engine import SCRATCH, Engine
 from alt_jax.data.fields import Spelled
 from alt_jax.data.prompt import Pieces
-from alt_jax.data.protocols import SPLITS, Split
+from alt_jax.data.protocols import SPLITS, UNLABELLED, Split
 from alt_jax.data.rows import Part
 from alt_jax.data.shards import shard_count
 from alt_jax.data.sources.raw import RawData, as_text
@@ -37,7 +37,9 @@ class Local(Engine):
         """See `Engine`."""
         self._spelled = fields.spell(self.raw.table[field.column], field, self.raw.origin)
         split = self.split
-        kept = [np.flatnonzero(split.known)] if field.column in self._remembered else list(split.rows.values())
+        kept = list(split.rows.values())
+        if field.column in self._remembered:
+            kept = [np.flatnonzero(split.known | (split.label == UNLABELLED))]
         return values.tally(self._spelled, [split.rows["train"]], kept)
 
     def keep(self, field: FieldConfig, found: Values) -> None:
@@ -60,7 +62,7 @@ class Local(Engine):
         user = np.asarray(as_text(raw.table[raw.user], raw.user, raw.origin).indices)
         time = np.asarray(raw.table[raw.timestamp])
         number = len(item.strings)
-        codes = values.histories(field, user, time, items, split.positive, split.known, train, number)
+        codes = values.histories(field, user, time, items, split.label == 1, split.known, train, number)
         counts = values.count(codes, [split.rows["train"]], number + 1)
         kept = values.count(codes, list(split.rows.values()), number + 1)
         found, place = values.of_sequence(field, item, self._titles(field, item, items), counts, kept)
@@ -73,7 +75,7 @@ class Local(Engine):
         first, written = 0, {}
         for name in SPLITS:
             numbers, parts = self.split.rows[name], []
-            labels = self.split.positive[numbers].astype(np.uint8)
+            labels = self.split.label[numbers]
             count = shard_count(len(numbers), self.shard_rows)
             for number in range(count):
                 low, high = number * self.shard_rows, min((number + 1) * self.shard_rows, len(numbers))

@@ -8,7 +8,7 @@ import hashlib
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt64
+from jaxtyping import Bool, Float, Int, UInt8, UInt64
 
 from alt_jax.data.hashing import hashes
 from alt_jax.data.protocol_presets import PROTOCOLS, Protocol, get
@@ -16,7 +16,9 @@ from alt_jax.data.sources.raw import RawData, as_text
 from alt_jax.errors import InputError
 from alt_jax.schema import SPLITS
 
-__all__ = ["PROTOCOLS", "SPLITS", "Protocol", "Split", "apply", "get", "mix", "split_hash"]
+UNLABELLED = 2  # the label of a row that has none
+
+__all__ = ["PROTOCOLS", "SPLITS", "UNLABELLED", "Protocol", "Split", "apply", "get", "mix", "split_hash"]
 
 
 class Split(NamedTuple):
@@ -24,14 +26,15 @@ class Split(NamedTuple):
 
     Attributes:
       rows: Row numbers of the raw table, by split, in the protocol's order.
-      positive: Label of every row of the raw table.
+      label: Of every row of the raw table: 1 or 0, or `UNLABELLED`.
       threshold: Labels above it are positive.
       dropped: Reasons for which rows were left out, and how many.
-      known: Whether a history of all splits may hold a row: those of `rows`, and those that `skip_first` left out.
+      known: Whether a history of all splits may hold a row: those of `rows` that have a label, and those that
+        `skip_first` left out.
     """
 
     rows: dict[str, Int[np.ndarray, " _"]]
-    positive: Bool[np.ndarray, " N"]
+    label: UInt8[np.ndarray, " N"]
     threshold: float
     dropped: dict[str, int]
     known: Bool[np.ndarray, " N"]
@@ -53,7 +56,7 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
         the preset cannot fill a field of its kind; labels are neither 0 and 1 nor on a scale that is known; a split is
         empty; or training has only one class.
     """
-    labels = np.asarray(raw.table[raw.label], np.float64)
+    labels = np.asarray(raw.table[raw.label], np.float64)[: raw.table.num_rows - raw.unlabelled]
     clicks = np.isin(labels, (0.0, 1.0))
     binary = bool(clicks.all())
     _check(protocol, raw, labels, binary)
@@ -80,7 +83,27 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
             f"All training labels of {raw.origin} are on one side of {threshold:g}; set data.positive_above so that "
             f"both classes occur (labels run from {labels.min():g} to {labels.max():g})."
         )
-    return Split(split, positive, threshold, dropped, known)
+    label = np.full(raw.table.num_rows, UNLABELLED, np.uint8)
+    label[: len(labels)] = positive
+    if raw.unlabelled:
+        more = _unlabelled(protocol, raw, split)
+        if len(more) < raw.unlabelled:
+            held_out = "newer than training" if protocol.needs_time else "of what is held out"
+            dropped[f"without a label, {held_out}"] = raw.unlabelled - len(more)
+        split["train"] = np.concatenate([split["train"], more])
+    return Split(split, label, threshold, dropped, np.pad(known, (0, raw.unlabelled)))
+
+
+def _unlabelled(protocol: Protocol, raw: RawData, split: dict[str, np.ndarray]) -> Int[np.ndarray, " _"]:
+    """The rows without a label that training may see: what is held out is held out of them, too."""
+    rows = np.arange(raw.table.num_rows - raw.unlabelled, raw.table.num_rows, dtype=np.int64)
+    if protocol.order in ("items", "users"):
+        return rows[_parts(protocol, raw, "item" if protocol.order == "items" else "user")[rows] == 0]
+    if protocol.needs_time:
+        assert raw.timestamp is not None, "_check refuses it"
+        time = np.asarray(raw.table[raw.timestamp])
+        return rows[time[rows] <= time[split["train"]].max()]
+    return rows
 
 
 def split_hash(raw: RawData, rows: Int[np.ndarray, " _"]) -> str:

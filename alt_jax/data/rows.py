@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from alt_jax.data import shards
 from alt_jax.data.dataset import Vocabulary, hash_strings
 from alt_jax.data.prompt import Pieces, prompt_lengths
-from alt_jax.data.protocols import SPLITS
+from alt_jax.data.protocols import SPLITS, UNLABELLED
 from alt_jax.data.storage import Folder
 from alt_jax.schema import Shard
 from alt_jax.schema import Split as Prepared
@@ -28,11 +28,13 @@ class Part(NamedTuple):
       shard: What `schema.json` says of it.
       positives: Rows with label 1.
       prompts: Rows with a prompt of 0, 1, 2, … tokens.
+      unlabelled: Rows without a label.
     """
 
     shard: Shard
     positives: int
     prompts: Int[np.ndarray, " L"]
+    unlabelled: int
 
 
 def write_shard(
@@ -54,7 +56,7 @@ def write_shard(
       number: Of the shard, from 0.
       count: Shards of the split (`alt_jax.data.shards.shard_count`).
       values: Value ids of its rows, those from `number` · `data.shard_rows` on.
-      labels: 0 or 1.
+      labels: 0 or 1, or `UNLABELLED`.
       numbers: Row numbers in the raw table.
       pieces: Tells how long a row's prompt is.
       widths: Slots of every field.
@@ -64,7 +66,7 @@ def write_shard(
     for low in range(0, len(values), _CHUNK):
         lengths = np.asarray(prompt_lengths(pieces, values[low : low + _CHUNK], tuple(widths)))
         prompts = _add(prompts, np.bincount(lengths))
-    return Part(shard, int(labels.sum(dtype=np.int64)), prompts)
+    return Part(shard, int((labels == 1).sum()), prompts, int((labels == UNLABELLED).sum()))
 
 
 def prepared_split(parts: Iterable[Part], split_hash: str) -> Prepared:
@@ -81,6 +83,7 @@ def prepared_split(parts: Iterable[Part], split_hash: str) -> Prepared:
         positives=sum(part.positives for part in parts),
         hash=split_hash,
         prompts=tuple(prompts.tolist()),
+        unlabelled=sum(part.unlabelled for part in parts),
         shards=tuple(part.shard for part in parts),
     )
 

@@ -28,8 +28,10 @@ def report(
     console.log(f"rows   {raw.table.num_rows:,} read{dropped}")
     for name in SPLITS:
         part = schema.splits[name]
+        without = f", and {part.unlabelled:,} without a label" if part.unlabelled else ""
         console.log(
-            f"  {name:<6}{part.rows:>11,} rows  {part.positives / part.rows:.4f} positive  split {part.hash[:12]}",
+            f"  {name:<6}{part.labelled:>11,} rows  {part.positives / part.labelled:.4f} positive  "
+            f"split {part.hash[:12]}{without}",
             split=name,
             rows=part.rows,
             positives=part.positives,

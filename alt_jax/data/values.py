@@ -215,7 +215,7 @@ def histories(
       items: How many values the item has; an empty history holds this number, which stands for the empty string.
     """
     outcome = {"positive": positive, "negative": ~positive, "any": known}[field.outcome]
-    eligible = outcome & (train if field.past == "train" else known)
+    eligible = outcome & known & (train if field.past == "train" else True)
     found = fields.history(user, time, item, eligible, field.slots)
     found[found[:, 0] < 0, 0] = items
     return found

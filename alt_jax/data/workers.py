@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from alt_jax.config import FieldConfig
 from alt_jax.data import fields, rows, storage, values
 from alt_jax.data.engine import SCRATCH
 from alt_jax.data.hashing import hashes
 from alt_jax.data.prompt import Pieces
-from alt_jax.data.protocols import SPLITS
+from alt_jax.data.protocols import SPLITS, UNLABELLED
 from alt_jax.data.shards import shard_count
 from alt_jax.data.sources.raw import as_text
 from alt_jax.data.sources.table import RowGroup, read_group
@@ -50,12 +50,12 @@ class Facts(NamedTuple):
 
     Attributes:
       destination: Position in all splits, one after the other; or negative, see above.
-      positive: Label.
+      label: As `alt_jax.data.protocols.Split` has it.
       time: What rows are ordered by; zeros where there are no histories.
     """
 
     destination: Int[np.ndarray, " N"]
-    positive: Bool[np.ndarray, " N"]
+    label: UInt8[np.ndarray, " N"]
     time: Int[np.ndarray, " N"] | Float[np.ndarray, " N"]
 
 
@@ -250,11 +250,11 @@ def histories(element: Any, job: Job) -> Iterator[Any]:
     whole = pa.concat_tables(tables).sort_by("row")  # of simultaneous rows, the later in the file is the newer
     column = {name: np.asarray(whole[name]) for name in whole.column_names if name != "user"}
     user = np.asarray(whole["user"].combine_chunks().dictionary_encode().indices)
-    known, train = np.ones(len(user), bool), job.train(column["destination"])
+    known, train = column["label"] != UNLABELLED, job.train(column["destination"])
     found = []
     for _, field in job.sequences:
         item, items = column[f"item {field.of}"], len(_strings(job.shared, job.number(field.of)))
-        found.append(values.histories(field, user, column["time"], item, column["positive"], known, train, items))
+        found.append(values.histories(field, user, column["time"], item, column["label"] == 1, known, train, items))
     codes = np.concatenate(found, axis=1)
     for shard, chosen, position in job.by_shard(column["destination"]):
         yield shard, (position, codes[chosen])
@@ -286,7 +286,7 @@ def pieces(chunk: Chunk, job: Job) -> Iterator[Any]:
         facts, table = _facts(job, chunk), _table(job, chunk)
         codes = np.concatenate(
             [
-                np.full((len(facts.positive), width), -1, np.int32)
+                np.full((len(facts.label), width), -1, np.int32)
                 if field.kind == "sequence"
                 else _positions(job, field.column, table)[:, :width]
                 for field, width in zip(job.fields, job.widths, strict=True)
@@ -294,7 +294,7 @@ def pieces(chunk: Chunk, job: Job) -> Iterator[Any]:
             axis=1,
         )
         for shard, chosen, position in job.by_shard(facts.destination):
-            labels = facts.positive[chosen].astype(np.uint8)
+            labels = facts.label[chosen]
             yield shard, (position, codes[chosen], labels, chunk.first + chosen)
 
 
@@ -318,6 +318,7 @@ def write_shard(element: Any, job: Job) -> None:
     said = {
         "shard": [part.shard.rows, part.shard.sha256],
         "positives": part.positives,
+        "unlabelled": part.unlabelled,
         "prompts": part.prompts.tolist(),
     }
     job.write(f"parts/{shard}", json.dumps(said).encode())

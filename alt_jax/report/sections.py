@@ -411,7 +411,13 @@ def _cards(found: Asked) -> Iterator[Html]:
             f"Source {schema.source}, protocol {schema.protocol}. Users and items: {entities}. Linked fields: {linked}."
         )
         rows = [
-            [name, f"{part.rows:,}", f"{part.positives:,}", f"{part.positives / part.rows:.2%}", part.hash[:12] or "–"]
+            [
+                name,
+                f"{part.rows:,}",
+                f"{part.positives:,}",
+                f"{part.positives / part.labelled:.2%}",
+                part.hash[:12] or "–",
+            ]
             for name, part in ((name, schema.splits[name]) for name in SPLITS)
         ]
         yield page.table(("split", "rows", "positive", "share", "hash of its rows"), rows)

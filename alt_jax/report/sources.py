@@ -62,7 +62,9 @@ class Logged:
     def training_seconds(self) -> float:
         """What the updates took by the logged rows a second, without evaluations; NaN where none were logged."""
         rates = self.series("rows_per_s")[1]
-        return sum(self.run.recipe.batch_size / rate for rate in rates if rate) if rates else math.nan
+        size = self.run.recipe.batch_size
+        assert size is not None, "a run's config is whole"
+        return sum(size / rate for rate in rates if rate) if rates else math.nan
 
 
 @dataclass(frozen=True)

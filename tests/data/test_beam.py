@@ -106,6 +106,12 @@ def test_histories_of_all_splits(tmp_path: Path, protocol: str):
     check_same(write_parts(clicks(), tmp_path / "parts"), tmp_path, protocol=protocol, fields=(*FIELDS, BEFORE))
 
 
+def test_rows_without_a_label(tmp_path: Path):
+    raw = write_parts(clicks(), tmp_path / "parts")
+    pq.write_table(clicks().drop_columns(["label"]).slice(5, 90), tmp_path / "more.parquet", row_group_size=40)
+    check_same(raw, tmp_path, protocol="time", fields=(*FIELDS, BEFORE), unlabelled=str(tmp_path / "more.parquet"))
+
+
 def test_a_table_that_is_no_parquet_is_cut_into_chunks(tmp_path: Path):
     table = clicks().drop_columns(["words"])
     pa.csv.write_csv(table, tmp_path / "rows.csv")

@@ -41,7 +41,7 @@ def test_all_of_them_are_the_same_rows_and_more_are_refused():
     every = rows(7)
     assert labelled(every, 1.0, 0) is every
     assert labelled(every, 7, 0) is every
-    with pytest.raises(InputError, match=r"label_share asks for 8 of 7 training rows; lower it"):
+    with pytest.raises(InputError, match=r"label_share asks for 8 of 7 labelled training rows; lower it"):
         labelled(every, 8, 0)
 
 

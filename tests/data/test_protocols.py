@@ -49,7 +49,7 @@ def test_splits_are_disjoint_complete_and_sized_8_1_1(name: str):
     assert len(set(rows.tolist())) == len(rows) == 200 - sum(split.dropped.values())
     for part, share in zip(protocols.SPLITS, (0.8, 0.1, 0.1), strict=True):
         assert abs(len(split.rows[part]) - share * len(rows)) <= 1
-    assert (split.positive == (RATINGS > 3)).all()
+    assert ((split.label == 1) == (RATINGS > 3)).all()
 
 
 def test_time_is_ordered_and_ties_keep_the_order_of_the_file():
@@ -90,8 +90,8 @@ def test_thresholds():
     clicks = (RATINGS > 4).astype(int)
     split = protocols.apply(PROTOCOLS["random"], raw(clicks))
     assert split.threshold == 0.5
-    assert (split.positive == (clicks == 1)).all()
-    assert (protocols.apply(PROTOCOLS["random"], raw(), positive_above=4).positive == (RATINGS > 4)).all()
+    assert ((split.label == 1) == (clicks == 1)).all()
+    assert (protocols.apply(PROTOCOLS["random"], raw(), positive_above=4).label == (RATINGS > 4)).all()
     with pytest.raises(InputError, match=r"drops ratings, but the labels of rows\.csv are only 0 and 1; use 'time'"):
         protocols.apply(PROTOCOLS["time_drop3"], raw(clicks))
 
@@ -128,7 +128,7 @@ def test_dropped_zeros_and_a_scale_of_its_own():
     assert split.dropped == {"label is 0": int((ratings == 0).sum())}
     assert sorted(all_rows(split)) == np.flatnonzero(ratings).tolist()
     assert split.threshold == 4
-    assert (split.positive == (ratings >= 5)).all()
+    assert ((split.label == 1) == (ratings >= 5)).all()
 
 
 # --- cold start ---

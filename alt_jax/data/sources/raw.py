@@ -72,7 +72,7 @@ class RawData:
       origin: The file or folder they came from, for messages.
       table: One column per field (any type that `as_text` can spell) and those named below; looking one up may read it.
       fields: Columns to use and their names in the prompt, in prompt order.
-      label: Column of the rating or label; float64 without nulls or NaNs.
+      label: Column of the rating or label; float64 without nulls, and without NaNs but of the unlabelled.
       timestamp: Column to sort by, or None.
       timestamp_quality: Column that grades timestamps: 0 exact, 1 estimated, 2 guessed; or None.
       user, item: Columns of the user and the item, or None.
@@ -81,6 +81,7 @@ class RawData:
       positive_above: Labels above this are positive, on the data's scale, unless the config says otherwise; None where
         nobody knows the scale, so that labels have to be 0 and 1 or the config has to say it.
       aggregates: Statistics over all rows that the publisher put into columns of the table.
+      unlabelled: So many of the last rows have no label; theirs is NaN.
     """
 
     source: str
@@ -96,6 +97,7 @@ class RawData:
     notices: tuple[str, ...] = ()
     positive_above: float | None = 3.0
     aggregates: tuple[Aggregate, ...] = ()
+    unlabelled: int = 0
 
 
 def as_text(column: pa.Array | pa.ChunkedArray, name: str, origin: str) -> pa.DictionaryArray:

@@ -40,10 +40,19 @@ def load(config: DataConfig) -> RawData:
     if config.timestamp:
         special["__timestamp__"] = (config.timestamp, times)
     rows = _open(path, own_columns(config))
+    more = Path(config.unlabelled) if config.unlabelled else None
+    unlabelled = _open(more, own_columns(config, labelled=False)) if more else None
     readers: dict[str, Callable[[], Any]] = {column: partial(rows.__getitem__, column) for column in columns}
     for column, (name, convert) in special.items():
         readers[column] = partial(_converted, rows, name, convert, path)
     table = Columns(readers, rows.num_rows, rows.parts if isinstance(rows, Columns) else ())
+    if more and unlabelled:
+        own = {column: partial(unlabelled.__getitem__, column) for column in columns}
+        for column, (name, convert) in special.items():
+            own[column] = partial(_converted, unlabelled, name, convert, more)
+        own["__label__"] = partial(pa.array, np.full(unlabelled.num_rows, np.nan))
+        parts = unlabelled.parts if isinstance(unlabelled, Columns) else ()
+        table = _below(table, Columns(own, unlabelled.num_rows, parts), path, more)
     for column in special:
         table[column]  # what is wrong with it is said before anything else is done
     return RawData(
@@ -58,7 +67,25 @@ def load(config: DataConfig) -> RawData:
         item=config.item,
         linked=config.linked,
         positive_above=None,
+        unlabelled=unlabelled.num_rows if unlabelled else 0,
     )
+
+
+def _below(first: Columns, second: Columns, path: Path, more: Path) -> Columns:
+    """The rows of two tables with the same columns, one after the other."""
+
+    def read(column: str) -> pa.ChunkedArray:
+        tables = [pa.table({column: rows[column]}) for rows in (first, second)]
+        try:
+            return pa.concat_tables(tables, promote_options="permissive")[column]
+        except pa.ArrowTypeError as error:
+            raise InputError(
+                f"Column {column!r} is of one type in {path} and of another in {more} ({arrow_reason(error)}); write "
+                "both alike."
+            ) from None
+
+    parts = (*first.parts, *second.parts) if first.parts and second.parts else ()
+    return Columns({name: partial(read, name) for name in first.readers}, first.num_rows + second.num_rows, parts)
 
 
 def _open(path: Path, columns: Sequence[str]) -> pa.Table | Columns:
