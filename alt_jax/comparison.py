@@ -242,21 +242,27 @@ def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
 
 def remarks(lines: Sequence[Line]) -> list[str]:
     """What is to be said below the table: what the best was chosen among, and what of the spread is whose."""
-    said = []
-    for strategy in dict.fromkeys(line.strategy for line in lines):
-        there = [line for line in lines if line.strategy == strategy and line.valid]
-        if len(there) > 1:
-            best = max(there, key=lambda line: statistics.mean(line.valid))
-            said.append(
-                f"{strategy}: of {len(there)} arms that were looked at, {best.arm!r} is best on validation "
-                f"({statistics.mean(best.valid):.4f}); its test AUC is {statistics.mean(best.auc):.4f}."
-            )
+    said = best(lines)
     for line in lines:
         pretraining, finetuning = line.apart
         if not math.isnan(pretraining + finetuning):
             said.append(
                 f"{line.strategy} {line.arm}: standard deviation {pretraining:.4f} between pretrainings, "
                 f"{finetuning:.4f} between finetunings."
+            )
+    return said
+
+
+def best(lines: Sequence[Line]) -> list[str]:
+    """Of every strategy the arm that is best on validation, and among how many it was chosen."""
+    said = []
+    for strategy in dict.fromkeys(line.strategy for line in lines):
+        there = [line for line in lines if line.strategy == strategy and line.valid]
+        if len(there) > 1:
+            first = max(there, key=lambda line: statistics.mean(line.valid))
+            said.append(
+                f"{strategy}: of {len(there)} arms that were looked at, {first.arm!r} is best on validation "
+                f"({statistics.mean(first.valid):.4f}); its test AUC is {statistics.mean(first.auc):.4f}."
             )
     return said
 

@@ -31,7 +31,7 @@ from alt_jax.data.dataset import TOKENIZER, Dataset, Vocabulary
 from alt_jax.data.labelled import number_labelled
 from alt_jax.data.prepared_config import read_config
 from alt_jax.data.prompt import compose
-from alt_jax.data.protocols import SPLITS
+from alt_jax.data.protocols import SPLITS, UNLABELLED
 from alt_jax.data.shards import Rows, open_rows
 from alt_jax.data.tokenizer import load_tokenizer
 from alt_jax.errors import InputError
@@ -524,7 +524,8 @@ def _first(rows: Rows, most: int) -> tuple[Int[np.ndarray, "n S"], np.ndarray, n
 
 
 def _title(split: str, i: int, labels: np.ndarray, numbers: np.ndarray) -> str:
-    return f"{split} {i} · raw row {numbers[i]} · label {labels[i]}"
+    label = "none" if labels[i] == UNLABELLED else labels[i]
+    return f"{split} {i} · raw row {numbers[i]} · label {label}"
 
 
 # Layout.

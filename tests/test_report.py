@@ -19,7 +19,7 @@ import pytest
 from matplotlib import colors, image
 from tiny_runs import Runs, trained
 
-from alt_jax import bridge, cli, comparison, metrics, objectives, stages
+from alt_jax import bridge, cli, comparison, metrics, objectives, run_files, stages
 from alt_jax.comparison import Missing, Scores, Seeds
 from alt_jax.config import Config, MaskConfig, MLMConfig, MTMConfig
 from alt_jax.data.dataset import Dataset
@@ -31,6 +31,7 @@ from alt_jax.report.alignment import Detection
 from alt_jax.report.asked import Asked, ask
 from alt_jax.report.build import report
 from alt_jax.report.measures import Ranks
+from alt_jax.report.verdict import Verdict, verdicts
 from alt_jax.run import Origin, Run
 from alt_jax.sharding import make_mesh, replicate
 from alt_jax.tasks import Finetune
@@ -422,6 +423,73 @@ def test_what_the_page_says(written: Path, runs: Runs):
     assert html.escape(_EVIL) in text
     assert "cost at $1.5 an hour" in text
     assert "nan" not in re.sub(r"<(style|svg).*?</\1>", "", text, flags=re.S).lower()
+
+
+def _finetuned(asked: Asked, folder: Path, name: str, init_from: str | None, quality: float) -> sources.Logged:
+    """A run like the tiny one, whose scores agree with the labels as well as is said."""
+    like = next(run for run in asked.runs if run.run.origin.strategy == "ctr")
+    (data,) = {id(one.dataset): one.dataset for one in asked.data.values()}.values()
+    label = np.asarray(data.test.labels)
+    score = float(quality) * label + np.random.default_rng(len(name)).random(len(label))
+    (folder / name).mkdir(parents=True)
+    run_files.write_scores(folder / name, {"test": score})
+    opened = dataclasses.replace(like.run, folder=folder / name, origin=Origin("finetune", "ctr", init_from))
+    result = {**like.result, "test": {**like.result["test"], "auc": metrics.auc(label, score)}}
+    return dataclasses.replace(like, name=name, run=opened, result=result)
+
+
+def test_the_verdict_on_what_a_pretraining_brought(asked: Asked, tmp_path: Path):
+    def verdict(*runs: sources.Logged) -> list[Verdict]:
+        return verdicts(Asked(list(runs), [], asked.data))
+
+    none, good, same, poor = (
+        _finetuned(asked, tmp_path, name, start, quality)
+        for name, start, quality in (("a", None, 0.3), ("bb", "p", 9), ("c", "p", 0.3), ("dddd", "p", -9))
+    )
+    (better,) = verdict(none, good)
+    auc = none.result["test"]["auc"]
+    assert better.said.startswith(f"1.0000 test AUC with the pretraining, {auc:.4f} without: +{1 - auc:.4f}, +0.")
+    assert "over other test users (95 %). One run each: another seed may differ by as much." in better.said
+    assert not better.bad
+    (equal,) = verdict(none, same)
+    assert "+0.0000 to +0.0000 over other test users (95 %), so that these test rows cannot tell which is" in equal.said
+    assert not equal.bad
+    (worse,) = verdict(none, poor, poor)
+    assert worse.bad
+    assert "One run each" in worse.said
+    (alone,) = verdict(good)
+    assert alone.bad
+    assert "--strategy ctr --init-from none" in alone.said
+    assert not verdict(none)
+    two = verdict(
+        none, good, dataclasses.replace(same, run=dataclasses.replace(same.run, origin=Origin("finetune", "ctr", "q")))
+    )
+    assert [("pretraining p" in one.said, "pretraining q" in one.said) for one in two] == [(True, False), (False, True)]
+
+
+def test_the_verdict_on_what_was_learned_is_red_where_it_was_nothing(asked: Asked, runs: Runs):
+    pretrained = next(run for run in asked.runs if run.run.origin.stage == "pretrain")
+    measured = {"rows": 60, "batch": 16, "icl": 2.8, "icl/top1_ctr_to_text": 0.06, "icl/top1_text_to_ctr": 0.06}
+    measured |= {"mtm/gain": 0.5, "mtm/gain/Age": 0.9, "mtm/gain/Genre": 0.1, "mlm/gain": -0.1, "mlm/gain/Age": -0.1}
+    logged = dataclasses.replace(pretrained, result={**pretrained.result, "valid": measured})
+    found = Asked([logged], [], {})
+    said = {(one.said.split()[0], one.bad) for one in verdicts(found)}
+    assert said == {("On", False), ("MLM", True), ("ICL", True)}
+    (section,) = [one for one in sections.sections(found, None) if one.name == "verdict"]
+    text = page.page("", "", [section], "")
+    assert text.count('class="bad"') == 2
+    assert "MTM is 0.50 nats below the unigram loss (Age 0.90, Genre 0.10)" in text
+
+
+def test_a_wide_table_becomes_several():
+    header = ["metric", *(f"run {n}: {what}" for n in range(7) for what in ("rows", "predicted", "clicked"))]
+    rows = [[f"row {r}", *(f"{r}.{n}" for n in range(21))] for r in range(2)]
+    text = page.table(header, rows, "caption", together=3)
+    assert text.count("<table>") == 3
+    assert text.count("caption</caption>") == 1
+    cells = re.findall(r"<td>([\d.]+)</td>", text)
+    assert sorted(cells) == sorted(cell for row in rows for cell in row[1:])
+    assert all(len(re.findall('<th scope="col">', one)) in (10, 4) for one in text.split("</table>")[:-1])
 
 
 def test_names_are_text_and_never_markup():

@@ -7,7 +7,7 @@ from jaxtyping import Int, UInt64
 
 from alt_jax import metrics
 from alt_jax.data.dataset import Dataset
-from alt_jax.data.protocols import PROTOCOLS, SPLITS
+from alt_jax.data.protocols import PROTOCOLS, SPLITS, UNLABELLED
 from alt_jax.evaluate import unseen
 from alt_jax.schema import Schema
 
@@ -57,7 +57,8 @@ def field_aucs(dataset: Dataset) -> dict[str, float]:
     mean of theirs, and one without any the mean of all.
     """
     train, valid = dataset.train, dataset.valid
-    values, label = np.asarray(train.values[:_MOST]), np.asarray(train.labels[:_MOST], float)
+    labels = np.asarray(train.labels[:_MOST])
+    values, label = np.asarray(train.values[:_MOST])[labels != UNLABELLED], labels[labels != UNLABELLED].astype(float)
     ask, truth, prior = np.asarray(valid.values[:]), np.asarray(valid.labels[:]), label.mean()
     found, first, number = {}, 0, len(dataset.pieces.feature)
     for field in dataset.schema.fields:

@@ -140,12 +140,12 @@ def fused(found: Mapping[str, Fused]) -> str:
 
 
 def similarity(views: Views, rows: int = 64) -> str:
-    """What ICL makes of the similarities of some rows: the softmax of every line, of any scale and range."""
+    """What ICL makes of the similarities of some rows: the softmax of every line, from 0 to the largest one."""
 
     def paint(axes: Axes) -> None:
         some = np.linspace(0, len(views.similarity) - 1, min(rows, len(views.similarity))).astype(int)
         shown = scipy.special.softmax(views.similarity[np.ix_(some, some)], axis=1)
-        image = axes.imshow(shown, cmap="cividis", interpolation="nearest", vmin=0, vmax=1)
+        image = axes.imshow(shown, cmap="cividis", interpolation="nearest", vmin=0, vmax=max(float(shown.max()), 1e-6))
         axes.grid(False)
         axes.figure.colorbar(image, ax=axes, shrink=0.85, label="probability")
         _label(axes, "row, as text", "row, as ids")

@@ -53,8 +53,28 @@ def heading(what: str) -> Html:
     return element("h3", what)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", *, prose: bool = False) -> Html:
-    """A table that scrolls inside its own box; the first column names the rows, the others hold numbers or `prose`."""
+_MOST_COLUMNS = 9  # besides the first: more are not to be had on a page without a part of them cut off
+
+
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", *, prose: bool = False, together: int = 1
+) -> Html:
+    """A table that scrolls inside its own box; the first column names the rows, the others hold numbers or `prose`.
+
+    One of more columns than a page is wide becomes several, one below the other.
+
+    Args:
+      header: Of the columns.
+      rows: Cells.
+      caption: Above it.
+      prose: Whether cells hold sentences.
+      together: So many columns belong to each other, and stay side by side.
+    """
+    rows, most = list(rows), _MOST_COLUMNS // together * together
+    if len(header) - 1 > most and not prose:
+        starts = range(1, len(header), most)
+        cut = [[[row[0], *row[at : at + most]] for row in (header, *rows)] for at in starts]
+        return join(table(part[0], part[1:], caption if n == 0 else "") for n, part in enumerate(cut))
     head = element("tr", *(element("th", cell, scope="col") for cell in header))
     body = [
         element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])) for row in rows
@@ -144,10 +164,10 @@ def _distinct(markup: str) -> Html:
 
 _STYLE = """
 :root { --back: #f6f7f9; --card: #fff; --ink: #1a1f27; --soft: #5b6573; --line: #dfe3e9; --link: #0067a3;
-  --warn: #8a4b00; --warn-back: #fff4e2; }
+  --warn: #8a4b00; --warn-back: #fff4e2; --bad: #b3001b; }
 @media (prefers-color-scheme: dark) {
   :root { --back: #0f1216; --card: #181c22; --ink: #e6e9ee; --soft: #9aa5b3; --line: #2b323c; --link: #6cb8ee;
-    --warn: #ffc983; --warn-back: #2c2214; }
+    --warn: #ffc983; --warn-back: #2c2214; --bad: #ff8a94; }
 }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
@@ -187,13 +207,15 @@ th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); text-ali
 th { font-weight: 600; white-space: nowrap; }
 td { white-space: nowrap; }
 th:first-child { text-align: left; }
-thead th { color: var(--soft); font-weight: 500; }
+thead th { color: var(--soft); font-weight: 500; white-space: normal; min-width: 5em; overflow-wrap: anywhere;
+  vertical-align: bottom; }
 .prose td, .prose th { text-align: left; white-space: normal; }
 .prose tbody th { min-width: 9em; max-width: 36em; }
 .prose td:last-child { min-width: 9em; }
 .note { border-left: 3px solid var(--warn); background: var(--warn-back); color: var(--warn); padding: 7px 12px;
   border-radius: 0 6px 6px 0; }
 .suspected { color: var(--warn); font-weight: 600; }
+.bad { color: var(--bad); font-weight: 600; }
 details { margin-top: 10px; }
 summary { cursor: pointer; color: var(--link); }
 footer { color: var(--soft); font-size: 0.85rem; padding-bottom: 30px; }

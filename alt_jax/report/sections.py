@@ -20,6 +20,7 @@ from alt_jax.report.clicks import Clicks
 from alt_jax.report.measures import Bin, Ranks
 from alt_jax.report.page import Html, Section
 from alt_jax.report.sources import Logged, Studied
+from alt_jax.report.verdict import verdicts
 
 _ONE_CLASS = "undefined (one class)"
 
@@ -34,6 +35,7 @@ def sections(found: Asked, price: float | None) -> list[Section]:
     return [
         Section(name, heading, blocks)
         for name, heading, make in (
+            ("verdict", "Verdict", _verdict),
             ("overview", "Overview", _overview),
             ("results", "Clicks predicted", _results),
             ("study", "Ablations", _studies),
@@ -48,6 +50,12 @@ def sections(found: Asked, price: float | None) -> list[Section]:
         )
         if any(blocks := list(make(found)))
     ]
+
+
+def _verdict(found: Asked) -> Iterator[Html]:
+    for one in verdicts(found):
+        said = page.element("span", one.said, class_="bad") if one.bad else one.said
+        yield page.paragraph(page.element("b", f"{one.about}: "), said)
 
 
 def _overview(found: Asked) -> Iterator[Html]:
@@ -202,7 +210,7 @@ def _clicks(found: Asked) -> Iterator[Html]:
         for b in range(15)
     ]
     header = ["probability", *(f"{n}: {what}" for n in found.clicks for what in ("rows", "predicted", "clicked"))]
-    yield page.details("The bins in numbers", page.table(header, rows))
+    yield page.details("The bins in numbers", page.table(header, rows, together=3))
 
 
 def _bin(one: Clicks, number: int) -> list[str]:
