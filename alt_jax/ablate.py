@@ -3,6 +3,7 @@
 ```
 DIR/pretrain/ARM/seed-0     DIR/STRATEGY/ARM/seed-0     run folders, each with seed-0.log beside it
 DIR/STRATEGY/ARM/pretraining-1/seed-0                   where pretrainings and finetunings are crossed
+DIR/STRATEGY/ARM/tuning/l2=0.001,…                      where values are chosen on validation, by the first seed
 DIR/table.md · table.csv · table.json · table.png · curves.png
 ```
 
@@ -17,14 +18,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from alt_jax import bridge, console, pretraining, run_files, stages
+from alt_jax import baselines, bridge, console, pretraining, run_files, stages
 from alt_jax.bootstrap import Interval, auc_difference
 from alt_jax.comparison import ArmInfo, Line, Missing, Scores, Seeds, compare, write
 from alt_jax.config import Config, Strategy
@@ -49,18 +50,37 @@ _FAILED = "failed: "  # how the last line of the log of a run begins that ended 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its arm, folder, config, and for a finetuning its strategy and where it starts."""
+    """One run.
+
+    Attributes:
+      arm: Its arm.
+      folder: Where it is kept.
+      config: Its values, without those that are chosen among the candidates.
+      strategy: Of a finetuning.
+      init_from: Where a finetuning starts.
+      candidates: Runs by the values that are chosen among them on validation; empty: nothing is chosen.
+      library: Of a baseline that is not ours.
+    """
 
     arm: str
     folder: Path
     config: Config
     strategy: Strategy | None = None
     init_from: Path | None = None
+    candidates: tuple[tuple[dict[str, float], "Job"], ...] = ()
+    library: str = ""
 
     @property
     def finished(self) -> bool:
         """Whether its result is there."""
         return (self.folder / _RESULT).is_file()
+
+    def chosen(self) -> "Job | None":
+        """The job with the values of the best candidate; None while one of them has no result."""
+        if not self.candidates:
+            return self
+        point = _best(self.candidates)
+        return None if point is None else replace(self, config=_tuned(self.config, self.strategy, point))
 
     def beside(self, suffix: str) -> Path:
         """A file beside the run folder, e.g. `seed-0.log`."""
@@ -95,12 +115,42 @@ def plan(config: Config, study: Study, seeds: int, folder: Path, pretrainings: i
             origin = _origin(study, arm, each, folder)
             for strategy in study.trained(arm):
                 run = _folder(folder, strategy, arm, each)
-                # Without a pretraining nothing is shared: each run may go by itself
-                group = groups.setdefault(origin or run, [])
-                if origin is not None and not group:
+                candidates = _candidates(study, arm, strategy, tuned, folder)
+                # Without a pretraining nothing is shared: each run may go by itself. What is chosen by the first seed
+                # has the others wait for it.
+                first = _origin(study, arm, Seeds(0, 0), folder) or _folder(folder, strategy, arm, Seeds(0, 0))
+                group = groups.setdefault(first if candidates else origin or run, [])
+                if origin is not None and origin not in {job.folder for job in group}:
                     group.append(Job(arm.name, origin, base.override({"seed": each.pretraining})))
-                group.append(Job(arm.name, run, tuned.override({"seed": each.finetuning}), strategy, origin))
+                group += [job for _, job in candidates if job not in group]
+                seeded = tuned.override({"seed": each.finetuning})
+                group.append(Job(arm.name, run, seeded, strategy, origin, candidates, arm.library))
     return list(groups.values())
+
+
+def _candidates(
+    study: Study, arm: Arm, strategy: Strategy, tuned: Config, folder: Path
+) -> tuple[tuple[dict[str, float], Job], ...]:
+    """A run of the first seed for every point of the study's grid."""
+    origin, found = _origin(study, arm, Seeds(0, 0), folder), []
+    for point in study.points(arm, strategy):
+        name = ",".join(f"{value}={number:g}" for value, number in point.items())
+        run = folder / strategy / _name(arm) / "tuning" / name
+        config = _tuned(tuned.override({"seed": 0}), strategy, point)
+        found.append((point, Job(arm.name, run, config, strategy, origin)))
+    return tuple(found)
+
+
+def _tuned(config: Config, strategy: Strategy | None, point: Mapping[str, float]) -> Config:
+    return config.override({f"finetune.{strategy}.{name}": value for name, value in point.items()})
+
+
+def _best(candidates: Sequence[tuple[dict[str, float], Job]]) -> dict[str, float] | None:
+    """The point with the best AUC on validation, the first of several; None while a result is missing."""
+    if not all(job.finished for _, job in candidates):
+        return None
+    aucs = [read_object(job.folder / _RESULT)["valid"]["auc"] or 0.0 for _, job in candidates]
+    return candidates[aucs.index(max(aucs))][0]
 
 
 def _seeds(arm: Arm, seeds: int, pretrainings: int) -> list[Seeds]:
@@ -119,7 +169,9 @@ def check(jobs: Sequence[Job]) -> None:
     for job in jobs:
         with refusing(f"arm {job.arm!r}"):
             schema = Schema.load(place(job.config.data.dir).folder / SCHEMA)
-            if job.strategy is None:
+            if job.library:
+                baselines.check(job.library, schema)
+            elif job.strategy is None:
                 pretraining.check(job.config, schema)
             elif job.strategy == "plm":
                 bridge.check_towers(job.config.finetune.plm, schema)
@@ -140,11 +192,15 @@ def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
             process.terminate()
 
     def one(group: Sequence[Job]) -> None:
-        for job in group:
-            if job.finished:
+        for planned in group:
+            if planned.finished:
                 continue
             if stop:
                 return
+            if (job := planned.chosen()) is None:
+                planned.folder.parent.mkdir(parents=True, exist_ok=True)
+                planned.beside(".log").write_text(f"{_FAILED}a run that its values are chosen among has no result\n")
+                continue
             job.folder.parent.mkdir(parents=True, exist_ok=True)
             job.beside(".json").write_text(_to_json(job))
             outcome = "done"
@@ -209,8 +265,19 @@ def table(study: Study, seeds: int, folder: Path, pretrainings: int = 0) -> list
             scored[arm.name] = [_folder(folder, strategy, arm, seeds) for seeds in finished]
             other = scored.get(arm.against or next(iter(scored)), [])
             interval = _interval(scored[arm.name], other) if other and other != scored[arm.name] else None
-            known[strategy, arm.name] = ArmInfo(arm.against, interval, point=arm.point)
+            took = _took(study, arm, strategy, [_folder(folder, strategy, arm, seeds) for seeds in found], folder)
+            known[strategy, arm.name] = ArmInfo(arm.against, interval, took, arm.point)
     return compare(runs, known)
+
+
+def _took(study: Study, arm: Arm, strategy: Strategy, runs: Sequence[Path], folder: Path) -> Mapping[str, float]:
+    """What was chosen on validation for an arm: among its candidates, or by a baseline itself for its first seed."""
+    if study.points(arm, strategy):
+        return _best(_candidates(study, arm, strategy, Config(), folder)) or {}
+    if arm.library and (runs[0] / _RESULT).is_file():
+        took: Mapping[str, float] = read_object(runs[0] / _RESULT).get("took", {})
+        return took
+    return {}
 
 
 def _interval(ours: Sequence[Path], theirs: Sequence[Path]) -> Interval | None:
@@ -291,9 +358,9 @@ def _alike(arm: Arm) -> str:
 
 def _check_same(job: Job) -> None:
     """Refuses a folder in which another study was run: its results would be taken for this one's."""
-    path = job.folder / "config.json"
-    if (job.folder / "run.json").is_file() and path.is_file():
-        changed = job.config.another_run(Config.from_json(path.read_text(encoding="utf-8"), str(path)))
+    path, chosen = job.folder / "config.json", job.chosen()
+    if chosen and ((job.folder / "run.json").is_file() or job.library) and path.is_file():
+        changed = chosen.config.another_run(Config.from_json(path.read_text(encoding="utf-8"), str(path)))
         for name, (new, old) in changed.items():
             raise InputError(f"{job.folder} was run with {name} = {old!r}, not {new!r}; give another --run-dir.")
 
@@ -333,7 +400,8 @@ def _name(arm: Arm) -> str:
 
 def _to_json(job: Job) -> str:
     origin = None if job.init_from is None else str(job.init_from)
-    return json.dumps({"config": json.loads(job.config.to_json()), "strategy": job.strategy, "init_from": origin})
+    config = json.loads(job.config.to_json())
+    return json.dumps({"config": config, "strategy": job.strategy, "init_from": origin, "library": job.library})
 
 
 def _command(job: Job) -> list[str]:
@@ -345,7 +413,9 @@ def _run_job(path: Path, folder: Path) -> None:
     wait_until_free(folder, _SAVES_S)
     job = json.loads(path.read_text())
     config = Config.from_json(json.dumps(job["config"]), str(path))
-    if job["strategy"] is None:
+    if job["library"]:
+        baselines.fit(config, job["library"], folder)
+    elif job["strategy"] is None:
         stages.pretrain(config, folder)
     else:
         origin = None if job["init_from"] is None else Path(job["init_from"])

@@ -28,6 +28,7 @@ class Arm:
       mean_of: Nothing is trained: the mean of the probabilities of the study's first arm under these strategies.
       against: The arm that it is compared with; empty: the study's first.
       point: Where it lies in the study's figure: a curve, and the place on its x axis.
+      library: A model of another library in place of ours (`alt_jax.baselines`); empty: none.
     """
 
     name: str
@@ -38,14 +39,28 @@ class Arm:
     mean_of: tuple[Strategy, ...] = ()
     against: str = ""
     point: tuple[str, float] | None = None
+    library: str = ""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Arms, of which the first is what the others are compared with, and the strategies that they are judged by."""
+    """Arms, and how they are judged.
+
+    Attributes:
+      arms: The first is what the others are compared with.
+      strategies: That they are judged by.
+      grid: By strategy, values under `finetune.STRATEGY.` that are chosen for every arm by the AUC on validation of its
+        first seed; empty: none are.
+    """
 
     arms: tuple[Arm, ...]
     strategies: tuple[Strategy, ...] = ALL
+    grid: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+
+    def points(self, arm: Arm, strategy: Strategy) -> list[dict[str, float]]:
+        """The points of the grid, among which an arm's values under a strategy are chosen; none where they are not."""
+        grid = {} if arm.library or arm.mean_of else self.grid.get(strategy, {})
+        return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
 
     def of(self, arm: Arm) -> tuple[Strategy, ...]:
         """The strategies that an arm is judged by."""
@@ -89,17 +104,29 @@ def _losses() -> Study:
 
 
 def _baselines() -> Study:
+    rates = (3e-4, 1e-3)
+    grid: dict[str, dict[str, tuple[float, ...]]] = {
+        "ctr": {"l2": (1e-5, 1e-4, 1e-3), "learning_rate": rates},
+        "plm": {"text_learning_rate": rates},
+        "joint": {"l2": (1e-5, 1e-4, 1e-3), "text_learning_rate": rates},
+    }
     return Study(
         (
             _NONE,  # ID-only, text-only, and both without pretraining
+            Arm("LR", library="logistic", strategies=("ctr",), pretrain=False),
+            Arm("LightGBM", library="lightgbm", strategies=("ctr",), pretrain=False),
+            Arm("ridge, ids and SVD", library="ridge", strategies=("ctr",), pretrain=False),
+            Arm("SVD start", {"ctr.init": "svd"}, pretrain=False, strategies=("ctr", "joint")),
+            Arm("MTM without text", {**_only("mtm"), "mtm.with_text": False}, strategies=("ctr", "joint")),
             Arm("average of the two", strategies=("joint",), mean_of=("ctr", "plm")),
             Arm("PTab", {**_only("mlm"), "mlm.unit": "token", "mlm.with_table": False}, strategies=("plm",)),
             Arm("CTR-BERT", finetune={"finetune.plm.towers": "two"}, pretrain=False, strategies=("plm",)),
             Arm("CTRL", _only("icl")),  # alignment by contrast alone
             Arm("MLM only", _only("mlm")),
-            Arm("MTM only", _only("mtm")),
-            Arm("ALT", _only("icl", "mlm", "mtm")),
-        )
+            Arm("MTM only", {**_only("mtm"), "mtm.with_text": True}),
+            Arm("ALT", {**_only("icl", "mlm", "mtm"), "mtm.with_text": True}),
+        ),
+        grid=grid,
     )
 
 
