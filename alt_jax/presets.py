@@ -26,6 +26,8 @@ _PAPER = _DEFAULT | {
     "finetune.ctr.learning_rate": 1e-3,
     # The released code adds 1e-3 Σw² to a sum over the batch; ours is a mean.
     "finetune.ctr.l2": 1e-3 / 1024,
+    "finetune.ctr.l2_towards": "zero",
+    "finetune.ctr.ema_decay": 0.0,
     "finetune.plm.batch_size": 128,
     "finetune.plm.epochs": 25,
     "finetune.plm.patience": 3,
@@ -38,6 +40,7 @@ _PAPER = _DEFAULT | {
     "finetune.joint.text_learning_rate": 5e-5,
     "finetune.joint.weight_decay": 1e-3,
     "finetune.joint.l2": 1e-4,
+    "finetune.joint.l2_towards": "zero",
 }
 
 # With the released code's quirks: ICL's gradient is divided by the 8 GPUs, α starts at 0, where the CTR tower has no

@@ -9,13 +9,13 @@ import math
 from alt_jax.config import Config, Strategy
 
 # Finetuning takes about so many updates to go once through the rows, within these bounds of a batch.
-_UPDATES_A_PASS = 40
+_UPDATES_A_PASS = 20
 _BATCHES = (64, 1024)
 _PASSES = 30
 # L2 is the precision of a Gaussian prior on every id, beside a *sum* of losses: a mean over n rows has 1/n of it.
-_PRECISION_FRESH, _PRECISION_PRETRAINED = 160.0, 8.0
+_PRECISION_FRESH, _PRECISION_PRETRAINED = 160.0, 24.0
 # Pretraining takes about so many updates, within these bounds of its passes.
-_UPDATES = 2000
+_UPDATES = 4500
 _PASSES_PRETRAIN = (3, 30)
 
 
@@ -39,7 +39,7 @@ def finetuning(config: Config, strategy: Strategy, rows: int, pretrained: bool) 
     """
     low, high = _BATCHES
     fitted = {
-        "batch_size": min(2 ** round(math.log2(min(max(rows / _UPDATES_A_PASS, low), high))), max(rows, 1)),
+        "batch_size": min(2 ** round(math.log2(min(max(rows / _UPDATES_A_PASS, low), high))), rows),
         "epochs": _PASSES,
         "l2_towards": "start" if pretrained else "zero",
         "l2": _significant((_PRECISION_PRETRAINED if pretrained else _PRECISION_FRESH) / rows),

@@ -1,4 +1,4 @@
-"""MovieLens-100K with a text tower that fits two CPU cores: the three strategies and their baselines.
+"""MovieLens-100K on two CPU cores: who watches what is learned first, then who likes it.
 
     alt-jax prepare  configs/movielens_100k.py --data.raw ml-100k.zip
     alt-jax pretrain configs/movielens_100k.py --run-dir runs/ml100k/pretrain
@@ -6,13 +6,17 @@
     alt-jax finetune configs/movielens_100k.py --strategy ctr --init-from none --run-dir runs/ml100k/ctr_baseline
 
 Protocol `random`: 8:1:1, a rating above 3 is positive. `--data.protocol time` gives the time-ordered split; prepare it
-into a `--data.dir` of its own. The text tower is a 2-layer, 64-wide BERT that starts from random weights, over a
-WordPiece vocabulary of the training prompts; `--text.model FOLDER` takes a real one. What came out, and how long each
-part took, is in docs/results.md.
+into a `--data.dir` of its own.
 
-Batch, rates, L2, lengths, masks and how long `joint` trains were chosen on the validation part. Masks hide all of a
-user's fields or all of a movie's, from both towers: with less hidden, or with the other view whole, what is hidden can
-be looked up (docs/results.md).
+Variants: `table` (the default) pretrains by masked tabular modelling on ids alone: all of a user's fields, or all of a
+movie's, are hidden and recovered from the other side. `configs/movielens_100k.py:text` pretrains by all three losses,
+with the same masks and many times the time; its text tower is a 2-layer, 64-wide BERT that starts from random weights,
+over a WordPiece vocabulary of the training prompts. `--text.model FOLDER` takes a real one.
+
+What to expect: `pretrain` takes two to five minutes and says what it has learned, a finetuning by ids one minute: .786
+test AUC without and .798 or more with the pretraining, and with `--finetune.label-share 0.05` .68 and .715. What else
+came out is in docs/results.md. Batch, rates, L2, lengths and masks were chosen on the validation part; what is not set
+here is fitted to the number of labels (`alt_jax/recipe.py`).
 """
 
 from alt_jax.config import (
@@ -22,7 +26,9 @@ from alt_jax.config import (
     FinetuneConfig,
     FinetuneConfigs,
     JointConfig,
+    LossConfig,
     MaskConfig,
+    MTMConfig,
     PLMConfig,
     PretrainConfig,
     TextConfig,
@@ -30,25 +36,39 @@ from alt_jax.config import (
 from alt_jax.data.published import MOVIELENS
 
 
-def get_config() -> Config:
-    """The experiment."""
+def get_config(variant: str = "table") -> Config:
+    """The experiment with the named pretraining."""
+    loss, mtm, pretrain = {
+        "table": (
+            LossConfig(icl=0.0, mlm=0.0),
+            MTMConfig(with_text=False),
+            PretrainConfig(batch_size=512, learning_rate=3e-3, weight_decay=1e-2, warmup=0.1),
+        ),
+        "text": (
+            LossConfig(),
+            MTMConfig(),
+            PretrainConfig(
+                batch_size=512,
+                epochs=6,
+                learning_rate=3e-3,
+                text_learning_rate=1e-3,
+                weight_decay=1e-2,
+                warmup=0.1,
+            ),
+        ),
+    }[variant]
     return Config(
         data=DataConfig(source="movielens_100k", dir="data/movielens_100k", protocol="random", linked=MOVIELENS.sides),
         # 56 tokens: one prompt in a hundred loses the end of its title or genres.
         text=TextConfig(vocab_size=4096, hidden=64, layers=2, heads=2, intermediate=256, dropout=0.0, max_length=56),
-        ctr=CTRConfig(init_std=0.01),
+        ctr=CTRConfig(tower="dcnv2", init_std=0.01),
+        loss=loss,
+        mtm=mtm,
         mask=MaskConfig(unit="group", pairing="same", helper="masked"),
-        pretrain=PretrainConfig(
-            batch_size=256,
-            epochs=3,
-            learning_rate=1e-3,
-            text_learning_rate=1e-3,
-            weight_decay=1e-2,
-            warmup=0.1,
-        ),
+        pretrain=pretrain,
         finetune=FinetuneConfigs(
-            ctr=FinetuneConfig(batch_size=1024, epochs=30, learning_rate=1e-3, l2=2e-3),
+            ctr=FinetuneConfig(ema_decay=0.99),
             plm=PLMConfig(batch_size=256, epochs=15, text_learning_rate=1e-3),
-            joint=JointConfig(batch_size=256, epochs=15, learning_rate=1e-3, text_learning_rate=1e-4, l2=2e-3),
+            joint=JointConfig(batch_size=256, epochs=15, learning_rate=1e-3, text_learning_rate=1e-4),
         ),
     )
