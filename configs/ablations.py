@@ -7,8 +7,7 @@
 Variants: `icl`, `mlm`, `mtm`, `icl+mlm`, `icl+mtm`, `mlm+mtm`, `icl+mlm+mtm` (the default: all three). Other values can
 be ablated from the command line as well, e.g. `--icl.temperature 0.1 --icl.normalize True`, `--mask.unit group`,
 `--mtm.method nce`. Everything else is `configs/movielens_100k.py:text`: prepare with that, and read there how long it
-takes; a loss that is left out is not computed, so the subsets are quicker than the whole. No result is claimed here: run
-it.
+takes; a loss that is left out is not computed, so the subsets are quicker than the whole. No result is claimed here.
 """
 
 import dataclasses
