@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tiny_runs import trained
 
-from alt_jax import learned
+from alt_jax import learned, mtm
+from alt_jax.checkpoint import load_params
 from alt_jax.config import Config
 from alt_jax.data.batches import Batch
 from alt_jax.sharding import make_mesh, replicate
@@ -43,8 +44,42 @@ def test_a_loss_that_learned_nothing_is_told_with_what_to_try(change, said):
     assert said in sentence
 
 
-def test_a_pretraining_measures_validation_rows_without_dropout(tiny_config, tiny_dataset, make_pretrain):
+def test_what_is_too_sure_of_itself_has_learned_all_the_same():
+    sure = FOUND | {"mtm/share": 0.25}
+    (good, _), (_, bad) = learned.verdict(sure, Config()), learned.verdict(sure | {"mtm/gain": -0.1}, Config())
+    assert "(Movie ID 0.50, Age 0.10) with 0.25 of its scores, being too sure of them" in good
+    assert "MTM has learned nothing (-0.10 nats" in bad[0]
+
+
+def test_a_part_of_the_scores_is_looked_at_where_all_of_them_are_worse_than_none(
+    tiny_config, tiny_dataset, make_pretrain
+):
+    """Scores that are ten times too large: a tenth of them is what was learned."""
+    runs = trained(tiny_config)
+    task, mesh = make_pretrain(runs.config), make_mesh()
+    params, _ = load_params(runs.pretrain)
+    pieces, head = replicate(mesh, tiny_dataset.pieces), params["mtm"]
+    common = mtm.unigram_scores(task.counts, runs.config.mtm, task.model.schema)
+
+    def measured(table, bias):
+        changed = params | {"mtm": head | {"table": table, "bias": bias}}
+        return learned.measure(task, mesh, replicate(mesh, changed), pieces, tiny_dataset)
+
+    plain = measured(head["table"], head["bias"])
+    assert "mtm/share" not in plain
+    surplus = np.asarray(head["bias"][: len(common)]) - common
+    bias = np.asarray(head["bias"]).copy()
+    bias[: len(common)] = common + 10 * surplus
+    found = measured(10 * head["table"], bias)
+    assert found["mtm/share"] == 0.1
+    for name in ("mtm", "mtm/gain", "mtm/accuracy/Title"):
+        assert found[name] == pytest.approx(plain[name], abs=1e-3)
+    assert found["icl"] == pytest.approx(plain["icl"])
+
+
+def test_a_pretraining_measures_validation_rows_without_dropout(tiny_config, tiny_dataset, make_pretrain, monkeypatch):
     """As the loss itself gives them, batch by batch."""
+    monkeypatch.setattr(learned, "_SHARES", ())
     config = trained(tiny_config).config
     task = make_pretrain(config)
     params, mesh = task.init(jax.random.key(0)), make_mesh()
