@@ -182,7 +182,8 @@ class CTRConfig:
         the training part, for which no label is looked at; `data.user` and `data.item` name them. What is taken over
         from a pretraining (`--init-from`) stays as it is.
       hidden: Widths of the deep part, where the tower has one.
-      dropout: Dropout of the deep part, where the tower has one.
+      dropout: Dropout of the deep part, where the tower has one; None: none, but in a finetuning from a pretraining by
+        few labels (`alt_jax.recipe`).
       history: How a `sequence` field is pooled: `mean`, or `din`: attention to it from the row's item.
       options: The tower's own options, e.g. `{"layers": 3}`; its module's docstring lists them.
     """
@@ -192,7 +193,7 @@ class CTRConfig:
     init_std: PositiveFloat = 1e-4
     init: Literal["random", "svd"] = "random"
     hidden: tuple[PositiveInt, ...] = (300, 300, 128)
-    dropout: Rate = 0.0
+    dropout: Rate | None = None
     history: Literal["mean", "din"] = "mean"
     options: Options = ()
 
@@ -306,7 +307,7 @@ Tables = Literal["adam", "lazy_adam", "lazy_adagrad"]
 Nonfinite = Literal["stop", "skip"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 # Values that are fitted where they are None (`alt_jax.recipe`).
-FITTED = re.compile(r"pretrain\.epochs|finetune\.(ctr|plm|joint)\.(batch_size|epochs|l2|l2_towards)")
+FITTED = re.compile(r"ctr\.dropout|pretrain\.epochs|finetune\.(ctr|plm|joint)\.(batch_size|epochs|l2|l2_towards)")
 # Values that may change when a run goes on: where parameters lie moves numbers by rounding only, and where the metrics
 # are shown moves none.
 FREE = ("sharding.", "tracking")

@@ -3,8 +3,9 @@
 Every rule was chosen on validation, over data sets and seeds: `docs/results.md` has the table.
 """
 
-import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from alt_jax.config import Config, Strategy
 
@@ -14,22 +15,22 @@ _BATCHES = (64, 1024)
 _PASSES = 30
 # L2 is the precision of a Gaussian prior on every id, beside a *sum* of losses: a mean over n rows has 1/n of it.
 _PRECISION_FRESH, _PRECISION_PRETRAINED = 160.0, 24.0
+# With fewer labels than this after a pretraining, half of the deep part's units drop out.
+_FEW, _DROPOUT = 10_000, 0.5
 # Pretraining takes about so many updates, within these bounds of its passes.
-_UPDATES = 4500
+_UPDATES = 4600
 _PASSES_PRETRAIN = (3, 30)
 
 
 def pretraining(config: Config, rows: int) -> Config:
     """The config with the epochs of a pretraining on so many rows."""
-    if config.pretrain.epochs is not None:
-        return config
     low, high = _PASSES_PRETRAIN
     passes = min(max(math.ceil(_UPDATES * config.pretrain.batch_size / rows), low), high)
-    return config.override({"pretrain.epochs": passes})
+    return _filled(config, {"pretrain.epochs": passes, "ctr.dropout": 0.0})
 
 
 def finetuning(config: Config, strategy: Strategy, rows: int, pretrained: bool) -> Config:
-    """The config with batch size, epochs and L2 of a finetuning.
+    """The config with batch size, epochs, L2 and dropout of a finetuning.
 
     Args:
       config: The experiment.
@@ -44,10 +45,16 @@ def finetuning(config: Config, strategy: Strategy, rows: int, pretrained: bool) 
         "l2_towards": "start" if pretrained else "zero",
         "l2": _significant((_PRECISION_PRETRAINED if pretrained else _PRECISION_FRESH) / rows),
     }
-    given = dataclasses.asdict(getattr(config.finetune, strategy))
-    return config.override(
-        {f"finetune.{strategy}.{name}": value for name, value in fitted.items() if given[name] is None}
+    dropout = _DROPOUT if pretrained and rows < _FEW else 0.0
+    return _filled(
+        config, {f"finetune.{strategy}.{name}": value for name, value in fitted.items()} | {"ctr.dropout": dropout}
     )
+
+
+def _filled(config: Config, values: Mapping[str, Any]) -> Config:
+    """The config with these values where it has none."""
+    given = config.flat()
+    return config.override({name: value for name, value in values.items() if given[name] is None})
 
 
 def _significant(value: float) -> float:

@@ -12,7 +12,7 @@ from alt_jax.config import FITTED, Config, FinetuneConfig
 from alt_jax.run_files import Origin
 
 
-@pytest.mark.parametrize(("rows", "epochs"), [(3_200, 30), (80_000, 29), (776_000, 3), (10**8, 3)])
+@pytest.mark.parametrize(("rows", "epochs"), [(3_200, 30), (80_000, 30), (776_000, 4), (10**8, 3)])
 def test_a_pretraining_takes_about_as_many_updates_whatever_the_rows(rows, epochs):
     config = Config().override({"pretrain.batch_size": 512})
     assert recipe.pretraining(config, rows).pretrain.epochs == epochs
@@ -36,14 +36,15 @@ def test_all_is_fitted_and_what_is_given_stays(rows, pretrained, strategy):
     }
     assert all(FITTED.fullmatch(name) for name in given)
     assert found == recipe.finetuning(found, strategy, 1 + rows // 2, not pretrained)
-    others = set(found.differences(Config())) - set(given)
+    assert found.ctr.dropout == (0.5 if pretrained and rows < 10_000 else 0)
+    others = set(found.differences(Config())) - {*given, "ctr.dropout"}
     assert not others
 
 
 def test_a_run_stores_what_was_fitted_and_its_command_goes_on(tmp_path, tiny_config, tiny_dataset):
     open_values = dict.fromkeys(("batch_size", "epochs", "l2", "l2_towards"))
     config = tiny_config.override({f"finetune.ctr.{name}": value for name, value in open_values.items()})
-    config = config.override({"finetune.ctr.epochs": 1, "tracking": ()})
+    config = config.override({"finetune.ctr.epochs": 1, "ctr.dropout": None, "tracking": ()})
     result = stages.finetune(config, "ctr", None, tmp_path / "run")
     stored = json.loads((tmp_path / "run" / "config.json").read_text())["finetune"]["ctr"]
     assert (stored["batch_size"], stored["epochs"], stored["l2"], stored["l2_towards"]) == (64, 1, 0.33, "zero")

@@ -19,17 +19,17 @@ class Dropout(nn.Module):
     tower's step or more (docs/performance.md); 16 bits give the rate to within 2⁻¹⁷.
 
     Attributes:
-      rate: The chance of each element.
+      rate: The chance of each element; None is none.
     """
 
-    rate: float
+    rate: float | None
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "*n d"], *, train: bool, number: UInt32[Array, "*n"] | None = None
     ) -> Float[Array, "*n d"]:
         """Drops in training, where `apply` needs an rng named "dropout" unless the rate is 0; `number` as in `keep`."""
-        if not train or self.rate == 0:
+        if not train or not self.rate:
             return x
         kept = keep(self.make_rng("dropout"), 1 - self.rate, x.shape, number)
         return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))

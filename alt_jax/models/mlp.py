@@ -11,11 +11,11 @@ class MLP(nn.Module):
 
     Attributes:
       widths: Of the layers; none gives the input back.
-      dropout: Rate in training.
+      dropout: Rate in training; None is 0.
     """
 
     widths: tuple[int, ...]
-    dropout: float = 0.0
+    dropout: float | None = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N"], *, train: bool) -> Float[Array, "B M"]:
