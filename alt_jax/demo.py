@@ -148,7 +148,7 @@ def _finished(folder: Path, config: Config, dataset: Dataset) -> dict[str, Any] 
     if not (folder / "result.json").is_file():
         return None
     run = Run.load(folder)
-    if run.config != config or run.schema != dataset.schema:
+    if config.another_run(run.config) or run.schema != dataset.schema:
         return None
     console.log(f"{folder} is already finished.")
     return run.result()
