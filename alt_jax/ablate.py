@@ -25,11 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
-from alt_jax import baselines, bridge, console, pretraining, run_files, stages
+from alt_jax import baselines, bridge, console, pretraining, recipe, run_files, stages
 from alt_jax.bootstrap import Interval, auc_difference
 from alt_jax.comparison import ArmInfo, Line, Missing, Scores, Seeds, compare, write
 from alt_jax.config import Config, Strategy
 from alt_jax.data.dataset import Dataset
+from alt_jax.data.labelled import number_labelled
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prepared_config import check_prepared, prepared_by
 from alt_jax.data.storage import SCHEMA, place
@@ -192,8 +193,9 @@ def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
             process.terminate()
 
     def one(group: Sequence[Job]) -> None:
+        failed: set[Path] = set()
         for planned in group:
-            if planned.finished:
+            if planned.finished or planned.init_from in failed:
                 continue
             if stop:
                 return
@@ -220,7 +222,7 @@ def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
                     log.write(f"\n{outcome}\n".encode())
             console.log(f"{job.folder}: {outcome}", run_dir=str(job.folder), outcome=outcome)
             if code and job.strategy is None:
-                return
+                failed.add(job.folder)
 
     with stop_requests("stopping the runs…", pass_on=stop_all) as stop, ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, groups))
@@ -261,10 +263,12 @@ def table(study: Study, seeds: int, folder: Path, pretrainings: int = 0) -> list
                 continue
             found = {s: _outcome(study, arm, strategy, s, folder) for s in _seeds(arm, seeds, pretrainings)}
             runs[strategy, arm.name] = found
-            finished = [seeds for seeds, outcome in found.items() if isinstance(outcome, Scores)]
-            scored[arm.name] = [_folder(folder, strategy, arm, seeds) for seeds in finished]
+            whole = all(isinstance(outcome, Scores) for outcome in found.values())  # else other runs make the means
+            scored[arm.name] = [_folder(folder, strategy, arm, seeds) for seeds in found] if whole else []
             other = scored.get(arm.against or next(iter(scored)), [])
-            interval = _interval(scored[arm.name], other) if other and other != scored[arm.name] else None
+            interval = None
+            if other and scored[arm.name] and other != scored[arm.name]:
+                interval = _interval(scored[arm.name], other)
             took = _took(study, arm, strategy, [_folder(folder, strategy, arm, seeds) for seeds in found], folder)
             known[strategy, arm.name] = ArmInfo(arm.against, interval, took, arm.point)
     return compare(runs, known)
@@ -293,7 +297,8 @@ def _interval(ours: Sequence[Path], theirs: Sequence[Path]) -> Interval | None:
         return None
     user = np.asarray(dataset.test.values[:, dataset.schema.slot(entities["user"])]) if "user" in entities else None
     first, second = ([one for one in side if one is not None] for side in scores)
-    return auc_difference(label, user, first, second)
+    found = auc_difference(label, user, first, second)
+    return None if np.isnan(found.low) else found
 
 
 def _outcome(study: Study, arm: Arm, strategy: Strategy, seeds: Seeds, folder: Path) -> Scores | Missing:
@@ -363,6 +368,15 @@ def _check_same(job: Job) -> None:
         changed = chosen.config.another_run(Config.from_json(path.read_text(encoding="utf-8"), str(path)))
         for name, (new, old) in changed.items():
             raise InputError(f"{job.folder} was run with {name} = {old!r}, not {new!r}; give another --run-dir.")
+
+
+def _fitted(job: Job) -> Config:
+    """The values that a job's run will have, once its dataset is there."""
+    part = Schema.load(place(job.config.data.dir).folder / SCHEMA).splits["train"]
+    if job.strategy is None:
+        return recipe.pretraining(job.config, part.rows)
+    labels = number_labelled(part.labelled, job.config.finetune.label_share)
+    return recipe.finetuning(job.config, job.strategy, labels, job.init_from is not None)
 
 
 def _prepare(jobs: Sequence[Job]) -> None:
@@ -453,6 +467,9 @@ def ablate(
         _check_same(job)
     _prepare(planned)
     check(planned)
+    for job in planned:
+        if not job.library:  # which trains nothing by these values
+            _check_same(replace(job, config=_fitted(job)))
     finished = sum(job.finished for job in planned)
     console.log(
         f"ablate · {len(study.arms)} arms · {len(planned)} runs, of which {finished} are finished · "

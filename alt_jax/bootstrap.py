@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 
 from alt_jax.metrics import Labels
 
-_RESAMPLES = 1000
+_RESAMPLES, _FEWEST = 1000, 200
+_WORK = 1 << 30  # rows times models times draws: minutes; a long test part needs fewer draws for a narrow interval
 _ELEMENTS = 1 << 22  # of a table of weights that is in memory
 
 
@@ -25,7 +26,7 @@ def auc_difference(
     ours: Sequence[Float[np.ndarray, " N"]],
     theirs: Sequence[Float[np.ndarray, " N"]],
     *,
-    resamples: int = _RESAMPLES,
+    resamples: int | None = None,
     seed: int = 0,
 ) -> Interval:
     """The 95 % interval of mean AUC of some models minus that of others, on the same rows, by the percentile bootstrap.
@@ -39,7 +40,7 @@ def auc_difference(
       group: Of every row, e.g. its user; None: every row is its own.
       ours: Scores by each of some models.
       theirs: By each of the others.
-      resamples: Draws.
+      resamples: Draws; None: 1000, or 200 at least where there are many rows.
       seed: Of the draws.
 
     Returns:
@@ -50,6 +51,9 @@ def auc_difference(
     groups = int(member.max()) + 1 if len(member) else 0
     if not groups:
         return Interval(float("nan"), float("nan"))
+    if resamples is None:
+        models = len(ours) + len(theirs)
+        resamples = min(_RESAMPLES, max(_FEWEST, _WORK // max(1, len(label) * models)))
     ranked = [[_Ranked(label, scores) for scores in side] for side in (ours, theirs)]
     random, found = np.random.default_rng(seed), []
     for first in range(0, resamples, step := max(1, _ELEMENTS // len(label))):

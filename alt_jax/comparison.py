@@ -89,8 +89,8 @@ class Line:
       not_run: What is still to be run, or is being run, by seed.
       known: What else is known of the arm.
       difference: Mean AUC over the seeds that both arms have, minus that of the arm it is compared with.
-      relaimpr: Of the mean AUC over the other arm's (0.01 is one per cent); NaN where there is none or the other is no
-        better than chance.
+      relaimpr: Of the same means (0.01 is one per cent); NaN where there are none or the other is no better than
+        chance.
       p: Two-sided, of a paired t-test against that arm (see `paired_p`); NaN below three seeds.
     """
 
@@ -154,6 +154,7 @@ def compare(
     """
     lines: list[Line] = []
     known, first, aucs = known or {}, dict[str, str](), dict[tuple[str, str], dict[Seeds, float]]()
+    crossed = {key: any(seeds.pretraining != seeds.finetuning for seeds in found) for key, found in runs.items()}
     for (strategy, arm), found in runs.items():
         first.setdefault(strategy, arm)
         aucs[strategy, arm] = {seeds: run.test_auc for seeds, run in found.items() if isinstance(run, Scores)}
@@ -163,8 +164,11 @@ def compare(
         own = known.get((strategy, arm), ArmInfo())
         other = own.against or first[strategy]
         auc, base = aucs[strategy, arm], {} if other == arm else aucs.get((strategy, other), {})
-        gain = relaimpr(statistics.mean(auc.values()), statistics.mean(base.values())) if auc and base else math.nan
-        paired = differences(auc, base)
+        paired = differences(auc, base, crossed[strategy, arm], crossed.get((strategy, other), False))
+        difference, gain = math.nan, math.nan
+        if paired:
+            difference, mean = statistics.mean(paired.values()), statistics.mean(auc[seeds] for seeds in paired)
+            gain = relaimpr(mean, mean - difference)
         lines.append(
             Line(
                 strategy=strategy,
@@ -176,7 +180,7 @@ def compare(
                 failed={seeds: run.why for seeds, run in missing.items() if run.failed},
                 not_run={seeds: run.why for seeds, run in missing.items() if not run.failed},
                 known=own,
-                difference=statistics.mean(paired.values()) if paired else math.nan,
+                difference=difference,
                 relaimpr=gain,
                 p=paired_p(paired),
             )
@@ -184,11 +188,21 @@ def compare(
     return lines
 
 
-def differences(ours: Mapping[Seeds, float], theirs: Mapping[Seeds, float]) -> dict[Seeds, float]:
-    """Of the runs that both have: with the same seeds, or where the others have no pretraining, the same finetuning."""
-    crossed = any(seeds.pretraining != seeds.finetuning for seeds in theirs)
-    partner = {seeds: seeds if crossed else Seeds(seeds.finetuning, seeds.finetuning) for seeds in ours}
-    return {seeds: ours[seeds] - theirs[other] for seeds, other in partner.items() if other in theirs}
+def differences(
+    ours: Mapping[Seeds, float], theirs: Mapping[Seeds, float], ours_crossed: bool, theirs_crossed: bool
+) -> dict[Seeds, float]:
+    """Of the runs that both have: those with the same seeds.
+
+    Where one side has no pretraining and the other has crossed some with its finetunings, those with the same seed of
+    finetuning, on average over the other side's pretrainings.
+    """
+    if ours_crossed == theirs_crossed:
+        return {seeds: auc - theirs[seeds] for seeds, auc in ours.items() if seeds in theirs}
+    by_seed: dict[int, list[float]] = {}
+    for seeds, auc in theirs.items():
+        by_seed.setdefault(seeds.finetuning, []).append(auc)
+    means = {seed: statistics.mean(aucs) for seed, aucs in by_seed.items()}
+    return {seeds: auc - means[seeds.finetuning] for seeds, auc in ours.items() if seeds.finetuning in means}
 
 
 def paired_p(paired: Mapping[Seeds, float]) -> float:
@@ -203,6 +217,8 @@ def paired_p(paired: Mapping[Seeds, float]) -> float:
     """
     grid = _grid(paired)
     if grid is None:
+        if any(seeds.pretraining != seeds.finetuning for seeds in paired):
+            return math.nan  # crossed, but of no pretraining are all finetunings there
         values = list(paired.values())
         if len(values) < _FEWEST:
             return math.nan

@@ -182,8 +182,8 @@ class CTRConfig:
         the training part, for which no label is looked at; `data.user` and `data.item` name them. What is taken over
         from a pretraining (`--init-from`) stays as it is.
       hidden: Widths of the deep part, where the tower has one.
-      dropout: Dropout of the deep part, where the tower has one; None: none, but in a finetuning from a pretraining by
-        few labels (`alt_jax.recipe`).
+      dropout: Dropout of the deep part, where the tower has one; None: none, but in a finetuning by few labels
+        (`alt_jax.recipe`).
       history: How a `sequence` field is pooled: `mean`, or `din`: attention to it from the row's item.
       options: The tower's own options, e.g. `{"layers": 3}`; its module's docstring lists them.
     """
@@ -359,7 +359,7 @@ class FinetuneConfig:
       l2: Times the squared distance of all embeddings and first-order weights from `l2_towards`; its gradient is added
         to that of the loss.
       l2_towards: `zero`, or `start`: where the run started, which after a pretraining is what it has learned; None:
-        `start` after one, and else `zero`.
+        `start` after one where `l2` is None, too, and else `zero`.
       ema_decay: Decay of an exponential mean of all parameters over the updates, which is what is validated, kept and
         served in place of the last ones; 0: there is none. In lazy tables a row's mean moves when the row does.
       tables: How embeddings and first-order weights are updated: `adam`: every row at every step; `lazy_adam`: only the

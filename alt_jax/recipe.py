@@ -1,6 +1,6 @@
 """What a config leaves open, fitted to how many rows there are and to where a run starts.
 
-Every rule was chosen on validation, over data sets and seeds: `docs/results.md` has the table.
+Chosen on the validation part of MovieLens-100K (`docs/results.md`).
 """
 
 import math
@@ -13,9 +13,10 @@ from alt_jax.config import Config, Strategy
 _UPDATES_A_PASS = 20
 _BATCHES = (64, 1024)
 _PASSES = 30
-# L2 is the precision of a Gaussian prior on every id, beside a *sum* of losses: a mean over n rows has 1/n of it.
-_PRECISION_FRESH, _PRECISION_PRETRAINED = 160.0, 24.0
-# With fewer labels than this after a pretraining, half of the deep part's units drop out.
+# L2 is the precision of a Gaussian prior on every id, beside a *sum* of losses: a mean over n rows has 1/n of it. Fresh
+# ids bear no more of it than this: with few labels they would not move at all.
+_PRECISION_FRESH, _PRECISION_PRETRAINED, _MOST_FRESH = 160.0, 24.0, 2e-3
+# With fewer labels than this, half of the deep part's units drop out.
 _FEW, _DROPOUT = 10_000, 0.5
 # Pretraining takes about so many updates, within these bounds of its passes.
 _UPDATES = 4600
@@ -39,13 +40,15 @@ def finetuning(config: Config, strategy: Strategy, rows: int, pretrained: bool) 
       pretrained: Whether it starts from a pretraining, whose ids L2 would otherwise wipe out.
     """
     low, high = _BATCHES
+    given = getattr(config.finetune, strategy)
     fitted = {
         "batch_size": min(2 ** round(math.log2(min(max(rows / _UPDATES_A_PASS, low), high))), rows),
         "epochs": _PASSES,
-        "l2_towards": "start" if pretrained else "zero",
-        "l2": _significant((_PRECISION_PRETRAINED if pretrained else _PRECISION_FRESH) / rows),
+        # A strength that is given was chosen for what it was given with: towards zero, unless that is said, too.
+        "l2_towards": "start" if pretrained and given.l2 is None else "zero",
+        "l2": _significant(_PRECISION_PRETRAINED / rows if pretrained else min(_PRECISION_FRESH / rows, _MOST_FRESH)),
     }
-    dropout = _DROPOUT if pretrained and rows < _FEW else 0.0
+    dropout = _DROPOUT if rows < _FEW else 0.0
     return _filled(
         config, {f"finetune.{strategy}.{name}": value for name, value in fitted.items()} | {"ctr.dropout": dropout}
     )

@@ -106,9 +106,9 @@ def _losses() -> Study:
 def _baselines() -> Study:
     rates = (3e-4, 1e-3)
     grid: dict[str, dict[str, tuple[float, ...]]] = {
-        "ctr": {"l2": (1e-5, 1e-4, 1e-3), "learning_rate": rates},
+        "ctr": {"l2": (1e-4, 3e-4, 1e-3, 3e-3), "learning_rate": rates},
         "plm": {"text_learning_rate": rates},
-        "joint": {"l2": (1e-5, 1e-4, 1e-3), "text_learning_rate": rates},
+        "joint": {"l2": (1e-4, 3e-4, 1e-3, 3e-3), "text_learning_rate": rates},
     }
     return Study(
         (

@@ -47,7 +47,7 @@ def get_config() -> Config:
             warmup=0.1,
         ),
         finetune=FinetuneConfigs(
-            ctr=FinetuneConfig(batch_size=1024, learning_rate=1e-3, l2=1e-3),
+            ctr=FinetuneConfig(batch_size=1024, epochs=20, learning_rate=1e-3, l2=1e-3),
             plm=PLMConfig(batch_size=256, epochs=4, patience=2, text_learning_rate=1e-3),
             joint=JointConfig(
                 batch_size=256, epochs=4, patience=2, learning_rate=1e-3, text_learning_rate=1e-4, l2=1e-3

@@ -37,7 +37,7 @@ def get_config() -> Config:
         ctr=CTRConfig(dropout=0.2),
         pretrain=PretrainConfig(batch_size=1024, epochs=10, learning_rate=1e-4, text_learning_rate=1e-4),
         finetune=FinetuneConfigs(
-            ctr=FinetuneConfig(batch_size=1024, learning_rate=1e-3, l2=1e-4),
+            ctr=FinetuneConfig(batch_size=1024, epochs=20, learning_rate=1e-3, l2=1e-4),
             plm=PLMConfig(batch_size=128, epochs=25, text_learning_rate=5e-5),
             # The paper's authors take no L2 for the joint strategy here.
             joint=JointConfig(batch_size=128, epochs=25, text_learning_rate=5e-5, l2=0.0),

@@ -67,7 +67,7 @@ def get_config(tower: str = "tinybert") -> Config:
         ctr=CTRConfig(dropout=0.2),
         pretrain=PretrainConfig(batch_size=batch_size, epochs=30, learning_rate=1e-4, text_learning_rate=1e-4),
         finetune=FinetuneConfigs(
-            ctr=FinetuneConfig(batch_size=1024, learning_rate=1e-3, l2=3e-4),
+            ctr=FinetuneConfig(batch_size=1024, epochs=20, learning_rate=1e-3, l2=3e-4),
             plm=PLMConfig(batch_size=128, epochs=25, text_learning_rate=5e-5),
             joint=JointConfig(batch_size=128, epochs=25, text_learning_rate=5e-5, l2=3e-4),
         ),

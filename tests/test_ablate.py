@@ -151,9 +151,17 @@ def test_p_of_crossed_seeds_is_honest_where_pretrainings_differ():
 def test_without_a_pretraining_a_run_is_the_partner_of_all_with_its_finetuning_seed():
     base = {Seeds(s, s): s / 10 for s in range(3)}
     ours = {Seeds(p, s): s / 10 + p / 100 for p in range(2) for s in range(3)}
-    assert comparison.differences(ours, base) == {seeds: pytest.approx(seeds.pretraining / 100) for seeds in ours}
+    found = comparison.differences(ours, base, True, False)
+    assert found == {seeds: pytest.approx(seeds.pretraining / 100) for seeds in ours}
+    found = comparison.differences(base, ours, False, True)  # on average over the other's pretrainings
+    assert found == {seeds: pytest.approx(-0.005) for seeds in base}
     other = {seeds: auc - 0.5 for seeds, auc in ours.items() if seeds != Seeds(1, 0)}
-    assert comparison.differences(ours, other) == {seeds: pytest.approx(0.5) for seeds in other}
+    assert comparison.differences(ours, other, True, True) == {seeds: pytest.approx(0.5) for seeds in other}
+
+
+def test_p_wants_whole_pretrainings():
+    lacking = {Seeds(p, s): 0.1 + p / 100 for p in range(3) for s in range(3) if p != s}
+    assert math.isnan(comparison.paired_p(lacking))
 
 
 def test_a_table_comes_back_as_it_was():
@@ -215,7 +223,7 @@ def test_the_towers_have_their_own_defaults_whatever_the_config_sets_for_one(tmp
 
 
 def test_what_only_a_mean_needs_is_run_but_not_shown(tmp_path):
-    study = dataclasses.replace(studies.get("baselines"), strategies=("joint",))
+    study = dataclasses.replace(studies.get("baselines"), strategies=("joint",), grid={})
     jobs = [job for group in ablate.plan(Config(), study, 1, tmp_path) for job in group]
     first = [job.strategy for job in jobs if job.arm == "no pretraining"]
     assert first == ["joint", "ctr", "plm"]
@@ -256,7 +264,7 @@ def test_the_table_by_hand(tmp_path):
     assert math.isnan(lines[2].p)
     text = comparison.write(lines, tmp_path)
     assert "| ctr | a | 3 | 0.7300 ± 0.0100 | 0.2700 ± 0.0100 | 0.8550 ± 0.0100 | +9.52 % | +0.0200 | 0.074 |" in text
-    assert "| ctr | b | 1 (2 failed) | 0.7100 | 0.2900 | 0.8350 | +0.00 % | +0.0100 | – |" in text
+    assert "| ctr | b | 1 (2 failed) | 0.7100 | 0.2900 | 0.8350 | +5.00 % | +0.0100 | – |" in text
     assert "| ctr | c | 0 (3 failed) | failed | failed | failed | – | – | – |" in text
     assert "- ctr c seed 2: failed: MemoryError: no room" in text
     assert json.loads((tmp_path / "table.json").read_text())[3]["p"] is None

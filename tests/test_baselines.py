@@ -147,6 +147,6 @@ def test_what_is_chosen_waits_for_its_candidates(tmp_path):
             assert {candidate.folder for _, candidate in job.candidates} <= there
             assert job.init_from is None or job.init_from in there
             there.add(job.folder)
-    for strategy, number in (("ctr", 6), ("plm", 2), ("joint", 6)):
+    for strategy, number in (("ctr", 8), ("plm", 2), ("joint", 8)):
         ours = [job for group in groups for job in group if job.strategy == strategy and not job.library]
         assert {len(job.candidates) for job in ours} == {0, number}

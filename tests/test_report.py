@@ -461,6 +461,10 @@ def test_the_verdict_on_what_a_pretraining_brought(asked: Asked, tmp_path: Path)
     assert alone.bad
     assert "--strategy ctr --init-from none" in alone.said
     assert not verdict(none)
+    few = dataclasses.replace(
+        good, run=dataclasses.replace(good.run, config=good.run.config.override({"finetune.label_share": 0.5}))
+    )
+    assert "--init-from none" in verdict(none, few)[0].said  # the baseline has more labels
     two = verdict(
         none, good, dataclasses.replace(same, run=dataclasses.replace(same.run, origin=Origin("finetune", "ctr", "q")))
     )

@@ -13,7 +13,7 @@ from alt_jax.data import fields, rows, values
 from alt_jax.data.engine import SCRATCH, Engine
 from alt_jax.data.fields import Spelled
 from alt_jax.data.prompt import Pieces
-from alt_jax.data.protocols import SPLITS, UNLABELLED, Split
+from alt_jax.data.protocols import SPLITS, Split
 from alt_jax.data.rows import Part
 from alt_jax.data.shards import shard_count
 from alt_jax.data.sources.raw import RawData, as_text
@@ -39,7 +39,9 @@ class Local(Engine):
         split = self.split
         kept = list(split.rows.values())
         if field.column in self._remembered:
-            kept = [np.flatnonzero(split.known | (split.label == UNLABELLED))]
+            needed = split.known.copy()
+            needed[split.rows["train"]] = True  # of which some have no label
+            kept = [np.flatnonzero(needed)]
         return values.tally(self._spelled, [split.rows["train"]], kept)
 
     def keep(self, field: FieldConfig, found: Values) -> None:

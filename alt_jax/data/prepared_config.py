@@ -42,7 +42,9 @@ def check_prepared(config: Config) -> None:
     """
     found = prepared_by(read_config(config.data.dir))
     for name, wanted in prepared_by(config).items():
-        if name in ("data.raw", "data.unlabelled", "text.model") or name not in found or found[name] == wanted:
+        if name in ("data.raw", "text.model") or name not in found or found[name] == wanted:
+            continue
+        if name == "data.unlabelled" and (not wanted or found[name]):
             continue
         if name in ("data.fields", "data.linked"):  # which no option sets
             raise InputError(

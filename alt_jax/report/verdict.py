@@ -1,5 +1,6 @@
 """What a report says first: what pretraining brought, what it has learned, and what to try."""
 
+import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ import numpy as np
 
 from alt_jax import bootstrap, comparison, learned, run_files
 from alt_jax.bootstrap import Interval
+from alt_jax.config import FITTED, Config
 from alt_jax.data.dataset import Dataset
+from alt_jax.errors import InputError
 from alt_jax.report.asked import Asked
 from alt_jax.report.sources import Logged
 
@@ -35,11 +38,12 @@ def verdicts(found: Asked) -> list[Verdict]:
 
 def _compared(found: Asked) -> Iterator[Verdict]:
     """Finetunings with a pretraining against those without, on the same rows and by the same strategy."""
-    groups: dict[tuple[str, str], list[Logged]] = {}
+    groups: dict[tuple[str, str, str], list[Logged]] = {}
     for run in found.of("finetune"):
         if run.result is not None and run.result["test"]["auc"] is not None:
-            groups.setdefault((run.run.schema.data_hash, str(run.run.origin.strategy)), []).append(run)
-    for (data, strategy), runs in groups.items():
+            strategy = str(run.run.origin.strategy)
+            groups.setdefault((run.run.schema.data_hash, strategy, _model(run.run.config, strategy)), []).append(run)
+    for (data, strategy, _), runs in groups.items():
         fresh = [run for run in runs if run.run.origin.init_from is None]
         origins = list(dict.fromkeys(run.run.origin.init_from for run in runs if run.run.origin.init_from))
         if origins and not fresh:
@@ -56,6 +60,13 @@ def _compared(found: Asked) -> Iterator[Verdict]:
             yield _against(strategy, origin if len(origins) > 1 else "", ours, fresh, dataset)
 
 
+def _model(config: Config, strategy: str) -> str:
+    """What runs have to share for the pretraining to be what they differ in; what is fitted may differ with it."""
+    parts = ("ctr.", "text.", "finetune.label_share", f"finetune.{strategy}.")
+    shared = {n: value for n, value in config.flat().items() if n.startswith(parts) and not FITTED.fullmatch(n)}
+    return json.dumps(shared, sort_keys=True)
+
+
 def _against(
     strategy: str, origin: str, ours: Sequence[Logged], theirs: Sequence[Logged], dataset: Dataset | None
 ) -> Verdict:
@@ -63,11 +74,12 @@ def _against(
     interval = _interval(ours, theirs, dataset)
     said = f"{with_it:.4f} test AUC with the pretraining{f' {origin}' if origin else ''}, {without:.4f} without: "
     said += f"{with_it - without:+.4f}"
-    bad = with_it < without
+    bad = False
+    over = "users" if dataset is not None and "user" in dataset.schema.entities else "rows"
     if interval is not None:
         sure = interval.low > 0 or interval.high < 0
         bad = interval.high < 0
-        said += f", {interval.low:+.4f} to {interval.high:+.4f} over other test users (95 %)"
+        said += f", {interval.low:+.4f} to {interval.high:+.4f} over other test {over} (95 %)"
         said += ". " if sure else ", so that these test rows cannot tell which is better. "
     else:
         said += ". "
@@ -81,7 +93,10 @@ def _interval(ours: Sequence[Logged], theirs: Sequence[Logged], dataset: Dataset
     if dataset is None:
         return None
     label = np.asarray(dataset.test.labels)
-    sides = [[run_files.read_scores(run.run.folder).get("test") for run in side] for side in (ours, theirs)]
+    try:
+        sides = [[run_files.read_scores(run.run.folder).get("test") for run in side] for side in (ours, theirs)]
+    except InputError:  # a damaged file of scores: the page does without the interval
+        return None
     scores = [[one for one in side if one is not None and len(one) == len(label)] for side in sides]
     if not all(scores) or [len(side) for side in scores] != [len(side) for side in sides]:
         return None

@@ -108,7 +108,9 @@ def test_histories_of_all_splits(tmp_path: Path, protocol: str):
 
 def test_rows_without_a_label(tmp_path: Path):
     raw = write_parts(clicks(), tmp_path / "parts")
-    pq.write_table(clicks().drop_columns(["label"]).slice(5, 90), tmp_path / "more.parquet", row_group_size=40)
+    more = clicks().drop_columns(["label"]).slice(5, 90)
+    late = pa.table({**more.slice(0, 1).to_pydict(), "item": ["only here"], "when": [99]}).cast(more.schema)
+    pq.write_table(pa.concat_tables([more, late]), tmp_path / "more.parquet", row_group_size=40)
     check_same(raw, tmp_path, protocol="time", fields=(*FIELDS, BEFORE), unlabelled=str(tmp_path / "more.parquet"))
 
 

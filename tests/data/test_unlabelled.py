@@ -14,6 +14,7 @@ from alt_jax.config import Config, DataConfig, FieldConfig, TextConfig
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.labelled import labelled
 from alt_jax.data.prepare import prepare
+from alt_jax.data.prepared_config import check_prepared
 from alt_jax.data.protocols import UNLABELLED
 from alt_jax.errors import InputError
 
@@ -124,6 +125,24 @@ def test_a_history_holds_none_of_them(config):
         earlier = (rows["user"] == rows["user"][row]) & (rows["when"] < rows["when"][row])
         held = [strings[value] for value in values[which, at:] if value >= 0 and strings[value]]
         assert len(held) == earlier.sum() + (earlier & (rows["click"] == 0)).sum()
+
+
+def test_times_of_both_are_of_one_kind(config, tmp_path):
+    more = pq.read_table(config.data.unlabelled)
+    stamps = pa.array((np.arange(MORE) * 10**6).astype("datetime64[us]"))
+    pq.write_table(more.set_column(more.column_names.index("when"), "when", stamps), tmp_path / "stamps.parquet")
+    said = r"'when' holds numbers in .*rows\.parquet and times in .*stamps\.parquet; write both alike"
+    with pytest.raises(InputError, match=said):
+        prepare(config.override({"data.unlabelled": str(tmp_path / "stamps.parquet")}))
+
+
+def test_a_dataset_that_was_prepared_without_them_is_refused(config):
+    prepare(config.override({"data.unlabelled": ""}))
+    with pytest.raises(InputError, match=r"was prepared with data\.unlabelled = '', not"):
+        check_prepared(config)
+    prepare(config)
+    check_prepared(config.override({"data.unlabelled": ""}))
+    check_prepared(config.override({"data.unlabelled": "moved.parquet"}))
 
 
 def test_a_csv_beside_a_csv(config, tmp_path):

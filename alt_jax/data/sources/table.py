@@ -50,6 +50,13 @@ def load(config: DataConfig) -> RawData:
         own = {column: partial(unlabelled.__getitem__, column) for column in columns}
         for column, (name, convert) in special.items():
             own[column] = partial(_converted, unlabelled, name, convert, more)
+        if config.timestamp:
+            kinds = [_are_numbers(table[config.timestamp]) for table in (rows, unlabelled)]
+            if kinds[0] != kinds[1]:
+                raise InputError(
+                    f"Timestamp column {config.timestamp!r} holds numbers in {(path, more)[kinds[1]]} and times in "
+                    f"{(path, more)[kinds[0]]}; write both alike."
+                )
         own["__label__"] = partial(pa.array, np.full(unlabelled.num_rows, np.nan))
         parts = unlabelled.parts if isinstance(unlabelled, Columns) else ()
         table = _below(table, Columns(own, unlabelled.num_rows, parts), path, more)
@@ -263,6 +270,12 @@ def _first_bad(array: pa.Array, kinds: Sequence[pa.DataType]) -> str:
         middle = (good + bad) // 2
         good, bad = (good, middle) if _cast(array[:middle], kinds) is None else (middle, bad)
     return f": {shortened(repr(array[bad - 1].as_py()))} in data row {bad}"
+
+
+def _are_numbers(column: pa.ChunkedArray) -> bool:
+    """Whether `times` takes them for numbers."""
+    array = _plain(column)
+    return not pa.types.is_temporal(array.type) and _cast(array, [pa.int64(), pa.float64()]) is not None
 
 
 def times(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
