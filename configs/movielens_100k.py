@@ -14,9 +14,9 @@ with the same masks and many times the time; its text tower is a 2-layer, 64-wid
 over a WordPiece vocabulary of the training prompts. `--text.model FOLDER` takes a real one.
 
 What to expect: `pretrain` takes three to five minutes and says what it has learned, a finetuning by ids a minute: 0.792
-test AUC without and 0.799 with the pretraining, and with `--finetune.label-share 0.05` 0.676 and 0.716 (three seeds). What else
-came out is in docs/results.md. Batch, rates, L2, lengths and masks were chosen on the validation part; what is not set
-here is fitted to the number of labels (`alt_jax/recipe.py`).
+test AUC without and 0.799 with the pretraining, and with `--finetune.label-share 0.05` 0.676 and 0.716 (three seeds).
+What else came out is in docs/results.md. Batch, rates, L2, lengths and masks were chosen on the validation part; what
+is not set here is fitted to the number of labels (`alt_jax/recipe.py`).
 """
 
 from alt_jax.config import (
