@@ -61,8 +61,7 @@ def demo(folder: Path, seed: int, *, log: SyntheticConfig = LOG, recipe: Config 
     _heading(1, "data")
     _claim(folder, config, log)
     clock = _Clock(runs / "seconds.json")
-    with clock.part("data"):
-        dataset = _data(config, log)
+    dataset = _data(config, log, clock)
 
     results = _train(config, dataset, runs, clock)
     console.log("\n" + _table(dataset, best_possible(config, dataset), results, runs, clock.seconds))
@@ -129,18 +128,19 @@ def _claim(folder: Path, config: Config, log: SyntheticConfig) -> None:
         raise InputError(f"{folder} holds a demo of another log or recipe; choose another --dir or remove it.")
 
 
-def _data(config: Config, log: SyntheticConfig) -> Dataset:
+def _data(config: Config, log: SyntheticConfig, clock: "_Clock") -> Dataset:
     """Generates and prepares the log, as far as that is still to do."""
     raw, prepared = Path(config.data.raw), Path(config.data.dir)
     if raw.exists() and (prepared / SCHEMA).exists():
         dataset = Dataset.load(prepared)
         console.log(f"{prepared} is already finished.")
         return dataset
-    partial = raw.with_name(f".{raw.name}.{os.getpid()}.partial")
-    pq.write_table(generate(log), partial)
-    partial.replace(raw)
-    console.log(f"generated {raw}: {log.rows:,} rows of up to {log.users:,} users and {log.items:,} items")
-    return prepare(config)
+    with clock.part("data"):
+        partial = raw.with_name(f".{raw.name}.{os.getpid()}.partial")
+        pq.write_table(generate(log), partial)
+        partial.replace(raw)
+        console.log(f"generated {raw}: {log.rows:,} rows of up to {log.users:,} users and {log.items:,} items")
+        return prepare(config)
 
 
 def _finished(folder: Path, config: Config, dataset: Dataset) -> dict[str, Any] | None:

@@ -56,7 +56,8 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
         the preset cannot fill a field of its kind; labels are neither 0 and 1 nor on a scale that is known; a split is
         empty; or training has only one class.
     """
-    labels = np.asarray(raw.table[raw.label], np.float64)[: raw.table.num_rows - raw.unlabelled]
+    every = np.asarray(raw.table[raw.label], np.float64)  # as many as there are, whatever a file says of itself
+    labels = every[: len(every) - raw.unlabelled]
     clicks = np.isin(labels, (0.0, 1.0))
     binary = bool(clicks.all())
     _check(protocol, raw, labels, binary)
@@ -83,10 +84,10 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
             f"All training labels of {raw.origin} are on one side of {threshold:g}; set data.positive_above so that "
             f"both classes occur (labels run from {labels.min():g} to {labels.max():g})."
         )
-    label = np.full(raw.table.num_rows, UNLABELLED, np.uint8)
+    label = np.full(len(every), UNLABELLED, np.uint8)
     label[: len(labels)] = positive
     if raw.unlabelled:
-        more = _unlabelled(protocol, raw, split)
+        more = _unlabelled(protocol, raw, np.arange(len(labels), len(every), dtype=np.int64), split)
         if len(more) < raw.unlabelled:
             held_out = "newer than training" if protocol.needs_time else "of what is held out"
             dropped[f"without a label, {held_out}"] = raw.unlabelled - len(more)
@@ -94,9 +95,10 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
     return Split(split, label, threshold, dropped, np.pad(known, (0, raw.unlabelled)))
 
 
-def _unlabelled(protocol: Protocol, raw: RawData, split: dict[str, np.ndarray]) -> Int[np.ndarray, " _"]:
-    """The rows without a label that training may see: what is held out is held out of them, too."""
-    rows = np.arange(raw.table.num_rows - raw.unlabelled, raw.table.num_rows, dtype=np.int64)
+def _unlabelled(
+    protocol: Protocol, raw: RawData, rows: Int[np.ndarray, " _n"], split: dict[str, np.ndarray]
+) -> Int[np.ndarray, " _"]:
+    """Those of the rows without a label that training may see: what is held out is held out of them, too."""
     if protocol.order in ("items", "users"):
         return rows[_parts(protocol, raw, "item" if protocol.order == "items" else "user")[rows] == 0]
     if protocol.needs_time:
