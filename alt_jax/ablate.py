@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from alt_jax import baselines, bridge, console, pretraining, recipe, run_files, stages
-from alt_jax.bootstrap import Interval, auc_difference
+from alt_jax import baselines, bootstrap, bridge, console, pretraining, recipe, run_files, stages
+from alt_jax.bootstrap import Interval
 from alt_jax.comparison import ArmInfo, Line, Missing, Scores, Seeds, compare, write
 from alt_jax.config import Config, Strategy
 from alt_jax.data.dataset import Dataset
@@ -60,7 +60,7 @@ class Job:
       strategy: Of a finetuning.
       init_from: Where a finetuning starts.
       candidates: Runs by the values that are chosen among them on validation; empty: nothing is chosen.
-      library: Of a baseline that is not ours.
+      baseline: Of a run by another library (`alt_jax.baselines`).
     """
 
     arm: str
@@ -69,7 +69,7 @@ class Job:
     strategy: Strategy | None = None
     init_from: Path | None = None
     candidates: tuple[tuple[dict[str, float], "Job"], ...] = ()
-    library: str = ""
+    baseline: str = ""
 
     @property
     def finished(self) -> bool:
@@ -125,7 +125,7 @@ def plan(config: Config, study: Study, seeds: int, folder: Path, pretrainings: i
                     group.append(Job(arm.name, origin, base.override({"seed": each.pretraining})))
                 group += [job for _, job in candidates if job not in group]
                 seeded = tuned.override({"seed": each.finetuning})
-                group.append(Job(arm.name, run, seeded, strategy, origin, candidates, arm.library))
+                group.append(Job(arm.name, run, seeded, strategy, origin, candidates, arm.baseline))
     return list(groups.values())
 
 
@@ -170,8 +170,8 @@ def check(jobs: Sequence[Job]) -> None:
     for job in jobs:
         with refusing(f"arm {job.arm!r}"):
             schema = Schema.load(place(job.config.data.dir).folder / SCHEMA)
-            if job.library:
-                baselines.check(job.library, schema)
+            if job.baseline:
+                baselines.check(job.baseline, schema)
             elif job.strategy is None:
                 pretraining.check(job.config, schema)
             elif job.strategy == "plm":
@@ -278,27 +278,17 @@ def _took(study: Study, arm: Arm, strategy: Strategy, runs: Sequence[Path], fold
     """What was chosen on validation for an arm: among its candidates, or by a baseline itself for its first seed."""
     if study.points(arm, strategy):
         return _best(_candidates(study, arm, strategy, Config(), folder)) or {}
-    if arm.library and (runs[0] / _RESULT).is_file():
+    if arm.baseline and (runs[0] / _RESULT).is_file():
         took: Mapping[str, float] = read_object(runs[0] / _RESULT).get("took", {})
         return took
     return {}
 
 
 def _interval(ours: Sequence[Path], theirs: Sequence[Path]) -> Interval | None:
-    """Of the difference in mean test AUC over test users; None where not all runs have kept scores of the same rows."""
-    scores = [[run_files.read_scores(folder).get("test") for folder in side] for side in (ours, theirs)]
+    """Of the difference in test AUC over test users; None where runs have not kept scores, or are of two datasets."""
     runs = [folder for folder in (*ours, *theirs) if (folder / "config.json").is_file()]  # a mean of runs has none
     datasets = {run_files.read_config(folder).data.dir for folder in runs}
-    if not ours or len(datasets) != 1 or any(one is None for side in scores for one in side):
-        return None
-    dataset = Dataset.load(datasets.pop())
-    label, entities = np.asarray(dataset.test.labels), dataset.schema.entities
-    if any(one is None or len(one) != len(label) for side in scores for one in side):
-        return None
-    user = np.asarray(dataset.test.values[:, dataset.schema.slot(entities["user"])]) if "user" in entities else None
-    first, second = ([one for one in side if one is not None] for side in scores)
-    found = auc_difference(label, user, first, second)
-    return None if np.isnan(found.low) else found
+    return bootstrap.of_runs(Dataset.load(datasets.pop()), ours, theirs) if len(datasets) == 1 else None
 
 
 def _outcome(study: Study, arm: Arm, strategy: Strategy, seeds: Seeds, folder: Path) -> Scores | Missing:
@@ -364,7 +354,7 @@ def _alike(arm: Arm) -> str:
 def _check_same(job: Job) -> None:
     """Refuses a folder in which another study was run: its results would be taken for this one's."""
     path, chosen = job.folder / "config.json", job.chosen()
-    if chosen and ((job.folder / "run.json").is_file() or job.library) and path.is_file():
+    if chosen and ((job.folder / "run.json").is_file() or job.baseline) and path.is_file():
         changed = chosen.config.another_run(Config.from_json(path.read_text(encoding="utf-8"), str(path)))
         for name, (new, old) in changed.items():
             raise InputError(f"{job.folder} was run with {name} = {old!r}, not {new!r}; give another --run-dir.")
@@ -415,7 +405,7 @@ def _name(arm: Arm) -> str:
 def _to_json(job: Job) -> str:
     origin = None if job.init_from is None else str(job.init_from)
     config = json.loads(job.config.to_json())
-    return json.dumps({"config": config, "strategy": job.strategy, "init_from": origin, "library": job.library})
+    return json.dumps({"config": config, "strategy": job.strategy, "init_from": origin, "baseline": job.baseline})
 
 
 def _command(job: Job) -> list[str]:
@@ -427,8 +417,8 @@ def _run_job(path: Path, folder: Path) -> None:
     wait_until_free(folder, _SAVES_S)
     job = json.loads(path.read_text())
     config = Config.from_json(json.dumps(job["config"]), str(path))
-    if job["library"]:
-        baselines.fit(config, job["library"], folder)
+    if job["baseline"]:
+        baselines.fit(config, job["baseline"], folder)
     elif job["strategy"] is None:
         stages.pretrain(config, folder)
     else:
@@ -468,7 +458,7 @@ def ablate(
     _prepare(planned)
     check(planned)
     for job in planned:
-        if not job.library:  # which trains nothing by these values
+        if not job.baseline:  # which trains nothing by these values
             _check_same(replace(job, config=_fitted(job)))
     finished = sum(job.finished for job in planned)
     console.log(

@@ -4,6 +4,7 @@ Each is fitted to the labelled training rows for every point of a small grid, an
 validation is kept.
 """
 
+import importlib.util
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -166,14 +167,14 @@ def _ids(dataset: Dataset, rows: Rows) -> tuple[Int[np.ndarray, "N S"], Float[np
 
 def _ridge(task: Task, point: Mapping[str, float]) -> Scorer:
     """Least squares on the labels; its scores, put between 0 and 1, are read as probabilities."""
-    from sklearn.linear_model import Ridge  # noqa: PLC0415
+    from sklearn.linear_model import Ridge
 
     model = Ridge(alpha=point["l2"], solver="lsqr", random_state=task.seed).fit(task.x, task.y)
     return lambda x: np.clip(model.predict(x), 1e-6, 1 - 1e-6)
 
 
 def _logistic(task: Task, point: Mapping[str, float]) -> Scorer:
-    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+    from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=1 / point["l2"], max_iter=1000, random_state=task.seed).fit(task.x, task.y)
     return lambda x: np.asarray(model.predict_proba(x)[:, 1])
@@ -181,7 +182,7 @@ def _logistic(task: Task, point: Mapping[str, float]) -> Scorer:
 
 def _boosted(task: Task, point: Mapping[str, float]) -> Scorer:
     """Trees until the AUC on validation has not risen for 50 of them."""
-    import lightgbm  # noqa: PLC0415
+    import lightgbm
 
     values = {
         "objective": "binary",
@@ -217,13 +218,10 @@ def check(name: str, schema: Schema) -> None:
     Raises:
       InputError: Its library is not installed, or it factors pairs of user and item, and the dataset declares none.
     """
-    try:
-        if name == "lightgbm":
-            import lightgbm  # noqa: F401, PLC0415
-        import sklearn.linear_model  # noqa: F401, PLC0415
-    except ImportError as error:
-        raise InputError(
-            f"baseline {name!r} needs the package {error.name}; install it with: pip install 'alt-jax[baselines]'"
-        ) from None
+    for package in ("sklearn", *(["lightgbm"] if name == "lightgbm" else [])):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"baseline {name!r} needs the package {package}; install it with: pip install 'alt-jax[baselines]'"
+            )
     if name == "ridge":
         factors.check(schema)

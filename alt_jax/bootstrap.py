@@ -1,15 +1,18 @@
 """How far a difference in AUC would move with other test users: a paired bootstrap."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from alt_jax import run_files
+from alt_jax.data.dataset import Dataset
 from alt_jax.metrics import Labels
 
 _RESAMPLES, _FEWEST = 1000, 200
-_WORK = 1 << 30  # rows times models times draws: minutes; a long test part needs fewer draws for a narrow interval
+_WORK = 1 << 28  # rows times models times draws, a minute or so; a long test part has a narrow interval anyhow
 _ELEMENTS = 1 << 22  # of a table of weights that is in memory
 
 
@@ -69,25 +72,40 @@ def auc_difference(
     return Interval(float(low), float(high))
 
 
+def of_runs(dataset: Dataset, ours: Sequence[Path], theirs: Sequence[Path]) -> Interval | None:
+    """The interval for the test scores that runs have kept; None where one has none of these rows, or it is undefined.
+
+    Whole users are drawn where the dataset tells them apart, and rows where it does not.
+
+    Raises:
+      InputError: A file of scores is damaged.
+    """
+    label, entities = np.asarray(dataset.test.labels), dataset.schema.entities
+    sides: list[list[np.ndarray]] = []
+    for folders in (ours, theirs):
+        scores = (run_files.read_scores(folder).get("test") for folder in folders)
+        sides.append([score for score in scores if score is not None and len(score) == len(label)])
+        if not folders or len(sides[-1]) < len(folders):
+            return None
+    user = np.asarray(dataset.test.values[:, dataset.schema.slot(entities["user"])]) if "user" in entities else None
+    found = auc_difference(label, user, *sides)
+    return None if np.isnan(found.low) else found
+
+
 class _Ranked:
-    """Rows in the order of their scores: their weighted AUC then takes one pass."""
+    """Scored rows in order: their AUC under any weights then takes one pass."""
 
     def __init__(self, label: np.ndarray, score: np.ndarray) -> None:
-        self._order = np.argsort(score, kind="stable")
-        self._positive = label[self._order]
-        ordered = score[self._order]
-        new = np.r_[True, ordered[1:] != ordered[:-1]]
-        tie = np.cumsum(new) - 1
-        starts = np.flatnonzero(new)
-        self._first = starts[tie]
-        self._behind = np.r_[starts[1:], len(ordered)][tie]
+        self._positive, negative = np.flatnonzero(label), np.flatnonzero(~label)
+        self._negative = negative[np.argsort(score[negative], kind="stable")]
+        ordered, asked = score[self._negative], score[self._positive]
+        self._below, self._upto = (np.searchsorted(ordered, asked, side) for side in ("left", "right"))
 
     def areas(self, weight: Float[np.ndarray, "R N"]) -> Float[np.ndarray, " R"]:
         """The AUC of every weighting of the rows; a tie counts ½. NaN where a class has no weight."""
-        ordered = weight[:, self._order]
-        below = np.zeros((len(weight), ordered.shape[1] + 1))
-        np.cumsum(ordered * ~self._positive, axis=1, out=below[:, 1:])
-        positive = ordered * self._positive
-        pairs = positive.sum(axis=1) * below[:, -1]
-        won = (positive * (below[:, self._first] + below[:, self._behind])).sum(axis=1) / 2
+        beaten = np.zeros((len(weight), len(self._negative) + 1))
+        np.cumsum(weight[:, self._negative], axis=1, out=beaten[:, 1:])
+        positive = weight[:, self._positive]
+        pairs = positive.sum(axis=1) * beaten[:, -1]
+        won = (positive * (beaten[:, self._below] + beaten[:, self._upto])).sum(axis=1) / 2
         return np.divide(won, pairs, out=np.full(len(weight), np.nan), where=pairs > 0)

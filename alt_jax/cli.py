@@ -409,7 +409,8 @@ def _ablate(arguments: list[str]) -> None:
         task=task,
         pretrainings=options.pretrainings,
     )
-    also = f"in {options.run_dir}: table.json, table.csv, table.png"
+    curves = ", curves.png" if (options.run_dir / "curves.png").is_file() else ""
+    also = f"in {options.run_dir}: table.json, table.csv, table.png{curves}"
     console.result(f"\n{table}\nalso {also}", also, table=table)
 
 

@@ -3,6 +3,7 @@
 `alt_jax.run` makes run folders and says what is in them.
 """
 
+import io
 import json
 import os
 import re
@@ -45,11 +46,11 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     replace(path, json.dumps(console.finite(value), indent=2, allow_nan=False) + "\n")
 
 
-def replace(path: Path, text: str) -> None:
-    """Writes text so that the file is either whole or as it was."""
+def replace(path: Path, content: str | bytes) -> None:
+    """Writes text or bytes so that the file is either whole or as it was."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -118,15 +119,11 @@ def read_result(folder: Path, origin: Origin) -> dict[str, Any] | None:
 
 def write_scores(folder: Path, scores: Mapping[str, "np.ndarray"]) -> None:
     """Keeps the probability of every row of some parts, in order, as float32; the file is either whole or not there."""
-    import numpy as np  # noqa: PLC0415 - no refusal needs it
+    import numpy as np
 
-    partial = folder / f".{SCORES}.{os.getpid()}.partial"
-    with partial.open("wb") as file:
-        arrays: dict[str, Any] = {split: score.astype(np.float32) for split, score in scores.items()}
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / SCORES)
+    content, arrays = io.BytesIO(), {split: score.astype(np.float32) for split, score in scores.items()}
+    np.savez(content, allow_pickle=False, **arrays)
+    replace(folder / SCORES, content.getvalue())
 
 
 def read_scores(folder: Path) -> dict[str, "np.ndarray"]:
@@ -135,7 +132,7 @@ def read_scores(folder: Path) -> dict[str, "np.ndarray"]:
     Raises:
       InputError: The file is damaged.
     """
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     path = folder / SCORES
     if not path.is_file():

@@ -28,7 +28,7 @@ class Arm:
       mean_of: Nothing is trained: the mean of the probabilities of the study's first arm under these strategies.
       against: The arm that it is compared with; empty: the study's first.
       point: Where it lies in the study's figure: a curve, and the place on its x axis.
-      library: A model of another library in place of ours (`alt_jax.baselines`); empty: none.
+      baseline: A model of another library in place of ours (`alt_jax.baselines`); empty: none.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Arm:
     mean_of: tuple[Strategy, ...] = ()
     against: str = ""
     point: tuple[str, float] | None = None
-    library: str = ""
+    baseline: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Study:
 
     def points(self, arm: Arm, strategy: Strategy) -> list[dict[str, float]]:
         """The points of the grid, among which an arm's values under a strategy are chosen; none where they are not."""
-        grid = {} if arm.library or arm.mean_of else self.grid.get(strategy, {})
+        grid = {} if arm.baseline or arm.mean_of else self.grid.get(strategy, {})
         return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
 
     def of(self, arm: Arm) -> tuple[Strategy, ...]:
@@ -113,9 +113,9 @@ def _baselines() -> Study:
     return Study(
         (
             _NONE,  # ID-only, text-only, and both without pretraining
-            Arm("LR", library="logistic", strategies=("ctr",), pretrain=False),
-            Arm("LightGBM", library="lightgbm", strategies=("ctr",), pretrain=False),
-            Arm("ridge, ids and SVD", library="ridge", strategies=("ctr",), pretrain=False),
+            Arm("LR", baseline="logistic", strategies=("ctr",), pretrain=False),
+            Arm("LightGBM", baseline="lightgbm", strategies=("ctr",), pretrain=False),
+            Arm("ridge, ids and SVD", baseline="ridge", strategies=("ctr",), pretrain=False),
             Arm("SVD start", {"ctr.init": "svd"}, pretrain=False, strategies=("ctr", "joint")),
             Arm("MTM without text", {**_only("mtm"), "mtm.with_text": False}, strategies=("ctr", "joint")),
             Arm("average of the two", strategies=("joint",), mean_of=("ctr", "plm")),

@@ -46,7 +46,7 @@ def test_every_value_of_every_study_exists_and_no_two_arms_are_the_same(name, tm
     for strategy in study.strategies:
         trained = [arm for arm in study.arms if strategy in study.of(arm) and not arm.mean_of]
         final = [job for job in jobs if job.strategy == strategy and "tuning" not in job.folder.parts]
-        runs = {(job.config.to_json(), job.init_from is None, job.library) for job in final}
+        runs = {(job.config.to_json(), job.init_from is None, job.baseline) for job in final}
         assert len(runs) == len(trained)
 
 
@@ -109,25 +109,15 @@ def test_every_share_of_the_labels_is_compared_without_and_with_one_pretraining(
         assert none.name == none.against == pretrained.against
     made_up(tmp_path, {ablate._name(arm): [0.7 if arm.pretrain else 0.6] for arm in study.arms})
     lines = ablate.table(study, 1, tmp_path)
-    assert [line.difference for line in lines] == [pytest.approx(0.1) if arm.pretrain else _NAN for arm in study.arms]
+    assert [line.difference for line in lines] == [
+        pytest.approx(0.1 if arm.pretrain else math.nan, nan_ok=True) for arm in study.arms
+    ]
     assert comparison.curves(lines) == {
         curve: [(share, pytest.approx(auc), 0.0) for share in studies.SHARES]
         for curve, auc in (("no pretraining", 0.6), ("pretrained", 0.7))
     }
     comparison.write(lines, tmp_path)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-class _Nan(float):
-    """Equal to any NaN."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, float) and math.isnan(other)
-
-    __hash__ = None
-
-
-_NAN = _Nan("nan")
 
 
 def test_two_seeds_have_no_p():

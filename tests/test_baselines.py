@@ -88,7 +88,11 @@ def test_the_best_point_on_validation_is_kept(tmp_path, tiny_config, tiny_datase
 
 def test_labels_that_are_not_known_are_not_fitted_to(tmp_path, tiny_config, tiny_dataset, monkeypatch):
     seen = []
-    train = lambda task, point: seen.append(len(task.y)) or (lambda x: np.linspace(0, 1, x.shape[0]))  # noqa: E731
+
+    def train(task, point):
+        seen.append(len(task.y))
+        return lambda x: np.linspace(0, 1, x.shape[0])
+
     monkeypatch.setitem(baselines._KINDS, "ridge", (baselines._one_hot, {"l2": (1.0,)}, train))
     baselines.fit(tiny_config.override({"finetune.label_share": 0.25}), "ridge", tmp_path / "run")
     assert seen == [120]
@@ -113,7 +117,7 @@ def test_a_study_chooses_on_validation_by_its_first_seed(tmp_path, tiny_config, 
                     ablate._run_job(job.beside(".json"), job.folder)
 
     monkeypatch.setattr(ablate, "run", here)
-    arms = (Arm("none", pretrain=False), Arm("LR", pretrain=False, library="logistic"))
+    arms = (Arm("none", pretrain=False), Arm("LR", pretrain=False, baseline="logistic"))
     study = Study(arms, ("ctr",), {"ctr": {"l2": (0.0, 0.5), "learning_rate": (1e-5, 3e-2)}})
     text = ablate.ablate(tiny_config, study, seeds=2, folder=tmp_path / "study", jobs=1)
     ran = {path.parent.relative_to(tmp_path / "study" / "ctr").as_posix() for path in tmp_path.rglob("result.json")}
@@ -148,5 +152,5 @@ def test_what_is_chosen_waits_for_its_candidates(tmp_path):
             assert job.init_from is None or job.init_from in there
             there.add(job.folder)
     for strategy, number in (("ctr", 8), ("plm", 2), ("joint", 8)):
-        ours = [job for group in groups for job in group if job.strategy == strategy and not job.library]
+        ours = [job for group in groups for job in group if job.strategy == strategy and not job.baseline]
         assert {len(job.candidates) for job in ours} == {0, number}

@@ -5,9 +5,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from alt_jax import bootstrap, comparison, learned, run_files
+from alt_jax import bootstrap, comparison, learned
 from alt_jax.bootstrap import Interval
 from alt_jax.config import FITTED, Config
 from alt_jax.data.dataset import Dataset
@@ -89,21 +87,13 @@ def _against(
 
 
 def _interval(ours: Sequence[Logged], theirs: Sequence[Logged], dataset: Dataset | None) -> Interval | None:
-    """Of the difference over test users; None where scores were not kept or the dataset is gone."""
+    """Of the difference; None where scores were not kept or are damaged, or the dataset is gone."""
     if dataset is None:
         return None
-    label = np.asarray(dataset.test.labels)
     try:
-        sides = [[run_files.read_scores(run.run.folder).get("test") for run in side] for side in (ours, theirs)]
-    except InputError:  # a damaged file of scores: the page does without the interval
+        return bootstrap.of_runs(dataset, *([run.run.folder for run in side] for side in (ours, theirs)))
+    except InputError:  # the page does without
         return None
-    scores = [[one for one in side if one is not None and len(one) == len(label)] for side in sides]
-    if not all(scores) or [len(side) for side in scores] != [len(side) for side in sides]:
-        return None
-    user = dataset.schema.entities.get("user")
-    group = None if user is None else np.asarray(dataset.test.values[:, dataset.schema.slot(user)])
-    found = bootstrap.auc_difference(label, group, *scores)
-    return None if np.isnan(found.low) else found
 
 
 def _learned(found: Asked) -> Iterator[Verdict]:

@@ -51,11 +51,12 @@ def load(config: DataConfig) -> RawData:
         for column, (name, convert) in special.items():
             own[column] = partial(_converted, unlabelled, name, convert, more)
         if config.timestamp:
-            kinds = [_are_numbers(table[config.timestamp]) for table in (rows, unlabelled)]
-            if kinds[0] != kinds[1]:
+            first, second = (_are_numbers(part[config.timestamp]) for part in (rows, unlabelled))
+            if first != second:
+                numbers, stamps = (path, more) if first else (more, path)
                 raise InputError(
-                    f"Timestamp column {config.timestamp!r} holds numbers in {(path, more)[kinds[1]]} and times in "
-                    f"{(path, more)[kinds[0]]}; write both alike."
+                    f"Timestamp column {config.timestamp!r} holds numbers in {numbers} and times in {stamps}; write "
+                    "both alike."
                 )
         own["__label__"] = partial(pa.array, np.full(unlabelled.num_rows, np.nan))
         parts = unlabelled.parts if isinstance(unlabelled, Columns) else ()
