@@ -118,10 +118,10 @@ def test_a_study_chooses_on_validation_by_its_first_seed(tmp_path, tiny_config, 
 
     monkeypatch.setattr(ablate, "run", here)
     arms = (Arm("none", pretrain=False), Arm("LR", pretrain=False, baseline="logistic"))
-    study = Study(arms, ("ctr",), {"ctr": {"l2": (0.0, 0.5), "learning_rate": (1e-5, 3e-2)}})
+    study = Study(arms, ("ctr",), {"ctr": {"l2": (0.5,), "learning_rate": (1e-5, 3e-2)}})
     text = ablate.ablate(tiny_config, study, seeds=2, folder=tmp_path / "study", jobs=1)
     ran = {path.parent.relative_to(tmp_path / "study" / "ctr").as_posix() for path in tmp_path.rglob("result.json")}
-    points = [f"none/tuning/l2={l2:g},learning_rate={rate:g}" for l2 in (0, 0.5) for rate in (1e-5, 0.03)]
+    points = [f"none/tuning/l2={l2:g},learning_rate={rate:g}" for l2 in (0.5,) for rate in (1e-5, 0.03)]
     assert ran == {*points, "none/seed-0", "none/seed-1", "LR/seed-0", "LR/seed-1"}
     aucs = {name: json.loads((tmp_path / f"study/ctr/{name}/result.json").read_text())["valid"]["auc"] for name in ran}
     best = max(points, key=lambda name: aucs[name])

@@ -387,7 +387,7 @@ def test_pooling_by_hand(prepared, batch):
     ("method", "tower"),
     [
         ("softmax", "dcn_mix"),
-        ("nce", "dlrm"),
+        pytest.param("nce", "dlrm", marks=pytest.mark.slow),
         pytest.param("softmax", "dlrm", marks=pytest.mark.slow),
         pytest.param("nce", "dcn_mix", marks=pytest.mark.slow),
     ],
