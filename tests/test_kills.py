@@ -55,7 +55,9 @@ def test_one_kill_of_every_command(kills: ModuleType, tmp_path: Path, monkeypatc
     folders = kills.folders(tmp_path)
     for folder in folders:
         (folder / "study.json").write_text('{"not": {"pretrain": false}}', encoding="utf-8")
-        one_loss = kills.CONFIG.replace('"data.shard_rows"', '"loss.icl": 0, "loss.mlm": 0, "data.shard_rows"')
+        one_loss = kills.CONFIG.replace(
+            '"data.shard_rows"', '"loss.icl": 0, "loss.mlm": 0, "mtm.with_text": False, "data.shard_rows"'
+        )
         (folder / "config.py").write_text(one_loss, encoding="utf-8")
     start_process, started = kills.start, {}
 
