@@ -80,7 +80,7 @@ def small(config: Config, options: dict[str, Any]) -> Config:
 
 @pytest.mark.parametrize(
     ("way", "parts", "devices"),
-    [pytest.param(way, 2, 1, marks=pytest.mark.slow if way.startswith("single tokens") else []) for way in WAYS]
+    [pytest.param(way, 2, 1, marks=[] if way == "all, in chunks" else pytest.mark.slow) for way in WAYS]
     + [pytest.param("all, in chunks", 4, 8, marks=pytest.mark.slow)],
 )
 def test_parts_change_nothing(way, parts, devices, make_pretrain, tiny_config, tiny_dataset, quick):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,14 +84,55 @@ def test_the_oldest_programs_and_empty_ones_go(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+# A start is what `jax.clear_caches` makes of one, for JAX alone.
+_STARTS = """
+import os, sys
+from pathlib import Path
+from alt_jax import programs
+
+programs.keep()
+import jax
+
+for start in ("first", "second", "third"):
+    print(f"{start}:", file=sys.stderr, flush=True)
+    if start == "third":
+        entry = max(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("*-cache"), key=lambda path: path.stat().st_size)
+        os.truncate(entry, entry.stat().st_size // 2)
+    jax.clear_caches()
+    print(jax.jit(lambda x: jax.numpy.cumsum(jax.numpy.sin(x)))(1.5)[0], jax.numpy.cos(2.5))
+"""
+
+
+def test_what_was_compiled_is_not_compiled_again_unless_it_is_damaged(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _STARTS], env=started_by_a_user(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.splitlines())) == 1
+    first, second, third = re.split("first:|second:|third:", done.stderr)[1:]
+    asked = first.count(MISS)
+    assert asked >= 2
+    assert [(said.count(MISS), said.count(HIT)) for said in (first, second, third)] == [
+        (asked, 0),
+        (0, asked),
+        (1, asked - 1),
+    ]
+
+
+def started_by_a_user(home: Path) -> dict[str, str]:
+    """The environment of a process with the folder that a user gets, which tells what JAX compiles."""
+    ours = (FOLDER, SECONDS, BYTES, "JAX_ENABLE_COMPILATION_CACHE", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    return environment | {"HOME": str(home), "JAX_EXPLAIN_CACHE_MISSES": "1", "JAX_LOG_COMPILES": "1"}
+
+
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing_and_a_damaged_program_is_compiled_again(
     tmp_path: Path, tiny_config: Config, tiny_dataset: Dataset
 ) -> None:
     """Really as processes, with the folder that a user gets; an older version may have left a truncated entry."""
     config = config_file(tmp_path, dataclasses.replace(tiny_config, seed=1))
-    ours = (FOLDER, SECONDS, BYTES, "JAX_ENABLE_COMPILATION_CACHE", "XDG_CACHE_HOME")
-    environment = {name: value for name, value in os.environ.items() if name not in ours}
-    environment |= {"HOME": str(tmp_path), "JAX_EXPLAIN_CACHE_MISSES": "1", "JAX_LOG_COMPILES": "1"}
+    environment = started_by_a_user(tmp_path)
 
     def start(name: str) -> tuple[dict[str, float], str]:
         command = [sys.executable, "-m", "alt_jax", "finetune", config, "--strategy", "ctr", "--init-from", "none"]

@@ -368,7 +368,7 @@ def test_an_unknown_family_is_told_the_known_ones():
         read_config({"model_type": "gpt2"}, "x")
 
 
-@pytest.mark.parametrize("family", ["bert", "modernbert"])
+@pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.slow), "modernbert"])
 def test_layers_that_are_computed_again_are_the_same(family: str) -> None:
     """States and gradients to the last bits, with the same dropout; the backward pass has more to do."""
     config = CONFIGS[family]
