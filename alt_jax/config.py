@@ -152,6 +152,8 @@ class TextConfig:
       init: Where the tower starts: `weights`: those of `model` (there are none if it is empty); `scratch`: random,
         with the architecture and the tokenizer of `model` all the same.
       max_length: Upper bound on prompt tokens; long values are cut, field by field, to keep every prompt within it.
+      pooling: What `plm`, `joint` and ICL read of a prompt: the state of its first token, [CLS] (`cls`), or the mean of
+        the states of its tokens (`mean`, as sentence-transformers do), by which rows differ from the first step on.
       dtype: Precision of the tower's arithmetic. Parameters, softmaxes and losses are always float32.
       remat: Whether the backward pass computes every layer again instead of keeping what is inside: less memory, for
         about a third more time.
@@ -166,6 +168,7 @@ class TextConfig:
     dropout: Rate = 0.1
     init: Literal["weights", "scratch"] = "weights"
     max_length: PositiveInt = 128
+    pooling: Literal["cls", "mean"] = "cls"
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 

@@ -118,7 +118,8 @@ def finetune_flops(task: Finetune, rows: int, lengths: np.ndarray | None) -> dic
         assert lengths is not None
         # Two towers share a row's tokens; each half has a [CLS] and [SEP] of its own.
         halves = [lengths / 2 + 1] * 2 if "text_second" in params else [lengths]
-        text = sum(text_flops(task.model.encoder, part, 1) for part in halves)
+        read = 1 if task.model.config.text.pooling == "cls" else None
+        text = sum(text_flops(task.model.encoder, part, read) for part in halves)
         found["text tower"] = rows * text / len(lengths)
     return {name: _BACKWARD * count for name, count in found.items()}
 

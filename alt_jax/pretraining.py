@@ -20,6 +20,7 @@ from alt_jax.microbatches import in_turn
 from alt_jax.models import packing
 from alt_jax.models.alt import ALT
 from alt_jax.models.encoder import EncoderConfig
+from alt_jax.models.heads import pool
 from alt_jax.objectives import Mean
 from alt_jax.schema import Schema
 from alt_jax.sharding import shards, uncut
@@ -86,8 +87,8 @@ class Views(NamedTuple):
 
     Attributes:
       table, hidden_table: Whether the CTR tower reads the whole row, and the row as MTM shows it.
-      text, hidden_text: What is looked at of the text tower's states of the whole prompt, and of the prompt as MLM
-        hides it: of [CLS] (`cls`), of the hidden tokens (`masks`), of `all` tokens, or nothing.
+      text, hidden_text: Of which tokens of the whole prompt, and of the prompt as MLM hides it, the text tower's states
+        are read: of [CLS] (`cls`), of the hidden ones (`masks`), of `all`, or of none.
     """
 
     table: bool
@@ -100,10 +101,11 @@ def views(config: Config) -> Views:
     """The views that a pretraining computes: by its losses, and by what helps them."""
     loss, whole = config.loss, config.mask.helper == "whole"
     table_helps, text_helps = bool(loss.mlm and config.mlm.with_table), bool(loss.mtm and config.mtm.with_text)
+    pooled: Literal["cls", "all"] = "cls" if config.text.pooling == "cls" else "all"
     return Views(
         table=bool(loss.icl) or (table_helps and whole),
         hidden_table=bool(loss.mtm) or (table_helps and not whole),
-        text="all" if text_helps and whole else "cls" if loss.icl else "",
+        text="all" if text_helps and whole else pooled if loss.icl else "",
         hidden_text="all" if text_helps and not whole else "masks" if loss.mlm else "",
     )
 
@@ -168,7 +170,7 @@ class Pretrain:
             if needed.table or needed.hidden_table:
                 h = model.represent(ids, numbers, train=False)
             if loss.icl:
-                model.align(h, states, train=False)
+                model.align(h, pool(states, mask, config.text.pooling), train=False)
                 model.compare()
             if loss.mlm:
                 model.recover_tokens(states[:, 0], h if config.mlm.with_table else None, train=False)
@@ -255,7 +257,8 @@ class Pretrain:
         helped_by_whole = config.mask.helper == "whole"
         projections: tuple[Array, ...] = ()
         if weights.icl:
-            fixed = {"none": (h, states), "ctr": (lax.stop_gradient(h), states), "text": (h, lax.stop_gradient(states))}
+            h_text = pool(states, prompt.mask, config.text.pooling)
+            fixed = {"none": (h, h_text), "ctr": (lax.stop_gradient(h), h_text), "text": (h, lax.stop_gradient(h_text))}
             projections = call("align", *fixed[config.icl.locked])
         if weights.mlm:
             helper = (h if helped_by_whole else hidden_h) if config.mlm.with_table else None

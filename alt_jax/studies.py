@@ -134,13 +134,24 @@ SHARES = (0.01, 0.05, 0.2, 1.0)
 
 
 def _labels() -> Study:
-    """The same pretraining, and fewer and fewer labels to finetune by."""
+    """The same pretraining and its controls, and fewer and fewer labels to finetune by."""
+    controls = (
+        replace(_NONE, name="SVD start", values={"ctr.init": "svd"}, strategies=("ctr",)),
+        replace(_NONE, name="ridge, ids and SVD", baseline="ridge", strategies=("ctr",)),
+    )
     arms = []
     for share in SHARES:
-        labels, told = {"finetune.label_share": share}, f"{100 * share:g} % of the labels"
-        none = f"no pretraining, {told}"
-        arms.append(Arm(none, finetune=labels, pretrain=False, against=none, point=("no pretraining", share)))
-        arms.append(Arm(f"pretrained, {told}", finetune=labels, against=none, point=("pretrained", share)))
+        told = f"{100 * share:g} % of the labels"
+        for arm in (_NONE, Arm("pretrained"), *controls):
+            arms.append(
+                replace(
+                    arm,
+                    name=f"{arm.name}, {told}",
+                    finetune={"finetune.label_share": share},
+                    against=f"{_NONE.name}, {told}",
+                    point=(arm.name, share),
+                )
+            )
     return Study(tuple(arms), ("ctr",))
 
 

@@ -102,19 +102,22 @@ def test_every_share_of_the_labels_is_compared_without_and_with_one_pretraining(
     study = studies.get("labels")
     jobs = [job for group in ablate.plan(Config(), study, 1, tmp_path) for job in group]
     assert sum(job.strategy is None for job in jobs) == 1
-    for start in (True, False):
+    curves = ("no pretraining", "pretrained", "SVD start", "ridge, ids and SVD")
+    for start, others in ((True, 1), (False, 3)):
         finetuned = [job for job in jobs if job.strategy and bool(job.init_from) == start]
-        assert [job.config.finetune.label_share for job in finetuned] == list(studies.SHARES)
-    for none, pretrained in zip(study.arms[::2], study.arms[1::2], strict=True):
-        assert none.name == none.against == pretrained.against
+        assert [job.config.finetune.label_share for job in finetuned] == list(np.repeat(studies.SHARES, others))
+    assert [arm.point for arm in study.arms] == [(curve, share) for share in studies.SHARES for curve in curves]
+    for arm in study.arms:
+        assert arm.against == f"no pretraining, {100 * arm.point[1]:g} % of the labels"
     made_up(tmp_path, {ablate._name(arm): [0.7 if arm.pretrain else 0.6] for arm in study.arms})
     lines = ablate.table(study, 1, tmp_path)
     assert [line.difference for line in lines] == [
-        pytest.approx(0.1 if arm.pretrain else math.nan, nan_ok=True) for arm in study.arms
+        pytest.approx(math.nan if arm.name == arm.against else 0.1 if arm.pretrain else 0.0, nan_ok=True)
+        for arm in study.arms
     ]
     assert comparison.curves(lines) == {
-        curve: [(share, pytest.approx(auc), 0.0) for share in studies.SHARES]
-        for curve, auc in (("no pretraining", 0.6), ("pretrained", 0.7))
+        curve: [(share, pytest.approx(0.7 if curve == "pretrained" else 0.6), 0.0) for share in studies.SHARES]
+        for curve in curves
     }
     comparison.write(lines, tmp_path)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

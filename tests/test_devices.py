@@ -176,7 +176,7 @@ def pmap_reference(task: Pretrain, params, dataset, values: np.ndarray, key: jax
             h, states = call("represent", ids, train=False), call("read", tokens, real, train=False)
 
             # ICL: this device's rows against all devices' rows, both ways.
-            z_ctr, z_text = call("align", h, states, train=False)
+            z_ctr, z_text = call("align", h, states[:, 0], train=False)
             same = jnp.all(values[:, None, :] == gathered(values)[None, :, :], axis=-1)
             positives = same / same.sum(axis=1, keepdims=True)
             icl = 0.0

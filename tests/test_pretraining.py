@@ -90,11 +90,14 @@ def run_model(task: Pretrain, params, views: Views):
         whole = config.mask.helper == "whole"
         length = states.shape[1]
         helper = jnp.repeat(h if whole else shown_h, length, axis=0) if config.mlm.with_table else None
+        text = states[:, 0]
+        if config.text.pooling == "mean":
+            text = jnp.nanmean(jnp.where(views.real[:, :, None], states, jnp.nan), axis=1)
         logits = call("recover_tokens", hidden_states.reshape(-1, states.shape[-1]), helper, train=False)
         prompt = (states, views.real) if whole else (hidden_states, views.hidden_real)
         prompt = prompt if config.mtm.with_text else (None, None)
         return (
-            call("align", h, states, train=False),
+            call("align", h, text, train=False),
             logits.reshape(B, length, -1),
             call("recover_features", shown_h, *prompt),
         )
@@ -245,7 +248,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **{"mask.pairing": "complementary", "mask.helper": "masked", "mask.rate": 0.34},
     },
     "no help from the table, released attention": {"mlm.with_table": False, "mtm.attention": "released"},
-    "no help from the text": {"mtm.with_text": False},
+    "no help from the text, mean of its states": {"mtm.with_text": False, "text.pooling": "mean"},
 }
 _AT_LENGTH = ("field noise, one mask a value",)  # the others have each by itself
 
@@ -297,6 +300,19 @@ def test_too_many_masked_tokens_are_counted_not_hidden(make_pretrain, plain_conf
     assert found["mlm/dropped"] == (hidden - 8, hidden)
     assert sum(m.weight for name, m in found.items() if name.startswith("mlm/accuracy/")) == 8
     assert np.isfinite(total)
+
+
+@pytest.mark.parametrize(("locked", "still", "moved"), [("ctr", "ctr", "text"), ("text", "text", "ctr")])
+def test_icl_does_not_move_a_locked_tower(locked, still, moved, make_pretrain, plain_config, pieces, batch):
+    """Both projections learn all the same; the loss is what it is with nothing locked."""
+    only = LossConfig(icl=1, mlm=0, mtm=0)
+    task, free = (make_pretrain(plain_config.override({"icl.locked": way}), only, B) for way in (locked, "none"))
+    params, key = fresh(task), jax.random.key(5)
+    (loss, _), grads = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(params, pieces, batch, key)
+    assert float(loss) == pytest.approx(float(jax.jit(free.loss)(params, pieces, batch, key)[0]), rel=1e-6)
+    assert not optax.tree.norm(grads[still])
+    for name in (moved, "align_ctr", "align_text"):
+        assert optax.tree.norm(grads[name]) > 0
 
 
 # --- a weight of 0 ---

@@ -69,8 +69,10 @@ def test_finetuning_losses(strategy, plain_config, tiny_dataset, pieces, batch):
     assert np.asarray(scores) == pytest.approx(logits[strategy], rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["plm", "joint"])
-def test_unpadded_prompts_train_as_padded_ones_do(strategy, tiny_config, tiny_dataset, pieces, batch, monkeypatch):
+@pytest.mark.parametrize(("strategy", "pooling"), [("plm", "mean"), ("joint", "cls")])
+def test_unpadded_prompts_train_as_padded_ones_do(
+    strategy, pooling, tiny_config, tiny_dataset, pieces, batch, monkeypatch
+):
     """Loss and gradients, dropout included."""
     asked = []
 
@@ -80,7 +82,8 @@ def test_unpadded_prompts_train_as_padded_ones_do(strategy, tiny_config, tiny_da
 
     monkeypatch.setattr(packing, "room", room)
     schema = tiny_dataset.schema
-    padded = Finetune(ALT(tiny_config, schema, bridge.encoder_config(tiny_config.text, schema)), strategy)
+    config = tiny_config.override({"text.pooling": pooling})
+    padded = Finetune(ALT(config, schema, bridge.encoder_config(config.text, schema)), strategy)
     packed = dataclasses.replace(padded, lengths=tiny_dataset.prompt_tokens())
     assert packed.lengths.max() < text_length(schema.text.length)
     params, key = fresh(padded), jax.random.key(1)
@@ -98,6 +101,21 @@ def test_unpadded_prompts_train_as_padded_ones_do(strategy, tiny_config, tiny_da
     assert loss == pytest.approx(expected, rel=1e-6)
     for mine, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_the_mean_of_the_states_may_be_what_is_read(plain_config, tiny_dataset, pieces, batch):
+    schema = tiny_dataset.schema
+    config = plain_config.override({"text.pooling": "mean"})
+    task = Finetune(ALT(config, schema, bridge.encoder_config(config.text, schema)), "plm")
+    params = fresh(task)
+    values = np.asarray(batch.values)
+    found = task.logit(params, pieces, jnp.asarray(values), text_length(schema.text.length))
+    prompt = spell(tiny_dataset, values)
+    tokens, real = map(jnp.asarray, (prompt.tokens, prompt.real))
+    states = task.model.apply({"params": {"text": params["text"]}}, tokens, real, train=False, method="read")
+    text = [np.asarray(row)[np.asarray(own)].mean(axis=0) for row, own in zip(states, real, strict=True)]
+    head = jax.tree.map(np.asarray, params["text_logit"]["dense"])
+    assert np.asarray(found) == pytest.approx((text @ head["kernel"])[:, 0] + head["bias"][0], rel=1e-4, abs=1e-5)
 
 
 def test_bfloat16_learns_what_float32_does(tiny_config, tiny_dataset, pieces):

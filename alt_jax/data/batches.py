@@ -33,7 +33,10 @@ def updates(rows: int, batch_size: int, epochs: int) -> int:
       InputError: There are fewer rows than one batch needs.
     """
     if rows < batch_size:
-        raise InputError(f"A batch of {batch_size} rows is larger than the {rows} training rows; lower the batch size.")
+        raise InputError(
+            f"A batch of {batch_size} rows is larger than the {rows} training rows; lower --pretrain.batch-size, "
+            "or in a finetuning --finetune.STRATEGY.batch-size."
+        )
     return -(-epochs * rows // batch_size)
 
 

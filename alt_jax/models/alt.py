@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from alt_jax.config import Config, Strategy
 from alt_jax.models.ctr import CTRLogit, CTRTower
-from alt_jax.models.encoder import EncoderConfig
+from alt_jax.models.encoder import EncoderConfig, TextTower
 from alt_jax.models.heads import (
     Fusion,
     MLMHead,
@@ -23,6 +23,7 @@ from alt_jax.models.heads import (
     Similarity,
     TextLogit,
     TwoTextLogit,
+    pool,
 )
 from alt_jax.models.packing import Wanted, first
 from alt_jax.models.text import text_tower
@@ -82,10 +83,10 @@ class ALT(nn.Module):
         return self.text(tokens, mask, train=train, wanted=wanted, room=room)
 
     def align(
-        self, representation: Float[Array, "B C"], states: Float[Array, "B L D"], *, train: bool
+        self, representation: Float[Array, "B C"], text: Float[Array, "B D"], *, train: bool
     ) -> tuple[Float[Array, "B E"], Float[Array, "B E"]]:
-        """Both views of a row, the second from its [CLS] state, in the space where ICL compares them."""
-        return self.align_ctr(representation, train=train), self.align_text(states[:, 0], train=train)
+        """Both views of a row, h_c and h_t, in the space where ICL compares them."""
+        return self.align_ctr(representation, train=train), self.align_text(text, train=train)
 
     def compare(self) -> tuple[float | Float[Array, ""], float | Float[Array, ""]]:
         """Scale and bias of the similarities that ICL is made of."""
@@ -143,16 +144,29 @@ class ALT(nn.Module):
         if strategy != "ctr":
             assert tokens is not None
             assert mask is not None
-            # [CLS] is all that is read.
-            states = self.text(tokens, mask, train=train, wanted=first(mask), room=room)
+            h_text = self._pooled(self.text, tokens, mask, room, train=train)
             if second is None:
-                logits["plm"] = self.text_logit(states)
+                logits["plm"] = self.text_logit(h_text)
             else:
-                other = self.text_second(*second, train=train, wanted=first(second[1]))
-                logits["plm"] = self.two_text_logit(states, other)
+                other = self._pooled(self.text_second, *second, train=train)
+                logits["plm"] = self.two_text_logit(h_text, other)
         if strategy == "joint":
-            logits["joint"] = self.fusion(logits["ctr"], logits["plm"], h, states)
+            logits["joint"] = self.fusion(logits["ctr"], logits["plm"], h, h_text)
         return logits
+
+    def _pooled(
+        self,
+        tower: TextTower,
+        tokens: Int[Array, "B L"],
+        mask: Bool[Array, "B L"],
+        room: int | None = None,
+        *,
+        train: bool,
+    ) -> Float[Array, "B D"]:
+        """h_t of prompts; the last layer computes no states that are not read."""
+        pooling = self.config.text.pooling
+        wanted = first(mask) if pooling == "cls" else None
+        return pool(tower(tokens, mask, train=train, wanted=wanted, room=room), mask, pooling)
 
     def score(
         self,

@@ -217,22 +217,38 @@ class RFDHead(nn.Module):
         return nn.Dense(len(self.schema.tabular), name="output")(helped)
 
 
+def pool(
+    states: Float[Array, "B W D"], mask: Bool[Array, "B L"], pooling: Literal["cls", "mean"]
+) -> Float[Array, "B D"]:
+    """h_t of prompts, in float32: the state of their first token, [CLS]; or the mean of those of their real tokens.
+
+    Args:
+      states: Of all tokens, W = L; for `cls`, of the first at least.
+      mask: Which tokens are real; not looked at for `cls`.
+      pooling: `text.pooling`.
+    """
+    if pooling == "cls":
+        return states[:, 0].astype(jnp.float32)
+    real = mask[:, :, None].astype(jnp.float32)
+    return jnp.sum(states * real, axis=1) / jnp.sum(real, axis=1)
+
+
 class TextLogit(nn.Module):
-    """logit_t = Linear(h_t), h_t the state of [CLS]."""
+    """logit_t = Linear(h_t)."""
 
     @nn.compact
-    def __call__(self, states: Float[Array, "B L D"]) -> Float[Array, " B"]:
+    def __call__(self, text: Float[Array, "B D"]) -> Float[Array, " B"]:
         """The click logit."""
-        return nn.Dense(1, name="dense")(states[:, 0].astype(jnp.float32))[:, 0]
+        return nn.Dense(1, name="dense")(text)[:, 0]
 
 
 class TwoTextLogit(nn.Module):
     """logit_t of two prompts: concat(h_t, h'_t) → Linear → ReLU → Linear (CTR-BERT's late fusion)."""
 
     @nn.compact
-    def __call__(self, first: Float[Array, "B L D"], second: Float[Array, "B L D"]) -> Float[Array, " B"]:
+    def __call__(self, first: Float[Array, "B D"], second: Float[Array, "B D"]) -> Float[Array, " B"]:
         """The click logit."""
-        views = jnp.concatenate([first[:, 0], second[:, 0]], axis=1).astype(jnp.float32)
+        views = jnp.concatenate([first, second], axis=1)
         return nn.Dense(1, name="dense")(nn.relu(nn.Dense(first.shape[-1], name="hidden")(views)))[:, 0]
 
 
@@ -254,16 +270,16 @@ class Fusion(nn.Module):
         ctr: Float[Array, " B"],
         text: Float[Array, " B"],
         representation: Float[Array, "B C"],
-        states: Float[Array, "B L D"],
+        text_representation: Float[Array, "B D"],
     ) -> Float[Array, " B"]:
-        """Mixes the two logits; h_c and h_t, the state of [CLS], decide in `gated` only."""
+        """Mixes the two logits; h_c and h_t decide in `gated` only."""
         alpha: Array | float = 0.5
         if self.kind == "free":
             alpha = self.param("alpha", nn.initializers.constant(self.alpha), ())
         elif self.kind == "sigmoid":
             alpha = jax.nn.sigmoid(self.param("logit", nn.initializers.constant(_logit(self.alpha)), ()))
         elif self.kind == "gated":
-            views = jnp.concatenate([representation, states[:, 0].astype(jnp.float32)], axis=1)
+            views = jnp.concatenate([representation, text_representation], axis=1)
             start = nn.initializers.constant(_logit(self.alpha))
             gate = nn.Dense(1, kernel_init=nn.initializers.zeros, bias_init=start, name="gate")
             alpha = jax.nn.sigmoid(gate(views)[:, 0])

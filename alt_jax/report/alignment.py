@@ -18,6 +18,7 @@ from alt_jax.data.dataset import Dataset
 from alt_jax.data.prompt import Pieces, feature_ids
 from alt_jax.errors import InputError
 from alt_jax.models import packing
+from alt_jax.models.heads import pool
 from alt_jax.mtm import Shown
 from alt_jax.objectives import Mean
 from alt_jax.pretraining import Pretrain, hide
@@ -188,8 +189,9 @@ class _Projector:
         call = caller(model, params, None)
         prompt = row_prompts(model, pieces, values, text_length(model.schema.text.length))
         h = call("represent", feature_ids(pieces, values), row_numbers(model, pieces, values))
-        states = call("read", prompt.tokens, prompt.mask, packing.first(prompt.mask))
-        views: tuple[Array, Array] = call("align", h, states)
+        pooling = model.config.text.pooling
+        states = call("read", prompt.tokens, prompt.mask, packing.first(prompt.mask) if pooling == "cls" else None)
+        views: tuple[Array, Array] = call("align", h, pool(states, prompt.mask, pooling))
         return views
 
 

@@ -162,7 +162,9 @@ def test_a_shard_that_cannot_be_read_is_told_where_its_window_is_asked_for():
 
 
 def test_a_batch_larger_than_the_training_part_is_refused():
-    with pytest.raises(InputError, match="A batch of 61 rows is larger than the 60 training rows"):
+    with pytest.raises(
+        InputError, match=r"A batch of 61 rows is larger than the 60 training rows; lower --pretrain\.batch-size"
+    ):
         updates(60, 61, 1)
     with pytest.raises(InputError, match="larger than the 60 training rows"):
         batch_at(Split(60, 60).rows, seed=0, step=0, batch_size=61)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alt_jax.models.heads import Fusion, MLMHead, MTMHead, Projection, TextLogit
+from alt_jax.models.heads import Fusion, MLMHead, MTMHead, Projection, TextLogit, pool
 from alt_jax.models.table import table_rows
 from alt_jax.schema import Field, Schema, Split, TextSchema
 
@@ -163,15 +163,26 @@ def test_one_real_token_gets_all_attention(mtm):
 # --- finetuning ---
 
 
-def test_text_logit_reads_the_cls_state():
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_text_logit_is_of_the_pooled_states(pooling):
+    slow = {
+        "cls": [row[0] for row in STATES],
+        "mean": [
+            sum(row[place] for place in np.flatnonzero(real)) / real.sum()
+            for row, real in zip(STATES, MASK, strict=True)
+        ],
+    }[pooling]
+    text = pool(jnp.asarray(STATES, jnp.bfloat16 if pooling == "cls" else jnp.float32), jnp.asarray(MASK), pooling)
+    assert text.dtype == jnp.float32
+    assert np.asarray(text) == pytest.approx(np.asarray(slow), rel=1e-2 if pooling == "cls" else 1e-5, abs=1e-5)
     model = TextLogit()
-    params = random_params(model, jnp.asarray(STATES))
-    found = model.apply({"params": params}, jnp.asarray(STATES))
-    assert np.asarray(found) == pytest.approx(dense(STATES[:, 0], params["dense"])[:, 0], rel=1e-5, abs=1e-5)
+    params = random_params(model, text)
+    found = model.apply({"params": params}, text)
+    assert np.asarray(found) == pytest.approx(dense(np.asarray(text), params["dense"])[:, 0], rel=1e-5, abs=1e-5)
 
 
 CTR, TEXT = jnp.asarray([1.0, -2.0, 4.0]), jnp.asarray([3.0, 0.5, -1.0])
-VIEWS = jnp.asarray([[0.5, 1.0], [2.0, -1.0], [0.0, 1.5]]), jnp.asarray([[[1.0]], [[-2.0]], [[0.5]]])
+VIEWS = jnp.asarray([[0.5, 1.0], [2.0, -1.0], [0.0, 1.5]]), jnp.asarray([[1.0], [-2.0], [0.5]])
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 0.3])
@@ -208,7 +219,7 @@ def test_bounded_fusion_starts_at_alpha(kind):
 def test_the_gate_is_the_equation():
     params = {"gate": {"kernel": jnp.asarray([[0.7], [-0.4], [1.1]]), "bias": jnp.asarray([0.2])}}
     found = Fusion("gated", 0.5).apply({"params": params}, CTR, TEXT, *VIEWS)
-    for r, (h, t) in enumerate(zip(np.asarray(VIEWS[0]), np.asarray(VIEWS[1])[:, 0], strict=True)):
+    for r, (h, t) in enumerate(zip(np.asarray(VIEWS[0]), np.asarray(VIEWS[1]), strict=True)):
         alpha = 1 / (1 + np.exp(-(0.7 * h[0] - 0.4 * h[1] + 1.1 * t[0] + 0.2)))
         assert float(found[r]) == pytest.approx(float(alpha * CTR[r] + (1 - alpha) * TEXT[r]), rel=1e-5)
 
