@@ -133,26 +133,47 @@ def _baselines() -> Study:
 SHARES = (0.01, 0.05, 0.2, 1.0)
 
 
-def _labels() -> Study:
-    """The same pretraining and its controls, and fewer and fewer labels to finetune by."""
-    controls = (
-        replace(_NONE, name="SVD start", values={"ctr.init": "svd"}, strategies=("ctr",)),
-        replace(_NONE, name="ridge, ids and SVD", baseline="ridge", strategies=("ctr",)),
-    )
-    arms = []
+def _by_share(*arms: Arm) -> tuple[Arm, ...]:
+    """Every arm with fewer and fewer labels to finetune by; each is compared with the first by as many."""
+    found = []
     for share in SHARES:
         told = f"{100 * share:g} % of the labels"
-        for arm in (_NONE, Arm("pretrained"), *controls):
-            arms.append(
+        for arm in arms:
+            found.append(
                 replace(
                     arm,
                     name=f"{arm.name}, {told}",
                     finetune={"finetune.label_share": share},
-                    against=f"{_NONE.name}, {told}",
+                    against=f"{arms[0].name}, {told}",
                     point=(arm.name, share),
                 )
             )
-    return Study(tuple(arms), ("ctr",))
+    return tuple(found)
+
+
+def _labels() -> Study:
+    """The config's pretraining and its controls."""
+    svd = replace(_NONE, name="SVD start", values={"ctr.init": "svd"})
+    ridge = replace(_NONE, name="ridge, ids and SVD", baseline="ridge")
+    return Study(_by_share(_NONE, Arm("pretrained"), svd, ridge), ("ctr",))
+
+
+def _views() -> Study:
+    """Does the text add? Pretrainings that read it beside one that does not, of as many passes and of all it needs."""
+    ids: dict[str, Any] = {**_only("mtm"), "mtm.with_text": False}
+    without: tuple[Strategy, ...] = ("ctr", "joint")  # there is no text tower to start `plm` from
+    return Study(
+        _by_share(
+            _NONE,
+            Arm("MTM without text", ids, strategies=without),
+            Arm("MTM without text, long", {**ids, "pretrain.epochs": None}, strategies=without),
+            Arm("MTM with text", {**ids, "mtm.with_text": True}),
+            Arm("ICL", _only("icl")),
+            Arm("MTM without text, taught to the text", {**ids, "loss.icl": 1.0, "icl.locked": "ctr"}),
+            Arm("MLM and MTM", {**_only("mlm", "mtm"), "mtm.with_text": True}),
+            Arm("all three", {**_only("icl", "mlm", "mtm"), "mtm.with_text": True}),
+        )
+    )
 
 
 def _weights() -> Study:
@@ -254,6 +275,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "baselines": _baselines,
     "losses": _losses,
     "labels": _labels,
+    "views": _views,
     "weights": _weights,
     "masking": _masking,
     "icl": _icl,
