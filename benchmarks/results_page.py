@@ -1,4 +1,4 @@
-"""Fills the tables of docs/results.md from the runs that are kept beside it, seed by seed, as CSV.
+"""Fills the tables of docs/results.md and its appendix from the runs that are kept beside it, seed by seed, as CSV.
 
     python benchmarks/results_page.py            # rewrites what stands between the markers
     python benchmarks/results_page.py --check    # says whether that would change anything
@@ -24,7 +24,8 @@ from statistics import mean
 
 from alt_jax.comparison import COLUMNS, compare, markdown, read_csv
 
-PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = (DOCS / "results.md", DOCS / "results_first_recipe.md")
 _MARKED = re.compile(
     r"(<!-- table: (?P<paths>\S+\.csv(?: \S+\.csv)*?)(?: published=(?P<published>\S+))? -->\n).*?(<!-- end -->)",
     re.DOTALL,
@@ -68,8 +69,11 @@ def fill(text: str, folder: Path) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    text = PAGE.read_text(encoding="utf-8")
-    made = fill(text, PAGE.parent)
-    if parser.parse_args().check:
-        sys.exit(0 if made == text else f"{PAGE} does not agree with its CSV files; run {sys.argv[0]}.")
-    PAGE.write_text(made, encoding="utf-8")
+    check = parser.parse_args().check
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        made = fill(text, page.parent)
+        if not check:
+            page.write_text(made, encoding="utf-8")
+        elif made != text:
+            sys.exit(f"{page} does not agree with its CSV files; run {sys.argv[0]}.")
