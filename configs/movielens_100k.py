@@ -59,8 +59,8 @@ def get_config(variant: str = "table") -> Config:
     }[variant]
     return Config(
         data=DataConfig(source="movielens_100k", dir="data/movielens_100k", protocol="random", linked=MOVIELENS.sides),
-        # 56 tokens: one prompt in a hundred loses the end of its title or genres.
-        text=TextConfig(vocab_size=4096, hidden=64, layers=2, heads=2, intermediate=256, dropout=0.0, max_length=56),
+        # 96 tokens: the longest prompt has 68. A lower bound is shared out among the fields, and cuts titles.
+        text=TextConfig(vocab_size=4096, hidden=64, layers=2, heads=2, intermediate=256, dropout=0.0, max_length=96),
         ctr=CTRConfig(tower="dcnv2", init_std=0.01),
         loss=loss,
         mtm=mtm,

@@ -33,11 +33,15 @@ FEW = FinetuneConfig(batch_size=64, epochs=1, patience=1)
 TINY = dataclasses.replace(
     RECIPE,
     data=dataclasses.replace(
-        RECIPE.data, fields=tuple(f for f in RECIPE.data.fields if f.column in ("user_id", "item_id", "title", "genre"))
+        RECIPE.data,
+        fields=tuple(f for f in RECIPE.data.fields if f.column in ("user_id", "item_id", "title", "genre")),
+        linked=(("item_id", "title", "genre"),),
     ),
-    text=TextConfig(vocab_size=300, hidden=8, layers=1, heads=1, intermediate=8, dropout=0.0, max_length=48),
+    text=TextConfig(
+        vocab_size=300, hidden=8, layers=1, heads=1, intermediate=8, dropout=0.0, max_length=48, pooling="mean"
+    ),
     ctr=CTRConfig(dim=4, hidden=(8,), options=(("experts", 1), ("layers", 1), ("rank", 2))),
-    icl=ICLConfig(dim=8),
+    icl=ICLConfig(dim=8, locked="ctr"),
     pretrain=PretrainConfig(batch_size=64, epochs=1),
     finetune=FinetuneConfigs(ctr=FEW, plm=PLMConfig(**vars(FEW)), joint=JointConfig(**vars(FEW))),
 )
