@@ -2,6 +2,7 @@
 
 ```
 DIR/pretrain/ARM/seed-0     DIR/STRATEGY/ARM/seed-0     run folders, each with seed-0.log beside it
+DIR/pretrain/ARM/first/seed-0                           where a pretraining starts from another
 DIR/STRATEGY/ARM/pretraining-1/seed-0                   where pretrainings and finetunings are crossed
 DIR/STRATEGY/ARM/tuning/l2=0.001,…                      where values are chosen on validation, by the first seed
 DIR/table.md · table.csv · table.json · table.png · curves.png
@@ -58,7 +59,7 @@ class Job:
       folder: Where it is kept.
       config: Its values, without those that are chosen among the candidates.
       strategy: Of a finetuning.
-      init_from: Where a finetuning starts.
+      init_from: Where it starts.
       candidates: Runs by the values that are chosen among them on validation; empty: nothing is chosen.
       baseline: Of a run by another library (`alt_jax.baselines`).
     """
@@ -122,7 +123,10 @@ def plan(config: Config, study: Study, seeds: int, folder: Path, pretrainings: i
                 first = _origin(study, arm, Seeds(0, 0), folder) or _folder(folder, strategy, arm, Seeds(0, 0))
                 group = groups.setdefault(first if candidates else origin or run, [])
                 if origin is not None and origin not in {job.folder for job in group}:
-                    group.append(Job(arm.name, origin, base.override({"seed": each.pretraining})))
+                    begun = base.override({"seed": each.pretraining})
+                    if (before := _before(arm, origin)) is not None:
+                        group.append(Job(arm.name, before, begun.override(arm.first)))
+                    group.append(Job(arm.name, origin, begun, init_from=before))
                 group += [job for _, job in candidates if job not in group]
                 seeded = tuned.override({"seed": each.finetuning})
                 group.append(Job(arm.name, run, seeded, strategy, origin, candidates, arm.baseline))
@@ -195,7 +199,10 @@ def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
     def one(group: Sequence[Job]) -> None:
         failed: set[Path] = set()
         for planned in group:
-            if planned.finished or planned.init_from in failed:
+            if planned.finished:
+                continue
+            if planned.init_from in failed:
+                failed.add(planned.folder)
                 continue
             if stop:
                 return
@@ -306,8 +313,11 @@ def _outcome(study: Study, arm: Arm, strategy: Strategy, seeds: Seeds, folder: P
         return own
     origin = _origin(study, arm, seeds, folder)
     if origin is not None and not (origin / _RESULT).is_file():
-        failed, why = _by_log(origin)
-        return Missing(failed, f"pretraining {why}")
+        waits, which = origin, "pretraining"
+        if (before := _before(arm, origin)) is not None and not (before / _RESULT).is_file():
+            waits, which = before, "first pretraining"
+        failed, why = _by_log(waits)
+        return Missing(failed, f"{which} {why}")
     parts = {part: _outcome(study, study.arms[0], part, seeds, folder) for part in arm.mean_of}
     missing = {part: found for part, found in parts.items() if isinstance(found, Missing)}
     if missing:
@@ -346,9 +356,14 @@ def _origin(study: Study, arm: Arm, seeds: Seeds, folder: Path) -> Path | None:
     return folder / "pretrain" / _name(next(alike)) / f"seed-{seeds.pretraining}"
 
 
+def _before(arm: Arm, origin: Path) -> Path | None:
+    """The pretraining that an arm's pretraining starts from."""
+    return origin.parent / "first" / origin.name if arm.first else None
+
+
 def _alike(arm: Arm) -> str:
     """Equal for arms that pretrain alike."""
-    return json.dumps(sorted(arm.values.items()), default=str)
+    return json.dumps([sorted(arm.values.items()), sorted(arm.first.items())], default=str)
 
 
 def _check_same(job: Job) -> None:
@@ -417,12 +432,12 @@ def _run_job(path: Path, folder: Path) -> None:
     wait_until_free(folder, _SAVES_S)
     job = json.loads(path.read_text())
     config = Config.from_json(json.dumps(job["config"]), str(path))
+    origin = None if job["init_from"] is None else Path(job["init_from"])
     if job["baseline"]:
         baselines.fit(config, job["baseline"], folder)
     elif job["strategy"] is None:
-        stages.pretrain(config, folder)
+        stages.pretrain(config, folder, origin)
     else:
-        origin = None if job["init_from"] is None else Path(job["init_from"])
         stages.finetune(config, job["strategy"], origin, folder)
 
 

@@ -24,6 +24,7 @@ class Arm:
       values: Config values by dotted name, for every stage.
       finetune: Further ones for finetuning alone: arms that differ only in these share a pretraining.
       pretrain: Whether finetuning starts from a pretraining.
+      first: Values of a pretraining before that, which it starts from; they are set on top of the arm's. Empty: none.
       strategies: Those of the study that it takes part in; empty: all.
       mean_of: Nothing is trained: the mean of the probabilities of the study's first arm under these strategies.
       against: The arm that it is compared with; empty: the study's first.
@@ -35,6 +36,7 @@ class Arm:
     values: Mapping[str, Any] = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     pretrain: bool = True
+    first: Mapping[str, Any] = field(default_factory=dict)
     strategies: tuple[Strategy, ...] = ()
     mean_of: tuple[Strategy, ...] = ()
     against: str = ""
@@ -161,15 +163,16 @@ def _labels() -> Study:
 def _views() -> Study:
     """Does the text add? Pretrainings that read it beside one that does not, of as many passes and of all it needs."""
     ids: dict[str, Any] = {**_only("mtm"), "mtm.with_text": False}
+    long = {**ids, "pretrain.epochs": None}
     without: tuple[Strategy, ...] = ("ctr", "joint")  # there is no text tower to start `plm` from
     return Study(
         _by_share(
             _NONE,
             Arm("MTM without text", ids, strategies=without),
-            Arm("MTM without text, long", {**ids, "pretrain.epochs": None}, strategies=without),
+            Arm("MTM without text, long", long, strategies=without),
+            Arm("MTM without text, long, then taught", {**_only("icl"), "icl.locked": "ctr"}, first=long),
             Arm("MTM with text", {**ids, "mtm.with_text": True}),
             Arm("ICL", _only("icl")),
-            Arm("MTM without text, taught to the text", {**ids, "loss.icl": 1.0, "icl.locked": "ctr"}),
             Arm("MLM and MTM", {**_only("mlm", "mtm"), "mtm.with_text": True}),
             Arm("all three", {**_only("icl", "mlm", "mtm"), "mtm.with_text": True}),
         )
@@ -293,9 +296,10 @@ STUDIES: dict[str, Callable[[], Study]] = {
 def get(name: str) -> Study:
     """The study of that name, or the one that a JSON file describes.
 
-    A file holds `{"arm": {"loss.mlm": 0, …}, …}`; an arm with `"pretrain": false` starts from scratch, `"preset": NAME`
-    takes a preset's values, `"strategies": […]` restricts it to some, and values under `finetune.` hold for finetuning
-    alone. The first arm is what the others are compared with. Seeds are not an arm's.
+    A file holds `{"arm": {"loss.mlm": 0, …}, …}`; an arm with `"pretrain": false` starts from scratch, one with
+    `"first": {…}` pretrains from an earlier pretraining with those values, `"preset": NAME` takes a preset's values,
+    `"strategies": […]` restricts it to some, and values under `finetune.` hold for finetuning alone. The first arm is
+    what the others are compared with. Seeds are not an arm's.
 
     Raises:
       InputError: There is no such study; names the nearest. Or the file is missing or is something else; names the arm.
@@ -328,7 +332,7 @@ def refusing(where: str) -> Iterator[None]:
 
 def _arm(name: str, content: dict[str, Any]) -> Arm:
     values = dict(content)
-    pretrain, chosen = values.pop("pretrain", True), values.pop("strategies", [])
+    pretrain, chosen, first = values.pop("pretrain", True), values.pop("strategies", []), values.pop("first", {})
     if not isinstance(pretrain, bool):
         raise InputError(f"pretrain should be true or false, not {pretrain!r}.")
     if not isinstance(chosen, list):
@@ -336,9 +340,12 @@ def _arm(name: str, content: dict[str, Any]) -> Arm:
     for strategy in chosen:
         if strategy not in ALL:
             raise InputError(f"there is no strategy {strategy!r}; {choices(str(strategy), ALL)}")
-    if "seed" in values:
+    if not isinstance(first, dict) or (first and not pretrain):
+        raise InputError(f"first should be the values of a pretraining before the arm's own, not {first!r}.")
+    if "seed" in values or "seed" in first:
         raise InputError("seed cannot be an arm's, since every arm runs with the same seeds; --seeds says how many.")
     if "preset" in values:
         values = presets.get(str(values.pop("preset"))) | values
     late = {key: value for key, value in values.items() if key.startswith("finetune.")}
-    return Arm(name, {k: v for k, v in values.items() if k not in late}, late, pretrain, tuple(chosen))
+    own = {key: value for key, value in values.items() if key not in late}
+    return Arm(name, own, late, pretrain, first, tuple(chosen))

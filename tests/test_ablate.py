@@ -86,6 +86,37 @@ def test_arms_that_differ_in_finetuning_share_a_pretraining(tmp_path):
     assert groups[4][0].config.finetune.joint.alpha == 0.5
 
 
+def test_a_pretraining_may_start_from_another(tmp_path, monkeypatch):
+    values = {"loss.mlm": 0.0, "first": {"loss.icl": 0.0, "pretrain.epochs": 30}, "finetune.label_share": 0.5}
+    (tmp_path / "study.json").write_text(json.dumps({"none": {"pretrain": False}, "a": values}))
+    study = studies.get(str(tmp_path / "study.json"))
+    _, group = ablate.plan(Config(), dataclasses.replace(study, strategies=("ctr",)), 1, tmp_path)
+    assert [job.folder.relative_to(tmp_path).as_posix() for job in group] == [
+        "pretrain/a/first/seed-0",
+        "pretrain/a/seed-0",
+        "ctr/a/seed-0",
+    ]
+    first, second, _ = group
+    assert [job.init_from for job in group] == [None, first.folder, second.folder]
+    assert (first.config.loss.mlm, first.config.loss.icl, first.config.pretrain.epochs) == (0, 0, 30)
+    assert (second.config.loss.mlm, second.config.loss.icl, second.config.pretrain.epochs) == (0, 1, None)
+    asked = []
+    monkeypatch.setattr(stages, "pretrain", lambda config, folder, origin: asked.append((folder, origin)))
+    here([[first, second]], 1)
+    assert asked == [(first.folder, None), (second.folder, first.folder)]
+
+    def said():
+        return next(line.not_run for line in ablate.table(study, 1, tmp_path) if line.arm == "a")
+
+    assert said() == {Seeds(0, 0): "first pretraining not run"}
+    (first.folder / "result.json").parent.mkdir()
+    (first.folder / "result.json").write_text("{}")
+    assert said() == {Seeds(0, 0): "pretraining not run"}
+    (tmp_path / "study.json").write_text('{"a": {"pretrain": false, "first": {"loss.icl": 0}}}')
+    with pytest.raises(InputError, match="first should be the values of a pretraining before"):
+        studies.get(str(tmp_path / "study.json"))
+
+
 def test_pretrainings_are_crossed_with_finetunings(tmp_path):
     study = Study((Arm("none", pretrain=False), Arm("a")), ("ctr",))
     groups = ablate.plan(Config(), study, 3, tmp_path, pretrainings=2)
@@ -222,7 +253,7 @@ def test_what_only_a_mean_needs_is_run_but_not_shown(tmp_path):
     assert first == ["joint", "ctr", "plm"]
     assert {job.strategy for job in jobs if job.arm != "no pretraining"} == {None, "joint"}
     assert {line.strategy for line in ablate.table(study, 1, tmp_path)} == {"joint"}
-    without = dataclasses.replace(study, strategies=("ctr",))
+    without = dataclasses.dataclasses.replace(study, strategies=("ctr",))
     jobs = [job for group in ablate.plan(Config(), without, 1, tmp_path) for job in group]
     assert [job.strategy for job in jobs if job.arm == "no pretraining"] == ["ctr"]
 
