@@ -253,7 +253,7 @@ def test_what_only_a_mean_needs_is_run_but_not_shown(tmp_path):
     assert first == ["joint", "ctr", "plm"]
     assert {job.strategy for job in jobs if job.arm != "no pretraining"} == {None, "joint"}
     assert {line.strategy for line in ablate.table(study, 1, tmp_path)} == {"joint"}
-    without = dataclasses.dataclasses.replace(study, strategies=("ctr",))
+    without = dataclasses.replace(study, strategies=("ctr",))
     jobs = [job for group in ablate.plan(Config(), without, 1, tmp_path) for job in group]
     assert [job.strategy for job in jobs if job.arm == "no pretraining"] == ["ctr"]
 
