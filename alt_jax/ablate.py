@@ -111,7 +111,7 @@ def plan(config: Config, study: Study, seeds: int, folder: Path, pretrainings: i
     for arm in study.arms:
         with refusing(f"arm {arm.name!r}"):
             base = _arm_config(config, arm)
-            tuned = base.override(arm.finetune)
+            tuned, first_values = base.override(arm.finetune), base.override(arm.first)
             interactions.build(tuned.ctr)
         for each in _seeds(arm, seeds, pretrainings):
             origin = _origin(study, arm, each, folder)
@@ -123,10 +123,10 @@ def plan(config: Config, study: Study, seeds: int, folder: Path, pretrainings: i
                 first = _origin(study, arm, Seeds(0, 0), folder) or _folder(folder, strategy, arm, Seeds(0, 0))
                 group = groups.setdefault(first if candidates else origin or run, [])
                 if origin is not None and origin not in {job.folder for job in group}:
-                    begun = base.override({"seed": each.pretraining})
-                    if (before := _before(arm, origin)) is not None:
-                        group.append(Job(arm.name, before, begun.override(arm.first)))
-                    group.append(Job(arm.name, origin, begun, init_from=before))
+                    seed = {"seed": each.pretraining}
+                    if (before := _first_pretraining(arm, origin)) is not None:
+                        group.append(Job(arm.name, before, first_values.override(seed)))
+                    group.append(Job(arm.name, origin, base.override(seed), init_from=before))
                 group += [job for _, job in candidates if job not in group]
                 seeded = tuned.override({"seed": each.finetuning})
                 group.append(Job(arm.name, run, seeded, strategy, origin, candidates, arm.baseline))
@@ -314,7 +314,7 @@ def _outcome(study: Study, arm: Arm, strategy: Strategy, seeds: Seeds, folder: P
     origin = _origin(study, arm, seeds, folder)
     if origin is not None and not (origin / _RESULT).is_file():
         waits, which = origin, "pretraining"
-        if (before := _before(arm, origin)) is not None and not (before / _RESULT).is_file():
+        if (before := _first_pretraining(arm, origin)) is not None and not (before / _RESULT).is_file():
             waits, which = before, "first pretraining"
         failed, why = _by_log(waits)
         return Missing(failed, f"{which} {why}")
@@ -356,7 +356,7 @@ def _origin(study: Study, arm: Arm, seeds: Seeds, folder: Path) -> Path | None:
     return folder / "pretrain" / _name(next(alike)) / f"seed-{seeds.pretraining}"
 
 
-def _before(arm: Arm, origin: Path) -> Path | None:
+def _first_pretraining(arm: Arm, origin: Path) -> Path | None:
     """The pretraining that an arm's pretraining starts from."""
     return origin.parent / "first" / origin.name if arm.first else None
 

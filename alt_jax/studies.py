@@ -170,7 +170,7 @@ def _views() -> Study:
             _NONE,
             Arm("MTM without text", ids, strategies=without),
             Arm("MTM without text, long", long, strategies=without),
-            Arm("MTM without text, long, then taught", {**_only("icl"), "icl.locked": "ctr"}, first=long),
+            Arm("MTM without text, long, then LiT", {**_only("icl"), "icl.locked": "ctr"}, first=long),
             Arm("MTM with text", {**ids, "mtm.with_text": True}),
             Arm("ICL", _only("icl")),
             Arm("MLM and MTM", {**_only("mlm", "mtm"), "mtm.with_text": True}),

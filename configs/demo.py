@@ -6,7 +6,7 @@ Command: `alt-jax demo` does everything. One part by itself, or with other value
 
 Expected: the demo's table. With 2,000 test rows an AUC is known to about ±0.02 only, so do not expect its order to hold
 for another seed or another log.
-Time: 2.5 minutes on two CPU cores, compilation included; see the README under Timings.
+Time: 3 minutes on two CPU cores, compilation included; see the README under Timings.
 """
 
 from pathlib import Path

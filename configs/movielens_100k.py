@@ -19,6 +19,8 @@ What else came out is in docs/results.md. Batch, rates, L2, lengths and masks we
 is not set here is fitted to the number of labels (`alt_jax/recipe.py`).
 """
 
+from typing import Any
+
 from alt_jax.config import (
     Config,
     CTRConfig,
@@ -35,40 +37,32 @@ from alt_jax.config import (
 )
 from alt_jax.data.published import MOVIELENS
 
+# What a variant changes.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "table": {},
+    "text": {
+        **{"loss.icl": 1.0, "loss.mlm": 1.0, "mtm.with_text": True},
+        **{"pretrain.epochs": 6, "pretrain.text_learning_rate": 1e-3},
+    },
+}
+
 
 def get_config(variant: str = "table") -> Config:
     """The experiment with the named pretraining."""
-    loss, mtm, pretrain = {
-        "table": (
-            LossConfig(icl=0.0, mlm=0.0),
-            MTMConfig(with_text=False),
-            PretrainConfig(batch_size=512, learning_rate=3e-3, weight_decay=1e-2, warmup=0.1),
-        ),
-        "text": (
-            LossConfig(),
-            MTMConfig(),
-            PretrainConfig(
-                batch_size=512,
-                epochs=6,
-                learning_rate=3e-3,
-                text_learning_rate=1e-3,
-                weight_decay=1e-2,
-                warmup=0.1,
-            ),
-        ),
-    }[variant]
-    return Config(
+    changed = VARIANTS[variant]
+    config = Config(
         data=DataConfig(source="movielens_100k", dir="data/movielens_100k", protocol="random", linked=MOVIELENS.sides),
         # 96 tokens: the longest prompt has 68. A lower bound is shared out among the fields, and cuts titles.
         text=TextConfig(vocab_size=4096, hidden=64, layers=2, heads=2, intermediate=256, dropout=0.0, max_length=96),
         ctr=CTRConfig(tower="dcnv2", init_std=0.01),
-        loss=loss,
-        mtm=mtm,
+        loss=LossConfig(icl=0.0, mlm=0.0),
+        mtm=MTMConfig(with_text=False),
         mask=MaskConfig(unit="group", pairing="same", helper="masked"),
-        pretrain=pretrain,
+        pretrain=PretrainConfig(batch_size=512, learning_rate=3e-3, weight_decay=1e-2, warmup=0.1),
         finetune=FinetuneConfigs(
             ctr=FinetuneConfig(ema_decay=0.99),
             plm=PLMConfig(batch_size=256, epochs=15, text_learning_rate=1e-3),
             joint=JointConfig(batch_size=256, epochs=15, learning_rate=1e-3, text_learning_rate=1e-4),
         ),
     )
+    return config.override(changed)

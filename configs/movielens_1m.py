@@ -11,7 +11,7 @@ read from safetensors only: a hub model without them is refused, with the way to
 tokenizer, so `prepare` takes the same variant; each has a folder of its own.
 
 Variant `table` is `scratch` with the recipe of `configs/movielens_100k.py`: pretraining by masked tabular modelling on
-ids alone, in minutes on two CPU cores, and what it leaves open is fitted to the number of labels.
+ids only, and what it leaves open is fitted to the number of labels. It has not been run on this data yet.
 
 Variant `history` is `scratch` with two more fields: the 30 last movies that the row's user liked, and the 30 last that
 they did not, from earlier rows of any split, as published baselines in order of time have them. It is for

@@ -31,7 +31,7 @@ fi
 
 "$python" -m ruff check
 "$python" -m ruff format --check
-.venv/bin/shellcheck launch/*.sh launch/slurm.sbatch
+.venv/bin/shellcheck launch/*.sh launch/slurm.sbatch benchmarks/*.sh
 "$python" benchmarks/results_page.py --check
 # The type checker and the documentation, with every link and docstring, beside the tests, whose processes wait now and
 # then. What they find is said at the end. The notice that is switched off is an announcement of the theme's.

@@ -115,6 +115,9 @@ def test_a_pretraining_may_start_from_another(tmp_path, monkeypatch):
     (tmp_path / "study.json").write_text('{"a": {"pretrain": false, "first": {"loss.icl": 0}}}')
     with pytest.raises(InputError, match="first should be the values of a pretraining before"):
         studies.get(str(tmp_path / "study.json"))
+    misspelt = Study((Arm("a", first={"loss.icll": 0.0}),), ("ctr",))
+    with pytest.raises(InputError, match=r"arm 'a': there is no config value 'loss.icll'; did you mean 'loss.icl'"):
+        ablate.plan(Config(), misspelt, 1, tmp_path)
 
 
 def test_pretrainings_are_crossed_with_finetunings(tmp_path):

@@ -312,7 +312,7 @@ def _python() -> str:
 
 
 def test_a_tiny_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """`own_log.md` in this process, down to the service, with a smaller log and a smaller model, by ids alone."""
+    """`own_log.md` in this process, down to the service, with a smaller log and a smaller ID-only model."""
     small = {"range(12_000)": "range(600)", "epochs=3": "epochs=1", "layers=2": "layers=1", "hidden=48": "hidden=16"}
     small |= {"warmup=0.1": "warmup=0.1, epochs=1", "ema_decay=0.99": "ema_decay=0.99, epochs=1"}
     (tmp_path / "configs").mkdir()

@@ -39,8 +39,9 @@ def by_xla(task: Task, dataset: Dataset) -> float:
 
 # XLA counts every operation, and products of padding too: 64 rows of this data have a bound on their tokens a fifth
 # above the mean, and what is done to single numbers adds to that. It can never be less than what has to be.
-@pytest.mark.parametrize("strategy", ["plm", "joint"])
-def test_finetuning(strategy, wide, tiny_dataset):
+@pytest.mark.parametrize(("strategy", "pooling"), [("plm", "mean"), ("joint", "cls")])
+def test_finetuning(strategy, pooling, wide, tiny_dataset):
+    wide = wide.override({"text.pooling": pooling})
     lengths = tiny_dataset.prompt_tokens()
     task = Finetune(ALT(wide, tiny_dataset.schema, encoder_config(wide.text, tiny_dataset.schema)), strategy, lengths)
     counted = sum(flops.finetune_flops(task, ROWS, lengths).values())

@@ -302,15 +302,15 @@ def test_too_many_masked_tokens_are_counted_not_hidden(make_pretrain, plain_conf
     assert np.isfinite(total)
 
 
-@pytest.mark.parametrize(("locked", "still", "moved"), [("ctr", "ctr", "text"), ("text", "text", "ctr")])
-def test_icl_does_not_move_a_locked_tower(locked, still, moved, make_pretrain, plain_config, pieces, batch):
+@pytest.mark.parametrize(("locked", "moved"), [("ctr", "text"), ("text", "ctr")])
+def test_icl_does_not_move_a_locked_tower(locked, moved, make_pretrain, plain_config, pieces, batch):
     """Both projections learn all the same; the loss is what it is with nothing locked."""
     only = LossConfig(icl=1, mlm=0, mtm=0)
     task, free = (make_pretrain(plain_config.override({"icl.locked": way}), only, B) for way in (locked, "none"))
     params, key = fresh(task), jax.random.key(5)
     (loss, _), grads = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(params, pieces, batch, key)
     assert float(loss) == pytest.approx(float(jax.jit(free.loss)(params, pieces, batch, key)[0]), rel=1e-6)
-    assert not optax.tree.norm(grads[still])
+    assert not optax.tree.norm(grads[locked])
     for name in (moved, "align_ctr", "align_text"):
         assert optax.tree.norm(grads[name]) > 0
 
