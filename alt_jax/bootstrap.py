@@ -87,7 +87,10 @@ def of_runs(dataset: Dataset, ours: Sequence[Path], theirs: Sequence[Path]) -> I
         sides.append([score for score in scores if score is not None and len(score) == len(label)])
         if not folders or len(sides[-1]) < len(folders):
             return None
-    user = np.asarray(dataset.test.values[:, dataset.schema.slot(entities["user"])]) if "user" in entities else None
+    user = None
+    if "user" in entities:
+        user = dataset.entity("test", "user")
+        user = np.where(user < 0, -1 - np.arange(len(user)), user)  # of whom nobody knows who it is, is somebody else
     found = auc_difference(label, user, *sides)
     return None if np.isnan(found.low) else found
 

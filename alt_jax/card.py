@@ -37,6 +37,7 @@ _FILES = {
     "schema.json": "fields, their feature ids, tokenisation, sizes and hashes of the data",
     "pieces.npz": "tokens of every value",
     "tokenizer": "what made them",
+    "spelling.py": "how a value of any type is spelled, for the code below",
     "config.json": "every value of the configuration",
     "encoder.json": "the text tower's configuration",
     "run.json": "what the run was",
@@ -49,31 +50,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from spelling import spell  # the file beside this one, which alt-jax reads rows with, too
+
 fields = json.loads(Path("schema.json").read_text(encoding="utf-8"))["fields"]
 vocabulary = pq.read_table("vocabulary.parquet").to_pydict()
 value_id = {key: i for i, key in enumerate(zip(vocabulary["field"], vocabulary["value"]))}
-
-
-def plain(number):
-    """Numbers have one spelling: 1.260 is 1.26, 20.0 is 20."""
-    number = float(number)
-    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
 
 
 def encode(table):
     """Value ids [rows, slots]: the value's row in the vocabulary; V + f for others of field f; -1 for an empty slot."""
     blocks = []
     for f, field in enumerate(fields):
-        texts = table[field["column"]].cast("string").fill_null("").to_pylist()
-        if field["kind"] == "numeric":
-            texts = [plain(text) if text.strip() else "" for text in texts]
-        ids = np.full((len(texts), field["slots"]), -1, np.int32)
-        for row, text in enumerate(texts):
-            several = field["kind"] in ("multi", "sequence")
-            values = text.split(field["separator"])[: field["slots"]] if several else [text]
-            values = [value.strip() for value in values] if several else values
-            ids[row, : len(values)] = [value_id.get((f, value), len(value_id) + f) for value in values]
-        blocks.append(ids)
+        slots = field["slots"] if field["kind"] in ("multi", "sequence") else None
+        options = {name: field[name] for name in ("separator", "type", "hash_buckets")}
+        found = spell(table[field["column"]], slots=slots, **options)
+        ids = [value_id.get((f, value), len(value_id) + f) for value in found.strings]
+        blocks.append(np.array([*ids, -1], np.int32)[found.codes])
     return np.concatenate(blocks, axis=1)
 
 
@@ -259,11 +251,6 @@ def _limits(schema: Schema, result: Mapping[str, Any], present: Collection[str])
         told.append(
             f"`score.stablehlo` was written with JAX {jax.__version__}. JAX promises to run it with versions up to six "
             "months newer; after that, export the run again."
-        )
-    if any(field.hash_buckets for field in schema.fields):
-        named = ", ".join(f"`{field.column}`" for field in schema.fields if field.hash_buckets)
-        told.append(
-            f"The values of {named} are numbers of buckets, for which `encode` below lacks the hash; see alt-jax."
         )
     told += [
         "Nothing was measured for groups of people.",

@@ -4,6 +4,7 @@ A config file is a Python module with `get_config() -> Config`. Any value can be
 its dotted name, e.g. `--loss.mlm 0`. A name that does not exist is refused and the nearest one is named.
 """
 
+import codecs
 import dataclasses
 import difflib
 import inspect
@@ -48,6 +49,7 @@ _KIND_OPTIONS = {
     **dict.fromkeys(("of", "spelled", "past", "outcome"), ("sequence",)),
     "bins": ("numeric",),
     **dict.fromkeys(("max_ids", "hash_buckets"), ("category", "multi")),
+    "type": ("category", "multi", "text"),
 }
 
 
@@ -73,7 +75,9 @@ class FieldConfig:
       max_ids: Only so many values, the most frequent of training, have a feature id of their own; 0 for no such cap
         (`category`, `multi`).
       hash_buckets: A value is replaced by the number of its bucket, one of so many, for a field whose values have no
-        bound; 0 for none (`category`, `multi`). See `alt_jax.data.fields.bucket_of`.
+        bound; 0 for none (`category`, `multi`). See `alt_jax.data.spelling.bucketed`.
+      type: What its values are: `string`, `number`, `boolean` or `time`, which decides how they are spelled
+        (`alt_jax.data.spelling`); empty: what all of the column's values turn out to be (`category`, `multi`, `text`).
     """
 
     column: str
@@ -88,6 +92,7 @@ class FieldConfig:
     outcome: Literal["positive", "negative", "any"] = "positive"
     max_ids: Annotated[int, Constrained(ge=0)] = 0
     hash_buckets: Annotated[int, Constrained(ge=0)] = 0
+    type: Literal["", "string", "number", "boolean", "time"] = ""
 
     def __post_init__(self) -> None:
         """Refuses what the field's kind does not read, and two bounds at once."""
@@ -97,6 +102,40 @@ class FieldConfig:
                 raise ValueError(f"{name} of field {self.column!r} has no effect on kind {self.kind!r}; leave it out")
         if self.max_ids and self.hash_buckets:
             raise ValueError(f"hash_buckets of field {self.column!r} bound its ids already; leave max_ids out")
+        if not self.separator:
+            raise ValueError(f"separator of field {self.column!r} is empty; give what stands between two values")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class CSVConfig:
+    """How CSV files are read, where it is not found out from them.
+
+    Attributes:
+      separator: Between columns, one character or `tab`; empty: by the file's name, or else the one of , ; | and tab
+        that gives the columns which are wanted.
+      quote: Around values that hold separators or line breaks, one character, or `none`: quotes are like any other
+        character; empty: double quotes, or none where they would swallow lines.
+      encoding: Of the text, as Python calls it.
+      decimal: What stands before the decimals of a number.
+    """
+
+    separator: str = ""
+    quote: str = ""
+    encoding: str = "utf-8"
+    decimal: Literal[".", ","] = "."
+
+    def __post_init__(self) -> None:
+        """Takes `tab` for what it means, and refuses what is no character and no encoding."""
+        if self.separator in ("tab", "\\t"):
+            object.__setattr__(self, "separator", "\t")
+        if len(self.separator) > 1 or self.separator in ('"', "\n"):
+            raise ValueError(f"data.csv.separator {self.separator!r} should be one character, or tab")
+        if self.quote != "none" and len(self.quote) > 1:
+            raise ValueError(f"data.csv.quote {self.quote!r} should be one character, or none")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(f"data.csv.encoding {self.encoding!r} is no encoding that Python knows") from None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -104,8 +143,12 @@ class DataConfig:
     """Where rows come from and how they are labelled and split.
 
     Attributes:
-      source: `movielens_100k`, `movielens_1m`, `bookcrossing`, `goodreads` or `table` (any CSV or Parquet file).
-      raw: Original zip, its unpacked folder, or the table file.
+      source: `movielens_100k`, `movielens_1m`, `bookcrossing`, `goodreads` or `table` (your own).
+      raw: Original zip or its unpacked folder; of a `table` its file, a folder of parts, or a pattern like
+        `clicks-*.csv.gz`.
+      csv: How CSV files of a `table` are read.
+      valid, test: Tables of the validation and the test part, where `raw` holds the training part alone.
+      split: Column that says `train`, `valid` or `test` of every row (`table`); protocol `given` goes by it.
       unlabelled: A second table of rows whose label nobody knows, of the same columns without it, for `table`:
         pretraining learns from them beside the training part, finetuning does not see them.
       dir: The prepared dataset: a folder, or a URL that fsspec knows, e.g. `gs://bucket/clicks`.
@@ -126,6 +169,10 @@ class DataConfig:
 
     source: str = "table"
     raw: str = ""
+    csv: CSVConfig = CSVConfig()
+    valid: str = ""
+    test: str = ""
+    split: str | None = None
     unlabelled: str = ""
     dir: str = ""
     protocol: str = "random"

@@ -111,8 +111,7 @@ def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -
       rows, positives, auc, logloss, ece; gauc where the schema tells users apart; and where it tells users or items
       apart, rows, positives and AUC of those that training never saw. An undefined value is NaN (see `undefined`).
     """
-    rows, schema = dataset.split(split), dataset.schema
-    entities = schema.entities
+    rows, entities = dataset.split(split), dataset.schema.entities
     label = np.asarray(rows.labels)
     found: dict[str, float] = {
         "rows": len(label),
@@ -123,9 +122,11 @@ def report(dataset: Dataset, split: str, probability: Float[np.ndarray, " N"]) -
         "gauc": float("nan"),
     }
     if "user" in entities:
-        found["gauc"] = metrics.gauc(label, probability, np.asarray(rows.values[:, schema.slot(entities["user"])]))
-    for what, field in entities.items():
-        new = unseen(dataset, split, field)
+        user = dataset.entity(split, "user")
+        known = user >= 0
+        found["gauc"] = metrics.gauc(label[known], probability[known], user[known])
+    for what in entities:
+        new = unseen(dataset, split, what)
         found[f"unseen_{what}_rows"] = int(new.sum())
         found[f"unseen_{what}_positives"] = int(label[new].sum())
         found[f"unseen_{what}_auc"] = metrics.auc(label[new], probability[new])
@@ -149,8 +150,8 @@ def undefined(found: Mapping[str, float | None], name: str) -> str:
     return "all scores are equal"
 
 
-def unseen(dataset: Dataset, split: str, field: str) -> Bool[np.ndarray, " N"]:
-    """Which rows of a split have a value of `field` without a feature id of its own."""
-    values = dataset.split(split).values[:, dataset.schema.slot(field)]
+def unseen(dataset: Dataset, split: str, what: str) -> Bool[np.ndarray, " N"]:
+    """Which rows of a split have a user or an item (`what`) without a feature id of its own."""
+    schema, values = dataset.schema, dataset.entity(split, what)
     features = np.asarray(dataset.pieces.feature)[values]
-    return features == dataset.schema.fields[dataset.schema.index(field)].offset
+    return (values >= 0) & (features == schema.fields[schema.index(schema.entities[what])].offset)

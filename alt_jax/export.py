@@ -6,6 +6,7 @@ params.safetensors    every parameter, named by its path: ctr/embedding/embeddin
 score.stablehlo       value ids to probabilities, for JAX (see `alt_jax.stablehlo`)
 ctr.onnx              value ids to the CTR tower's probabilities, for ONNX runtimes (strategies ctr and joint; see
                       `alt_jax.onnx`); left out where the package onnx is not installed
+spelling.py           how values are spelled, for whoever reads raw rows without alt_jax (`alt_jax.data.spelling`)
 config.json · schema.json · encoder.json · run.json · result.json
 vocabulary.parquet · pieces.npz · tokenizer/      what raw rows are encoded with
 text_tower/           the text tower as a Hugging Face folder (strategies plm and joint)
@@ -24,6 +25,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from alt_jax import card, console, stablehlo
+from alt_jax.data import spelling
 from alt_jax.data.dataset import Encoder, copy_encoder
 from alt_jax.errors import InputError
 from alt_jax.models import huggingface
@@ -60,6 +62,7 @@ def export(folder: Path, out: Path) -> bool:
         tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}
         safetensors.numpy.save_file(tensors, partial / PARAMS)
         copy_encoder(dataset.folder, partial)
+        shutil.copyfile(spelling.__file__, partial / "spelling.py")
         for name in EXPORTED:
             shutil.copy(folder / name, partial / name)
         shutil.copymode(partial / "config.json", partial / PARAMS)  # safetensors lets nobody else read its files

@@ -41,8 +41,8 @@ def factors(dataset: Dataset, width: int) -> tuple[Int[np.ndarray, " n"], Float[
     check(schema)
     assert schema.user is not None
     assert schema.item is not None
-    columns = [schema.slot(schema.user), schema.slot(schema.item)]
-    values = np.asarray(dataset.train.values[:, columns])
+    pairs = np.stack([dataset.entity("train", "user"), dataset.entity("train", "item")], axis=1)
+    values = pairs[(pairs >= 0).all(axis=1)]
     users, items = (np.asarray(feature_ids(dataset.pieces, values))[:, side] for side in (0, 1))
     (user_ids, row), (item_ids, column) = (np.unique(ids, return_inverse=True) for ids in (users, items))
     matrix = scipy.sparse.coo_matrix((np.ones(len(row)), (row, column)), (len(user_ids), len(item_ids))).tocsr()

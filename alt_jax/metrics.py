@@ -54,6 +54,8 @@ def gauc(label: Labels, score: Float[np.ndarray, " N"], group: Int[np.ndarray, "
     as published: it tells nothing of its own order, but others may. NaN where no group has both classes, or where all
     scores are equal, of whatever group.
     """
+    if not len(label):
+        return float("nan")
     order = np.lexsort((score, group))
     group, label, score = group[order], np.asarray(label, bool)[order], score[order]
     first = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])

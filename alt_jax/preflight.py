@@ -79,7 +79,8 @@ def predict(model: Path, rows: Path, output: Path) -> None:
     """
     table_files.check_output(rows, output)
     scorable(model)
-    table_files.check_columns(rows, Schema.load(model / SCHEMA).columns)
+    csv = run_files.read_config(model).data.csv
+    table_files.check_columns(rows, Schema.load(model / SCHEMA).columns, csv)
 
 
 def export(folder: Path, out: Path) -> None:
@@ -170,6 +171,8 @@ def _raw(data: DataConfig) -> None:
         published.check(data)
         return
     declared.own_fields(data)
-    table_files.check_columns(Path(data.raw), declared.own_columns(data))
+    for path in (data.raw, data.valid, data.test):
+        if path:
+            table_files.check_columns(Path(path), declared.own_columns(data), data.csv)
     if data.unlabelled:
-        table_files.check_columns(Path(data.unlabelled), declared.own_columns(data, labelled=False))
+        table_files.check_columns(Path(data.unlabelled), declared.own_columns(data, labelled=False), data.csv)

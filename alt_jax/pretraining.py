@@ -1,7 +1,7 @@
 """The pretraining task: contrast between the two views of a row, and each view helping to recover the other."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -138,6 +138,7 @@ class Pretrain:
       lengths: Tokens of training rows' prompts, from which follows how much padding can be left out.
       counts: Training count of every feature id: the distribution of MTM's noise.
       common_tokens: `mlm.unigram_scores`.
+      nobody: Value ids of a missing user and a missing item (`Dataset.nobody`).
     """
 
     model: ALT
@@ -145,6 +146,7 @@ class Pretrain:
     lengths: np.ndarray
     counts: np.ndarray
     common_tokens: np.ndarray
+    nobody: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def build(cls, config: Config, dataset: Dataset, encoder: EncoderConfig) -> "Pretrain":
@@ -153,7 +155,8 @@ class Pretrain:
         sample = np.asarray(dataset.train.values[:_CAPACITY_SAMPLE])
         maskable = maskable_tokens(dataset.pieces, sample, schema.widths)
         common = mlm.unigram_scores(dataset.token_counts())
-        return cls(ALT(config, schema, encoder), maskable, dataset.prompt_tokens(), dataset.feature_counts(), common)
+        model, nobody = ALT(config, schema, encoder), dataset.nobody if config.icl.leave_out else {}
+        return cls(model, maskable, dataset.prompt_tokens(), dataset.feature_counts(), common, nobody)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters for what the loss weights call for."""
@@ -273,13 +276,22 @@ class Pretrain:
             sums |= mtm.loss(output, *table, self.counts, noise_key, config, schema)
         return projections, sums
 
+    def apart(self, values: Int[Array, "B S"]) -> Int[Array, "B E"]:
+        """The users, items or both of rows that ICL takes for no negatives of each other where they are the same."""
+        columns = []
+        for what in self.model.config.icl.leave_out:
+            column = values[:, self.model.schema.slot(getattr(self.model.schema, what))]
+            if what in self.nobody:  # rows without a user are not of the same one
+                column = jnp.where(column == self.nobody[what], -1 - jnp.arange(len(column)), column)
+            columns.append(column)
+        return jnp.stack(columns, axis=1) if columns else values[:, :0]
+
     def _contrast(
         self, params: Params, batch: Batch, z_ctr: Float[Array, "B E"], z_text: Float[Array, "B E"]
     ) -> objectives.Contrast:
         """ICL as configured."""
-        config, schema = self.model.config.icl, self.model.schema
+        config = self.model.config.icl
         scale, bias = apply_method(self.model, params, "compare")
-        columns = [schema.slot(getattr(schema, what)) for what in config.leave_out]
         return objectives.instance_contrast(
             z_ctr,
             z_text,
@@ -288,6 +300,6 @@ class Pretrain:
             bias=bias,
             objective=config.objective,
             duplicates=config.duplicates,
-            apart=batch.values[:, np.asarray(columns, int)],
+            apart=self.apart(batch.values),
             chunk=config.chunk,
         )

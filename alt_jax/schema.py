@@ -22,7 +22,7 @@ from alt_jax.errors import InputError, shortened
 PAD_ID = 0
 MASK_ID = 1
 FIRST_FIELD_ID = 2
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SPLITS = ("train", "valid", "test")
 
 _STRICT = ConfigDict(extra="forbid")
@@ -59,6 +59,7 @@ class Field:
       of, spelled: Columns of a `sequence`'s items and of their spelling; see `alt_jax.config.FieldConfig`.
       past, outcome: Which rows a `sequence` was made of, likewise.
       hash_buckets: Values, those of a `sequence`'s item included, are numbers of buckets, so many; 0: as they are.
+      type: What its values are, which decides how they are spelled (`alt_jax.data.spelling`).
     """
 
     name: str
@@ -75,6 +76,7 @@ class Field:
     past: Literal["train", "all"] = "train"
     outcome: Literal["positive", "negative", "any"] = "positive"
     hash_buckets: int = 0
+    type: Literal["string", "number", "boolean", "time"] = "string"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -256,7 +258,7 @@ class Schema:
         """What a checkpoint must share with a dataset: fields, vocabulary and tokenizer (not rows or lengths)."""
         parts = [
             [
-                (f.name, f.offset, f.size, f.kind, f.slots, f.of, f.spelled, f.past, f.outcome, f.hash_buckets)
+                (f.name, f.offset, f.size, f.kind, f.slots, f.of, f.spelled, f.past, f.outcome, f.hash_buckets, f.type)
                 for f in self.fields
             ],
             [dataclasses.asdict(f.numeric) for f in self.fields if f.numeric is not None],

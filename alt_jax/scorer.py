@@ -1,6 +1,6 @@
 """Scores of raw rows, from a finished finetuning run or an export of one."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,19 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 from scipy.special import expit
 
-from alt_jax import sharding_rules
+from alt_jax import console, sharding_rules
 from alt_jax.data.dataset import Encoder
-from alt_jax.data.fields import Spelled
+from alt_jax.data.frames import as_table
 from alt_jax.data.online import OnlineEncoder
 from alt_jax.data.prompt import Pieces, prompt_lengths
 from alt_jax.data.sources import table
+from alt_jax.data.spelling import Spelled
 from alt_jax.data.table_files import check_output
-from alt_jax.errors import InputError
 from alt_jax.evaluate import Probabilities
 from alt_jax.export import read_params
 from alt_jax.partial import file_for, writing
 from alt_jax.run import Run
-from alt_jax.run_files import PARAMS
+from alt_jax.run_files import PARAMS, read_config
 from alt_jax.sharding import make_mesh, place, replicated, split_rows
 from alt_jax.sharding_rules import check_rules
 from alt_jax.stages import finetune_task, load_finetuned, open_dataset
@@ -173,41 +173,6 @@ class Scorer:
         return logits
 
 
-def as_table(rows: Any, columns: Mapping[str, str], origin: str) -> pa.Table:
-    """Rows of whatever kind `Scorer.score` takes as a table that has those of the columns that are there.
-
-    Raises:
-      InputError: They are of another kind, or a column holds values of several kinds.
-    """
-    if isinstance(rows, pa.Table):
-        return rows
-    if isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
-        for number, row in enumerate(rows):
-            if missing := [column for column in columns if column not in row]:
-                raise InputError(f"Row {number} of {origin} has no column {missing[0]!r}{columns[missing[0]]}; add it.")
-        rows = {column: [row[column] for row in rows] for column in columns}
-    if isinstance(rows, Mapping):
-        for column in columns:
-            if column in rows and (isinstance(rows[column], str | bytes) or not isinstance(rows[column], Iterable)):
-                raise InputError(f"Column {column!r} of {origin} is one value; give a list of dicts for single rows.")
-    try:
-        if isinstance(rows, Mapping):
-            return pa.table({name: pa.array(rows[name]) for name in columns if name in rows})
-        if type(rows).__module__.split(".")[0] == "pandas":
-            return pa.Table.from_pandas(rows[[name for name in columns if name in rows]], preserve_index=False)
-        if hasattr(rows, "__arrow_c_stream__"):
-            return pa.table(rows)
-    except (pa.ArrowException, OverflowError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(
-            f"{origin} cannot be read as columns of one kind each ({reason}); store them as text."
-        ) from None
-    raise InputError(
-        f"{origin} is a {type(rows).__name__}; give a pyarrow.Table, a data frame, a dict of columns or a list of "
-        "dicts."
-    )
-
-
 def predict(folder: Path, rows: Path, output: Path) -> int:
     """Scores a CSV or Parquet file of raw rows.
 
@@ -226,7 +191,11 @@ def predict(folder: Path, rows: Path, output: Path) -> int:
     check_output(rows, output)
     with file_for(output) as partial:
         model = Scorer.load(folder)
-        raw = table.read(rows, model.encoder.columns, encoded=True)
+        notices: list[str] = []
+        csv = read_config(folder).data.csv
+        raw = table.read(rows, model.encoder.columns, encoded=True, csv=csv, notices=notices)
+        for notice in notices:
+            console.log(f"note: {notice}")
         scores = pa.table({"score": pa.array(model.score(raw, str(rows)))})
         with writing(output):
             (pq.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv)(scores, partial)

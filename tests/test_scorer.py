@@ -18,7 +18,8 @@ from alt_jax.data import fields
 from alt_jax.data.dataset import Encoder
 from alt_jax.data.online import OnlineEncoder
 from alt_jax.data.prompt import compose, feature_ids, maskable_tokens, prompt_lengths
-from alt_jax.data.sources.raw import as_text, spell_value
+from alt_jax.data.sources.raw import as_text
+from alt_jax.data.spelling import text_of
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Probabilities
 from alt_jax.scorer import Scorer
@@ -91,7 +92,7 @@ def test_a_value_is_spelled_as_in_a_column(value):
     if isinstance(value, str):
         value = value.encode("utf-8", "replace").decode()
     kind = pa.uint64() if isinstance(value, int) and value >= 2**63 else None
-    assert spell_value(value) == as_text(pa.array([value], kind), "c", "t").to_pylist()[0]
+    assert text_of(value) == as_text(pa.array([value], kind), "c", "t").to_pylist()[0]
 
 
 @pytest.mark.parametrize("field", [field for field in FIELDS if field.kind in ("multi", "category")])

@@ -126,13 +126,19 @@ class Beam(Engine):
             self._chunks = self._cut()
             self._count_values()
         found = self._found("values", self._job.number(field.column))
-        slots = max(found["slots"].to_pylist(), default=1)
-        return Tally(found["value"].to_pylist(), np.asarray(found["counts"]), np.asarray(found["kept"]), slots)
+        slots, cut = max(found["slots"].to_pylist(), default=1), sum(found["cut"].to_pylist())
+        kind = values.read_as(field, self._job.schema.field(field.column).type).type
+        counts = np.asarray(found["counts"]), np.asarray(found["kept"])
+        return Tally(found["value"].to_pylist(), *counts, slots, cut, kind)
 
     def keep(self, field: FieldConfig, found: Values) -> None:
         """See `Engine`."""
         strings = pa.table({"value": pa.array(found.strings, pa.string())})
         self._write_table(f"strings/{self._job.number(field.column)}", strings)
+        if field.kind != "numeric":  # whose type needs no telling
+            typed = replace(field, type=found.type)
+            fields = tuple(typed if other.column == field.column else other for other in self._job.fields)
+            self._job = replace(self._job, fields=fields)
 
     def sequence(self, field: FieldConfig, item: Values) -> Values:
         """See `Engine`. The first time, the histories of all fields are made."""

@@ -220,8 +220,9 @@ class Table(_Rows):
                 )
         self.LABEL = config.data.label
         if config.data.timestamp is not None:
-            path, name = Path(config.data.raw), config.data.timestamp
-            whole = pa.types.is_integer(table.times(table.read(path, [name])[name], name, path).type)
+            path, name = config.data.raw, config.data.timestamp
+            column = table.read(Path(path), [name], csv=config.data.csv)[name]
+            whole = pa.types.is_integer(table.times(column, name, path).type)
             # A plain float is stored with 32 bits, whatever its type: seconds since 1970 in steps of 128.
             self.TIMESTAMP = np.int64 if whole else tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
         super().__init__(data_dir=data_dir, config=config, version=version, file_format=file_format)

@@ -18,7 +18,7 @@ import hashlib
 import itertools
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,6 +195,28 @@ class Dataset:
         """All values with their training counts."""
         return _load_vocabulary(self.folder / VOCABULARY, self.schema)
 
+    @functools.cached_property
+    def nobody(self) -> dict[str, int]:
+        """Value id that a missing `user` or `item` has; not of those that are never missing."""
+        vocabulary, found = self.vocabulary(), {}
+        for what, name in (("user", self.schema.user), ("item", self.schema.item)):
+            if name is None:
+                continue
+            low, high = np.searchsorted(vocabulary.field, self.schema.index(name) + np.arange(2))
+            if "" in (own := vocabulary.value[low:high]):
+                found[what] = int(low) + own.index("")
+        return found
+
+    def entity(self, split: str, what: str) -> Int[np.ndarray, " N"]:
+        """The user or the item of every row of a split as a value id: -1 where it is missing, which is nobody.
+
+        Args:
+          split: Which part.
+          what: `user` or `item`, which the schema names.
+        """
+        values = np.asarray(self.split(split).values[:, self.schema.slot(getattr(self.schema, what))])
+        return np.where(values == self.nobody[what], np.int32(-1), values) if what in self.nobody else values
+
     def prompt_tokens(self, most: int = 1 << 20) -> Int[np.ndarray, " N"]:
         """Tokens of the prompts of the training rows, short ones first; of many rows, so many quantiles."""
         rows = np.cumsum(self.schema.splits["train"].prompts)  # that have no more tokens
@@ -286,9 +308,10 @@ class Encoder:
         require_columns(table.column_names, self.columns, origin)
         parts: list[np.ndarray] = []
         new: list[list[str]] = []
+        rows: list[Callable[[int], str]] = []
         base, fresh = 0, sum(len(strings) for strings in self.values)
         for field, strings in zip(self.schema.fields, self.values, strict=True):
-            distinct, codes = fields.spell(table[field.column], field, origin)
+            distinct, codes, _ = fields.spell(table[field.column], field, origin)
             used = np.zeros(len(distinct) + 1, bool)  # the last entry serves code -1, here and in `ids`
             used[codes] = True
             found = pc.index_in(pa.array(distinct, pa.string()), value_set=pa.array(strings, pa.string()))
@@ -297,8 +320,9 @@ class Encoder:
             ids[unseen] = fresh + np.arange(len(unseen))
             parts.append(ids[codes])
             new.append([distinct[code] for code in unseen])
+            rows.append(functools.partial(row_of, codes, unseen, origin))
             base, fresh = base + len(strings), fresh + len(unseen)
-        return np.concatenate(parts, axis=1), self._extended(new, origin, prompts)
+        return np.concatenate(parts, axis=1), self._extended(new, rows, prompts)
 
     def serving_pieces(self) -> tuple[Pieces, int]:
         """What a program needs to score rows of value ids without this encoder.
@@ -309,7 +333,7 @@ class Encoder:
           tokens no prompt of these pieces exceeds.
         """
         schema, known = self.schema, len(self.pieces.feature)
-        pieces = self._extended([[""] for _ in schema.fields], "the table", True)
+        pieces = self._extended([[""] for _ in schema.fields], ["" for _ in schema.fields], True)
         length = np.asarray(pieces.length)
         counts = [len(strings) for strings in self.values]
         field = np.concatenate([np.repeat(np.arange(len(counts)), counts), np.arange(len(counts))])
@@ -323,10 +347,10 @@ class Encoder:
         assert values == known + len(counts)
         return pieces, longest
 
-    def _extended(self, new: list[list[str]], origin: str, prompts: bool) -> Pieces:
+    def _extended(self, new: list[list[str]], origins: Sequence[str | Callable[[int], str]], prompts: bool) -> Pieces:
         """The pieces with further values between the known ones and the template's."""
         schema, text = self.schema, self.schema.text
-        ids = [self.new_ids(field, strings, origin) for field, strings in zip(schema.fields, new, strict=True)]
+        ids = [self.new_ids(*each) for each in zip(schema.fields, new, origins, strict=True)]
         features, numbers = (np.concatenate(arrays) for arrays in zip(*ids, strict=True))
         feature: Any = np.concatenate([self.pieces.feature, features])
         number: Any = np.concatenate([self.pieces.number, numbers])
@@ -355,21 +379,30 @@ class Encoder:
         return Pieces(*arrays)
 
     def new_ids(
-        self, field: Field, strings: list[str], origin: str
+        self, field: Field, strings: list[str], origin: str | Callable[[int], str]
     ) -> tuple[Int[np.ndarray, " V"], Float[np.ndarray, " V"]]:
         """Feature ids and numbers of strings that the dataset has not seen.
 
+        Args:
+          field: Whose they are.
+          strings: To be numbered.
+          origin: Where they come from, for messages; see `alt_jax.data.fields.parse_numbers`.
+
         Raises:
-          InputError: The field is numeric, and one is no number.
+          InputError: The field is numeric, and one is no number that models compute with.
         """
         feature, number = np.full(len(strings), field.offset, np.int32), np.zeros(len(strings), np.float32)
         if field.numeric is not None:
-            numbers = fields.parse_numbers(strings, field.column, origin)
+            numbers, number = fields.standardised_numbers(field.numeric, strings, field.column, origin)
             feature = field.offset + fields.bin_of(field.numeric, numbers)
-            number = fields.standardised(field.numeric, numbers)
         elif field.kind == "text":
             feature[:] = PAD_ID
         return feature.astype(np.int32), number
+
+
+def row_of(codes: Int[np.ndarray, "N S"], chosen: Int[np.ndarray, " V"], origin: str, i: int) -> str:
+    """Where the first row is that has the i-th of the chosen codes."""
+    return f"data row {int((codes == chosen[i]).any(axis=1).argmax()) + 1} of {origin}"
 
 
 def encode(dataset: Dataset, table: pa.Table, origin: str = "the table") -> tuple[Int[np.ndarray, "N S"], Pieces]:

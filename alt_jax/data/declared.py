@@ -7,13 +7,19 @@ from alt_jax.config import DataConfig, FieldConfig
 from alt_jax.errors import InputError, nearest
 
 
-def own_fields(config: DataConfig) -> tuple[FieldConfig, ...]:
+def own_fields(config: DataConfig, *, in_memory: bool = False) -> tuple[FieldConfig, ...]:
     """The fields of an own table, each with a name.
+
+    Args:
+      config: Declares it.
+      in_memory: Whether its rows are, so that it needs no file.
 
     Raises:
       InputError: The declaration is incomplete or contradicts itself.
     """
-    if not config.raw:
+    if in_memory and (config.raw or config.valid or config.test):
+        raise InputError("The rows are in memory, so data.raw, data.valid and data.test name others; leave them out.")
+    if not (config.raw or in_memory):
         raise InputError("Source 'table' needs data.raw, a CSV or Parquet file; set it or pass --data.raw PATH.")
     if not config.fields:
         raise InputError("Source 'table' needs data.fields: the columns to use, in prompt order.")
@@ -22,11 +28,18 @@ def own_fields(config: DataConfig) -> tuple[FieldConfig, ...]:
     return fields
 
 
-def own_columns(config: DataConfig, *, labelled: bool = True) -> list[str]:
-    """The columns that are read of an own table: those of its fields, the label where there is one, the time."""
+def own_columns(config: DataConfig, *, labelled: bool = True, special: bool = True) -> list[str]:
+    """The columns that are read of an own table.
+
+    Args:
+      config: Declares it.
+      labelled: Whether its rows have a label, and are divided by a column where there is one for that.
+      special: Whether those that say something of a row are meant as well, or the fields' alone.
+    """
     columns = [f.column for f in config.fields if f.kind != "sequence"]  # a sequence is made, not read
-    times = [config.timestamp] if config.timestamp else []
-    return list(dict.fromkeys([*columns, *([config.label] if labelled else []), *times]))
+    if special:
+        columns += [column for column in (config.timestamp, *((config.label, config.split) * labelled)) if column]
+    return list(dict.fromkeys(columns))
 
 
 def check_fields(config: DataConfig, fields: Sequence[FieldConfig]) -> None:
@@ -44,6 +57,12 @@ def check_fields(config: DataConfig, fields: Sequence[FieldConfig]) -> None:
         raise InputError(
             f"data.fields contains the label column {config.label!r}; a model must not see its label; leave it out."
         )
+    if config.split in columns:
+        raise InputError(f"data.fields contains the split column {config.split!r}, which tells nothing; leave it out.")
+    if bool(config.valid) != bool(config.test):
+        raise InputError("data.valid and data.test belong together; name both files, or neither.")
+    if config.split and config.valid:
+        raise InputError("data.split and data.valid both say how rows are divided; leave one of them out.")
     for what, column in (("user", config.user), ("item", config.item)):
         if column is not None and column not in columns:
             raise InputError(
@@ -76,7 +95,7 @@ def choose_fields(config: DataConfig, declared: Sequence[FieldConfig]) -> tuple[
       InputError: The config names an unknown field or one twice, or sets what only own tables have.
     """
     default = DataConfig()
-    for option in ("label", "timestamp", "user", "item", "unlabelled"):
+    for option in ("label", "timestamp", "user", "item", "unlabelled", "csv", "split", "valid", "test"):
         if getattr(config, option) != getattr(default, option):  # a value that nobody reads would be a silent mistake
             raise InputError(f"data.{option} is for own tables; {config.source} declares its own: leave it out.")
     if not config.fields:

@@ -9,109 +9,61 @@
 | `text` | one | none: the CTR tower does not see it |
 
 A field whose values have no bound may be hashed: right where its column is spelled, a value is replaced by the number
-of its bucket, and from there on the buckets are its values. Likewise a number gets one spelling, whatever holds it.
+of its bucket, and from there on the buckets are its values. How a value is spelled says `alt_jax.data.spelling`.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from alt_jax.config import FieldConfig
-from alt_jax.data.hashing import hashes
-from alt_jax.data.sources.raw import as_text, spell_number
+from alt_jax.data import spelling
+from alt_jax.data.spelling import Spelled
 from alt_jax.errors import InputError, shortened
 from alt_jax.schema import Field, Numeric
 
-
-class Spelled(NamedTuple):
-    """A column as distinct strings and, for every row and slot, which of them stands there (-1: none)."""
-
-    strings: list[str]
-    codes: Int[np.ndarray, "N S"]
+_LARGEST = float(np.finfo(np.float32).max)
 
 
-def spell(column: pa.ChunkedArray, field: FieldConfig | Field, origin: str) -> Spelled:
+def spell(column: pa.Array | pa.ChunkedArray, field: FieldConfig | Field, origin: str) -> Spelled:
     """Reads a column as its field's kind declares it.
 
     A list is cut to the field's slots; an empty or missing one holds the empty string, as a missing category does.
 
     Raises:
-      InputError: The column has no plain spelling.
+      InputError: The column has no plain spelling, or is damaged.
     """
-    return _values(_spell(column, field, origin), field)
-
-
-def _values(found: Spelled, field: FieldConfig | Field) -> Spelled:
-    """What stands for the strings from here on: of numbers one spelling, of hashed ones their bucket."""
-    if field.kind == "numeric":
-        return _merged([spell_number(string) for string in found.strings], found.codes)
-    return _merged(bucket_of(found.strings, field.hash_buckets), found.codes) if field.hash_buckets else found
-
-
-def bucket_of(strings: list[str], buckets: int) -> list[str]:
-    """The number of each string's bucket, spelled out: its hash modulo `buckets`. A missing value stays missing."""
-    numbers = hashes(strings) % np.uint64(buckets)
-    return [str(number) if string else "" for string, number in zip(strings, numbers.tolist(), strict=True)]
-
-
-def _spell(column: pa.ChunkedArray, field: FieldConfig | Field, origin: str) -> Spelled:
-    if field.kind not in ("multi", "sequence"):
-        text = as_text(column, field.column, origin)
-        return Spelled(text.dictionary.to_pylist(), np.asarray(text.indices, np.int32)[:, None])
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        inside = as_text(lists.flatten(), field.column, origin)
-        length = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
-        row = np.repeat(np.arange(len(length)), length)
-        slot = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
-        strings, index = [*inside.dictionary.to_pylist(), ""], np.asarray(inside.indices, np.int32)
-        codes = np.full((len(length), field.slots), -1, np.int32)
-        kept = slot < field.slots
-        codes[row[kept], slot[kept]] = index[kept]
-        codes[length == 0, 0] = len(strings) - 1
-        return _merged(strings, codes)
-    text = as_text(column, field.column, origin)
-    distinct, codes = _numbered([split(string, field) for string in text.dictionary.to_pylist()], field)
-    return Spelled(distinct, codes[np.asarray(text.indices)])
-
-
-def split(string: str, field: FieldConfig | Field) -> list[str]:
-    """The values of a list that is stored as one string."""
-    return [part.strip() for part in string.split(field.separator)]
+    try:
+        return spelling.spell(column, separator=field.separator, **_reading(field))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"Column {field.column!r} of {origin} {error}.") from None
 
 
 def spell_rows(rows: Sequence[Sequence[str]], field: FieldConfig | Field) -> Spelled:
     """What `spell` gives for rows whose values are strings already: one a row, or for a list any number of them."""
-    return _values(_numbered([values or [""] for values in rows], field), field)
+    return spelling.spell_rows(rows, **_reading(field))
 
 
-def _numbered(rows: Sequence[Sequence[str]], field: FieldConfig | Field) -> Spelled:
-    slots = field.slots if field.kind in ("multi", "sequence") else 1
-    number: dict[str, int] = {}
-    codes = np.full((len(rows), slots), -1, np.int32)
-    for row, values in enumerate(rows):
-        codes[row, : len(values)] = [number.setdefault(value, len(number)) for value in values[:slots]]
-    return Spelled(list(number), codes)
+def _reading(field: FieldConfig | Field) -> dict[str, Any]:
+    slots = field.slots if field.kind in ("multi", "sequence") else None
+    kind = "number" if field.kind == "numeric" else field.type
+    return {"slots": slots, "type": kind, "hash_buckets": field.hash_buckets}
 
 
-def _merged(strings: list[str], codes: Int[np.ndarray, "N S"]) -> Spelled:
-    """Gives a string that occurs twice one code."""
-    distinct = list(dict.fromkeys(strings))
-    number = {string: i for i, string in enumerate(distinct)}
-    remap = np.array([*(number[string] for string in strings), -1], np.int32)
-    return Spelled(distinct, remap[codes])
-
-
-def parse_numbers(strings: list[str], column: str, origin: str) -> Float[np.ndarray, " V"]:
+def parse_numbers(strings: list[str], column: str, origin: str | Callable[[int], str]) -> Float[np.ndarray, " V"]:
     """The strings as numbers; NaN for an empty one.
 
+    Args:
+      strings: To be read.
+      column: Of the field, for messages.
+      origin: Where they come from, for messages: all of them, or the string of a number.
+
     Raises:
-      InputError: One is not a finite number.
+      InputError: One is not a finite number, or beyond float32's, in which models compute.
     """
     numbers = np.full(len(strings), np.nan)
     for i, string in enumerate(strings):
@@ -120,13 +72,37 @@ def parse_numbers(strings: list[str], column: str, origin: str) -> Float[np.ndar
                 numbers[i] = float(string)
             except ValueError:
                 numbers[i] = np.inf
-            if not np.isfinite(numbers[i]):
-                raise InputError(
-                    f"Numeric field {column!r} of {origin} holds {shortened(repr(string))}, which is not a finite "
-                    "number; correct it, "
-                    "leave it empty, or declare the field a category."
-                )
+            if not abs(numbers[i]) <= _LARGEST:
+                raise _refused(string, column, origin if isinstance(origin, str) else origin(i))
     return numbers
+
+
+def _refused(string: str, column: str, origin: str) -> InputError:
+    return InputError(
+        f"Numeric field {column!r} of {origin} holds {shortened(repr(string))}, which is not a finite number within "
+        "±3.4e38; correct it, leave it empty, or declare the field a category."
+    )
+
+
+def standardised_numbers(
+    numeric: Numeric, strings: list[str], column: str, origin: str | Callable[[int], str]
+) -> tuple[Float[np.ndarray, " V"], Float[np.ndarray, " V"]]:
+    """The strings as numbers, and standardised as models take them; see `parse_numbers` and `standardised`.
+
+    Raises:
+      InputError: As `parse_numbers`, or one is too far from those of the training part to be told in float32.
+    """
+    numbers = parse_numbers(strings, column, origin)
+    with np.errstate(over="ignore"):
+        scaled = standardised(numeric, numbers)
+    if not np.isfinite(scaled).all():
+        i = int((~np.isfinite(scaled)).argmax())
+        raise InputError(
+            f"Numeric field {column!r} of {origin if isinstance(origin, str) else origin(i)} holds "
+            f"{shortened(repr(strings[i]))}, too far from the training part's mean {numeric.mean:g} and standard "
+            f"deviation {numeric.std:g} to be told in float32; correct it or leave it empty."
+        )
+    return numbers, scaled
 
 
 def fit_numeric(numbers: Float[np.ndarray, " V"], counts: Int[np.ndarray, " V"], bins: int) -> Numeric:
@@ -187,7 +163,7 @@ def history(
     sees itself, its label, a simultaneous row or the future.
 
     Args:
-      user: User of every row.
+      user: User of every row; -1 where it is missing, of whom no row is eligible.
       time: What rows are ordered by.
       item: Item of every row.
       eligible: Rows that may enter a history.

@@ -1,6 +1,7 @@
 """The engine of one machine: one column at a time is in memory, its codes go to a file, rows are written by shards."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,14 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from alt_jax.config import FieldConfig
-from alt_jax.data import fields, rows, values
+from alt_jax.data import fields, rows, spelling, values
 from alt_jax.data.engine import SCRATCH, Engine
-from alt_jax.data.fields import Spelled
 from alt_jax.data.prompt import Pieces
 from alt_jax.data.protocols import SPLITS, Split
 from alt_jax.data.rows import Part
 from alt_jax.data.shards import shard_count
 from alt_jax.data.sources.raw import RawData, as_text
+from alt_jax.data.spelling import Spelled
 from alt_jax.data.values import Tally, Values
 
 _CHUNK = 1 << 20  # rows
@@ -35,19 +36,22 @@ class Local(Engine):
 
     def tally(self, field: FieldConfig) -> Tally:
         """See `Engine`."""
-        self._spelled = fields.spell(self.raw.table[field.column], field, self.raw.origin)
+        column = self.raw.table[field.column]
+        field = values.read_as(field, column.type)
+        self._spelled = fields.spell(column, field, self.raw.origin)
         split = self.split
         kept = list(split.rows.values())
         if field.column in self._remembered:
             needed = split.known.copy()
             needed[split.rows["train"]] = True  # of which some have no label
             kept = [np.flatnonzero(needed)]
-        return values.tally(self._spelled, [split.rows["train"]], kept)
+        return values.tally(self._spelled, [split.rows["train"]], kept)._replace(type=field.type)
 
     def keep(self, field: FieldConfig, found: Values) -> None:
         """See `Engine`."""
         assert self._spelled is not None, "tally comes first"
-        codes = values.positions(self._spelled, pa.array(found.strings, pa.string()))
+        spelled = self._spelled if field.hash_buckets else spelling.as_type(self._spelled, found.type)
+        codes = values.positions(spelled, pa.array(found.strings, pa.string()))
         self._spelled = None
         self._save(field, codes[:, : found.slots])
 
@@ -58,10 +62,12 @@ class Local(Engine):
         assert raw.timestamp is not None, "protocols.apply refuses it"
         train = np.zeros_like(split.known)
         train[split.rows["train"]] = True
-        of = next(other for other in raw.fields if other.column == field.of)
+        of = replace(next(other for other in raw.fields if other.column == field.of), type=item.type)
         spelled = fields.spell(raw.table[of.column], of, raw.origin)
         items = values.positions(spelled, pa.array(item.strings, pa.string()))[:, 0]
-        user = np.asarray(as_text(raw.table[raw.user], raw.user, raw.origin).indices)
+        declared = next(other for other in raw.fields if other.column == raw.user)
+        users = fields.spell(raw.table[raw.user], declared, raw.origin)
+        user = values.somebody(users.strings, users.codes[:, 0])
         time = np.asarray(raw.table[raw.timestamp])
         number = len(item.strings)
         codes = values.histories(field, user, time, items, split.label == 1, split.known, train, number)

@@ -1,5 +1,6 @@
 """Raw rows as value ids, a few at a time: for a service, where `Encoder.encode` would read the vocabulary each time."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,9 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from alt_jax.data import fields
-from alt_jax.data.dataset import Encoder
-from alt_jax.data.fields import Spelled
+from alt_jax.data.dataset import Encoder, row_of
 from alt_jax.data.prompt import FewPieces, Pieces
+from alt_jax.data.spelling import Spelled
 from alt_jax.data.table_files import require_columns
 
 
@@ -59,7 +60,7 @@ class OnlineEncoder:
           InputError: A value of a numeric field is no number.
         """
         encoder, fields_ = self._encoder, self.schema.fields
-        used = [np.unique(codes[codes >= 0]) for _, codes in columns]
+        used = [np.unique(column.codes[column.codes >= 0]) for column in columns]
         strings = [[column.strings[code] for code in chosen] for column, chosen in zip(columns, used, strict=True)]
         known = [
             np.array([ids.get(string, -1) for string in own], np.int64)
@@ -71,7 +72,7 @@ class OnlineEncoder:
         # Numbers of the values: those known first, then the new ones, each in the order of fields.
         numbers = np.where(is_new, len(found) + np.cumsum(is_new) - 1, np.cumsum(~is_new) - 1).astype(np.int32)
         parts = []
-        for (every, codes), chosen, own in zip(
+        for (every, codes, _), chosen, own in zip(
             columns, used, np.split(numbers, np.cumsum([len(chosen) for chosen in used])[:-1]), strict=True
         ):
             number_of = np.full(len(every) + 1, -1, np.int32)  # the last entry serves code -1
@@ -82,7 +83,11 @@ class OnlineEncoder:
             [string for string, id_ in zip(own, ids, strict=True) if id_ < 0]
             for own, ids in zip(strings, known, strict=True)
         ]
-        made = [encoder.new_ids(field, own, origin) for field, own in zip(fields_, new, strict=True)]
+        rows = [
+            functools.partial(row_of, column.codes, chosen[ids < 0], origin)
+            for column, chosen, ids in zip(columns, used, known, strict=True)
+        ]
+        made = [encoder.new_ids(*each) for each in zip(fields_, new, rows, strict=True)]
         feature: Any = np.concatenate([np.asarray(encoder.pieces.feature)[found], *(feature for feature, _ in made)])
         number: Any = np.concatenate([np.asarray(encoder.pieces.number)[found], *(number for _, number in made)])
         values = np.concatenate(parts, axis=1)

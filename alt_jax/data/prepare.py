@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,9 @@ from alt_jax.data.dataset import (
     Vocabulary,
     vocabulary_hash,
 )
+from alt_jax.data.declared import own_columns
 from alt_jax.data.engine import Engine
+from alt_jax.data.frames import as_table
 from alt_jax.data.local import Local
 from alt_jax.data.prompt import cut_values, sentence, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
@@ -38,12 +40,23 @@ if TYPE_CHECKING:
     import transformers
 
 
-def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, int], Engine] = Local) -> Dataset:
+def prepare(
+    config: Config,
+    engine: Callable[[RawData, protocols.Split, Path, int], Engine] = Local,
+    *,
+    table: Any = None,
+) -> Dataset:
     """Reads, filters, labels, splits and tokenises raw data, writes the prepared dataset and reports on it.
 
     A folder appears in one step when it is whole; behind a URL, `schema.json`, without which it is no dataset, is
     written last. It replaces an earlier prepared dataset, but nothing else. Where several processes prepare the same
     new folder at once, the first to finish is the one that stays.
+
+    Args:
+      config: Says of what, how and where.
+      engine: What counts and writes.
+      table: The rows of source `table`, where they are in memory instead of in `data.raw`: whatever
+        `alt_jax.data.frames.as_table` takes, a data frame of pandas or Polars for instance.
 
     Raises:
       InputError: The config, the raw data or the target folder cannot be used.
@@ -51,9 +64,10 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, in
     clock = [time.perf_counter()]
     target, replace = check_target(config.data.dir)
     protocol = protocols.get(config.data.protocol)
-    where, to = config.data.raw or "its download", target.name
+    where, to = config.data.raw or ("memory" if table is not None else "its download"), target.name
     console.log(f"prepare · {config.data.source} · {where} → {to}", stage="prepare", raw=config.data.raw, data=to)
-    raw = sources.load(config.data)
+    columns = dict.fromkeys(own_columns(config.data), "")
+    raw = sources.load(config.data, None if table is None else as_table(table, columns, "the table"))
     split = protocols.apply(protocol, raw, config.data.positive_above)
     raw = aggregates.resolve(protocol, raw, split, named=[field.column for field in config.data.fields])
     names = tuple(f.name for f in raw.fields)
@@ -106,6 +120,7 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, in
         )
         (folder / CONFIG).write_text(config.to_json() + "\n", encoding="utf-8")
         schema.save(folder / SCHEMA)
+        Dataset.load(folder)  # whatever would not be loaded does not take the place of what would
     clock.append(time.perf_counter())
     dataset = Dataset.load(config.data.dir)
     report(raw, split, dataset, vocabulary, fields, cut)
@@ -158,6 +173,7 @@ def _field(declared: FieldConfig, found: Values, cap: int, buckets: int) -> Fiel
         past=declared.past,
         outcome=declared.outcome,
         hash_buckets=buckets,
+        type=found.type,
     )
 
 

@@ -13,7 +13,8 @@ class Protocol:
     Attributes:
       name: As in `data.protocol`.
       order: `time`: sorted by time, ties by the order of the file; `random`: shuffled; `items`, `users`: cold start,
-        every item (or user) is in one split only, chosen by a hash of its id, in the order of the file.
+        every item (or user) is in one split only, chosen by a hash of its id, in the order of the file; `given`: by a
+        column or by files of one's own, in the order of the file.
       drop_labels: Rows with these labels are left out.
       skip_first: Each user's first so many rows, by time, are left out.
       fractions: Shares of train, valid and test; of the items or users for cold start, and then on average only.
@@ -23,7 +24,7 @@ class Protocol:
     """
 
     name: str
-    order: Literal["time", "random", "items", "users"]
+    order: Literal["time", "random", "items", "users", "given"]
     drop_labels: tuple[float, ...] = ()
     skip_first: int = 0
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -50,6 +51,7 @@ _PRESETS = (
     Protocol("random_drop0_all_time", "random", drop_labels=(0.0,), aggregates="all_time"),
     Protocol("cold_items", "items"),
     Protocol("cold_users", "users"),
+    Protocol("given", "given"),
 )
 PROTOCOLS = {protocol.name: protocol for protocol in _PRESETS}
 

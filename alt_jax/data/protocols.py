@@ -4,15 +4,18 @@ The protocol moves AUC far more than any method does, so results are comparable 
 result names its protocol. A split depends on the protocol alone, never on the run's seed, and is recorded by hash.
 """
 
+import dataclasses
 import hashlib
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int, UInt8, UInt64
 
-from alt_jax.data.hashing import hashes
+from alt_jax.config import FieldConfig
+from alt_jax.data import fields, spelling
 from alt_jax.data.protocol_presets import PROTOCOLS, Protocol, get
-from alt_jax.data.sources.raw import RawData, as_text
+from alt_jax.data.sources.raw import RawData
 from alt_jax.errors import InputError
 from alt_jax.schema import SPLITS
 
@@ -153,6 +156,16 @@ def _check(protocol: Protocol, raw: RawData, labels: Float[np.ndarray, " N"], bi
             f"Protocol {protocol.name!r} is about published averages and counts, but {raw.origin} has none; use "
             f"{protocol.name.removesuffix(f'_{protocol.aggregates}')!r}."
         )
+    if protocol.order == "given" and raw.split is None:
+        raise InputError(
+            f"Protocol {protocol.name!r} goes by a split of your own, but none is declared; set data.split, or "
+            f"data.valid and data.test, or use {plain!r}."
+        )
+    if protocol.order != "given" and raw.split is not None:
+        raise InputError(
+            f"Protocol {protocol.name!r} divides the rows, but data.split (or data.valid and data.test) does, too; set "
+            "data.protocol given, or leave that out."
+        )
     if protocol.needs_time and raw.timestamp is None:
         declared = "no timestamp column declared; set data.timestamp or" if raw.source == "table" else "no timestamps;"
         raise InputError(f"Protocol {protocol.name!r} sorts by time, but {raw.origin} has {declared} use 'random'.")
@@ -174,7 +187,7 @@ def _check_sequences(protocol: Protocol, raw: RawData) -> None:
                 f"Protocol {protocol.name!r} cannot fill field {field.column!r}, a sequence of training rows, since it "
                 "holds users out of training; set the field's past to 'all', or use another protocol."
             )
-        if protocol.order in ("random", "items") and field.past == "all":
+        if protocol.order in ("random", "items", "given") and field.past == "all":
             raise InputError(
                 f"Protocol {protocol.name!r} is not in order of time, so past 'all' of field {field.column!r} would "
                 "show training rows what is held out for validation and test; set past to 'train'."
@@ -201,9 +214,13 @@ def _filter(
     known = np.zeros(len(labels), bool)
     known[rows] = True
     if protocol.skip_first:
-        early = _rank_within(_entities(protocol, raw, "user")[1][rows]) < protocol.skip_first
-        dropped[f"among its user's first {protocol.skip_first}"] = int(early.sum())
-        rows = rows[~early]
+        users, codes = _entities(protocol, raw, "user")
+        nobody = np.array([not user for user in users], bool)[codes][rows]
+        early = _rank_within(codes[rows]) < protocol.skip_first
+        dropped[f"among its user's first {protocol.skip_first}"] = int((early & ~nobody).sum())
+        if nobody.any():
+            dropped["without a user, of whom nothing earlier is known"] = int(nobody.sum())
+        rows = rows[~(early | nobody)]
     return rows, known, dropped
 
 
@@ -212,6 +229,10 @@ def _divide(protocol: Protocol, raw: RawData, rows: Int[np.ndarray, " _"]) -> di
     if protocol.order in ("items", "users"):
         part = _parts(protocol, raw, "item" if protocol.order == "items" else "user")[rows]
         return {name: rows[part == number] for number, name in enumerate(SPLITS)}
+    if protocol.order == "given":
+        assert raw.split is not None, "_check refuses it"
+        column = raw.table[raw.split]
+        return {name: rows[np.asarray(pc.equal(column, name))[rows]] for name in SPLITS}
     if protocol.order == "random":
         rows = rows[np.argsort(mix(rows, protocol.seed), kind="stable")]
     bounds = np.rint(np.cumsum(protocol.fractions)[:2] * len(rows)).astype(int)
@@ -226,18 +247,24 @@ def _entities(
     if column is None:
         advice = f"set data.{what}" if raw.source == "table" else f"name its {what} among data.fields"
         raise InputError(f"Protocol {protocol.name!r} has no {what} column; {advice} or use another protocol.")
-    text = as_text(raw.table[column], column, raw.origin)
-    return text.dictionary.to_pylist(), np.asarray(text.indices)
+    field = next((field for field in raw.fields if field.column == column), FieldConfig(column))
+    declared = dataclasses.replace(field, hash_buckets=0)  # two users that share a bucket are two
+    found = fields.spell(raw.table[column], declared, raw.origin)
+    found = spelling.as_type(found, declared.type or spelling.type_of(found.strings))
+    return found.strings, found.codes[:, 0]
 
 
 def _parts(protocol: Protocol, raw: RawData, what: Literal["user", "item"]) -> Int[np.ndarray, " N"]:
     """Number of the split of every row, which its item (or user) alone decides, whatever else is in the data.
 
     An id's BLAKE2b hash is a number u in [0, 1); its split is the interval between the cumulated fractions around u.
+    Rows without an id are nobody's: each has a u of its own.
     """
     strings, codes = _entities(protocol, raw, what)
-    u = hashes(strings, protocol.seed) / 2.0**64
-    return np.searchsorted(np.cumsum(protocol.fractions)[:2], u, side="right")[codes]
+    u = (spelling.hashes(strings, protocol.seed) / 2.0**64)[codes]
+    nobody = np.flatnonzero(np.array([not string for string in strings], bool)[codes])
+    u[nobody] = mix(nobody, protocol.seed) / 2.0**64
+    return np.searchsorted(np.cumsum(protocol.fractions)[:2], u, side="right")
 
 
 def _rank_within(groups: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:

@@ -37,9 +37,14 @@ def report(
             positives=part.positives,
         )
     absent = vocabulary.count == 0
-    for what, name in schema.entities.items():
-        share = absent[dataset.test.values[:, schema.slot(name)]].mean()
+    for what in schema.entities:
+        held_out = dataset.entity("test", what)
+        share = (absent[held_out] & (held_out >= 0)).mean()
         console.log(f"  test rows whose {what} is unseen in training: {share:.1%}", share=float(share))
+        nobody = {name: int((dataset.entity(name, what) < 0).sum()) for name in SPLITS if what in dataset.nobody}
+        if any(nobody.values()):
+            counts = ", ".join(f"{count:,} in {name}" for name, count in nobody.items())
+            console.log(f"  rows without a {what}, who are nobody's: {counts}; no history, no group, none is unseen")
     console.log(f"vocabulary ({schema.num_ids:,} feature ids)")
     for field, found in zip(schema.fields, fields, strict=True):
         seen = int((found.counts > 0).sum())
@@ -47,6 +52,11 @@ def report(
         kind = "" if field.kind == "category" else f"  ({_kind(field)})"
         unseen = f"{len(found.counts) - seen:,} in valid/test only{rare}{kind}"
         console.log(f"  {field.name:<20}{found.known:>9,} in training, {unseen}")
+        if found.cut:
+            console.log(
+                f"    its lists are cut to {field.slots} values in {found.cut:,} training rows; a larger slots would "
+                "keep all of them"
+            )
     text = schema.text
     console.log(
         f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {schema.mean_tokens:.1f} tokens on average, "

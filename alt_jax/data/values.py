@@ -4,6 +4,7 @@ What is decided here depends on counts alone, so that whoever counts, on one mac
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +13,9 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from alt_jax.config import FieldConfig
-from alt_jax.data import fields
-from alt_jax.data.fields import Spelled
+from alt_jax.data import fields, spelling
 from alt_jax.data.sources.raw import RawData
+from alt_jax.data.spelling import Spelled
 from alt_jax.errors import InputError, nearest
 from alt_jax.schema import PAD_ID, Numeric
 
@@ -29,12 +30,16 @@ class Tally(NamedTuple):
       counts: Training rows (for lists: occurrences in training rows) of each.
       kept: More than 0 if the dataset needs the string: some split has it, or a history may.
       slots: Longest list of any split.
+      cut: Training rows whose list was longer than the field's slots.
+      type: What the values are; empty where the column does not say.
     """
 
     strings: list[str]
     counts: Int[np.ndarray, " V"]
     kept: Int[np.ndarray, " V"]
     slots: int
+    cut: int = 0
+    type: str = ""
 
 
 class Values(NamedTuple):
@@ -50,6 +55,8 @@ class Values(NamedTuple):
       offset, size: The field's range of feature ids.
       numeric: Bins of a numeric field.
       number: Standardised number of each value.
+      type: What the values are, see `alt_jax.data.spelling`.
+      cut: Training rows whose list was longer than the field's slots.
     """
 
     strings: list[str]
@@ -62,6 +69,8 @@ class Values(NamedTuple):
     size: int
     numeric: Numeric | None
     number: Float[np.ndarray, " V"]
+    type: spelling.Type
+    cut: int = 0
 
 
 def check_sequences(raw: RawData) -> None:
@@ -104,8 +113,17 @@ def tally(spelled: Spelled, train: list[np.ndarray], kept: list[np.ndarray]) -> 
       train: Numbers of its training rows, in one or several arrays.
       kept: Those of the rows whose strings the dataset needs.
     """
-    strings, codes = spelled
-    return Tally(strings, count(codes, train, len(strings)), count(codes, kept, len(strings)), _longest(codes, kept))
+    strings, codes, longer = spelled
+    cut = 0 if longer is None else sum(int(longer[rows].sum()) for rows in train)
+    counts = count(codes, train, len(strings)), count(codes, kept, len(strings))
+    return Tally(strings, *counts, _longest(codes, kept), cut)
+
+
+def read_as(field: FieldConfig, column: pa.DataType) -> FieldConfig:
+    """The field as its column is read: of the type that the column's says, where the field does not say any."""
+    if field.type or field.kind == "numeric":
+        return field
+    return replace(field, type=spelling.type_of_column(column))
 
 
 def of_column(field: FieldConfig, tally: Tally, offset: int, min_count: int, origin: str) -> Values:
@@ -121,6 +139,7 @@ def of_column(field: FieldConfig, tally: Tally, offset: int, min_count: int, ori
     Raises:
       InputError: A number is none, or no value is frequent enough.
     """
+    tally, kind = _typed(field, tally)
     known = tally.counts >= (min_count if field.kind in ("category", "multi") else 1)
     if not known.any():
         raise InputError(
@@ -135,14 +154,33 @@ def of_column(field: FieldConfig, tally: Tally, offset: int, min_count: int, ori
         numbers = fields.parse_numbers(strings, field.column, origin)
         numeric = fields.fit_numeric(numbers, counts, field.bins)
         feature, size = offset + fields.bin_of(numeric, numbers), 2 + len(numeric.edges)
-        number = fields.standardised(numeric, numbers)
+        _, number = fields.standardised_numbers(numeric, strings, field.column, origin)
     elif field.kind == "text":
         feature, size = np.full(len(strings), PAD_ID), 0
     else:
         position = np.arange(len(strings))
         feature, size = np.where(position < many, offset + 1 + position, offset), 1 + many
     feature = feature.astype(np.int32)
-    return Values(strings, strings, counts, many, tally.slots, feature, offset, size, numeric, number)
+    return Values(strings, strings, counts, many, tally.slots, feature, offset, size, numeric, number, kind, tally.cut)
+
+
+def _typed(field: FieldConfig, tally: Tally) -> tuple[Tally, spelling.Type]:
+    """The tally in the spelling of what its values are, and what that is."""
+    if field.kind == "numeric":
+        return tally, "number"
+    declared: spelling.Type | str = field.type or tally.type
+    if field.hash_buckets:  # whose strings are numbers of buckets by now
+        return tally, declared or "string"  # type: ignore[return-value]
+    own = np.flatnonzero(tally.kept > 0)
+    kind = declared or spelling.type_of([tally.strings[i] for i in own])
+    merged = spelling.as_type(Spelled(tally.strings, np.arange(len(tally.strings))[:, None]), kind)
+    if merged.strings is not tally.strings:
+        counts, kept = (
+            np.bincount(merged.codes[:, 0], part, len(merged.strings)).astype(np.int64)
+            for part in (tally.counts, tally.kept)
+        )
+        tally = tally._replace(strings=merged.strings, counts=counts, kept=kept)
+    return tally, kind  # type: ignore[return-value]
 
 
 def of_sequence(
@@ -182,6 +220,7 @@ def of_sequence(
         size=item.size,
         numeric=None,
         number=np.zeros(len(order), np.float32),
+        type=item.type,
     )
     return found, place
 
@@ -190,6 +229,11 @@ def positions(spelled: Spelled, strings: pa.StringArray) -> Int[np.ndarray, "N S
     """Where among a field's values each row's strings stand; -1 for none, and for what is not among them."""
     found = pc.fill_null(pc.index_in(pa.array(spelled.strings, pa.string()), value_set=strings), -1)
     return np.append(np.asarray(found, np.int32), np.int32(-1))[spelled.codes]
+
+
+def somebody(users: list[str], codes: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """The user of every row, -1 where it is missing: two rows without a user are not of the same one."""
+    return np.where(np.array([not user for user in users], bool)[codes], np.int32(-1), codes)
 
 
 def histories(
@@ -206,7 +250,7 @@ def histories(
 
     Args:
       field: The sequence.
-      user: User of every row.
+      user: User of every row; -1 where it is missing.
       time: What rows are ordered by; of simultaneous ones, the later in these arrays is the newer.
       item: Which of the item's values every row has.
       positive: Labels.
@@ -215,7 +259,7 @@ def histories(
       items: How many values the item has; an empty history holds this number, which stands for the empty string.
     """
     outcome = {"positive": positive, "negative": ~positive, "any": known}[field.outcome]
-    eligible = outcome & known & (train if field.past == "train" else True)
+    eligible = outcome & known & (train if field.past == "train" else True) & (user >= 0)
     found = fields.history(user, time, item, eligible, field.slots)
     found[found[:, 0] < 0, 0] = items
     return found

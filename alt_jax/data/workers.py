@@ -20,12 +20,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 from alt_jax.config import FieldConfig
 from alt_jax.data import fields, rows, storage, values
 from alt_jax.data.engine import SCRATCH
-from alt_jax.data.hashing import hashes
 from alt_jax.data.prompt import Pieces
 from alt_jax.data.protocols import SPLITS, UNLABELLED
 from alt_jax.data.shards import shard_count
 from alt_jax.data.sources.raw import as_text
 from alt_jax.data.sources.table import RowGroup, read_group
+from alt_jax.data.spelling import hashes
 from alt_jax.errors import InputError
 
 NOWHERE, PAST = -1, -2  # destinations of rows that are in no split: left out, or in histories all the same
@@ -163,14 +163,17 @@ def tallies(chunk: Chunk, job: Job) -> Iterator[Any]:
         for f, field in enumerate(job.fields):
             if field.kind != "sequence":
                 kept = known if field.column in remembered else there
-                found = values.tally(fields.spell(table[field.column], field, job.origin), [train], [kept])
+                read = values.read_as(field, job.schema.field(field.column).type)
+                found = values.tally(fields.spell(table[field.column], read, job.origin), [train], [kept])
+                own = np.flatnonzero(found.kept)
                 columns = {
-                    "value": pa.array(found.strings, pa.string()),
-                    "counts": found.counts,
-                    "kept": found.kept,
-                    "slots": np.full(len(found.strings), found.slots),
+                    "value": pa.array([found.strings[i] for i in own], pa.string()),
+                    "counts": found.counts[own],
+                    "kept": found.kept[own],
+                    "slots": np.full(len(own), found.slots),
+                    "cut": found.cut * (np.arange(len(own)) == 0),  # of the chunk, so that the sum is that of all
                 }
-                yield from _parted(f, pa.table(columns).filter(pa.array(found.kept > 0)), job.parts)
+                yield from _parted(f, pa.table(columns), job.parts)
 
 
 def titles(chunk: Chunk, job: Job) -> Iterator[Any]:
@@ -180,11 +183,11 @@ def titles(chunk: Chunk, job: Job) -> Iterator[Any]:
         for f, field in job.sequences:
             if field.spelled:
                 of = job.fields[job.number(field.of)]
-                strings, codes = fields.spell(table[of.column], of, job.origin)
+                items = fields.spell(table[of.column], of, job.origin)
                 title = as_text(table[field.spelled], field.spelled, job.origin)
-                code, row = np.unique(codes[:, 0], return_index=True)
+                code, row = np.unique(items.codes[:, 0], return_index=True)
                 columns = {
-                    "value": pa.array([strings[c] for c in code], pa.string()),
+                    "value": pa.array([items.strings[c] for c in code], pa.string()),
                     "row": chunk.first + row,
                     "title": title.take(pa.array(row)).cast(pa.string()),
                 }
@@ -202,10 +205,9 @@ def _parted(f: int, table: pa.Table, parts: int) -> Iterator[Any]:
 
 def merged_tallies(tables: Any) -> Any:
     """The sum of tallies."""
-    whole = pa.concat_tables(tables).group_by("value").aggregate([("counts", "sum"), ("kept", "sum"), ("slots", "max")])
-    return whole.select(["value", "counts_sum", "kept_sum", "slots_max"]).rename_columns(
-        ["value", "counts", "kept", "slots"]
-    )
+    how = {"counts": "sum", "kept": "sum", "slots": "max", "cut": "sum"}
+    whole = pa.concat_tables(tables).group_by("value").aggregate(list(how.items()))
+    return whole.select(["value", *(f"{name}_{way}" for name, way in how.items())]).rename_columns(["value", *how])
 
 
 def merged_titles(tables: Any) -> Any:
@@ -231,11 +233,11 @@ def events(chunk: Chunk, job: Job) -> Iterator[Any]:
     facts, table = _facts(job, chunk), _table(job, chunk)
     assert job.user is not None, "protocols.apply refuses it"
     known = np.flatnonzero(facts.destination != NOWHERE)
-    user = as_text(table[job.user], job.user, job.origin)
-    part = (hashes(user.dictionary.to_pylist()) % np.uint64(job.parts))[np.asarray(user.indices)]
+    user = fields.spell(table[job.user], job.fields[job.number(job.user)], job.origin)
+    part = (hashes(user.strings) % np.uint64(job.parts))[user.codes[:, 0]]
     columns = {
-        "user": user.cast(pa.string()),
-        "row": chunk.first + np.arange(len(user)),
+        "user": pa.array(user.strings, pa.string()).take(pa.array(user.codes[:, 0])),
+        "row": chunk.first + np.arange(len(user.codes)),
         **facts._asdict(),
         **{f"item {of}": _positions(job, of, table)[:, 0] for of in {field.of for _, field in job.sequences}},
     }
@@ -249,7 +251,8 @@ def histories(element: Any, job: Job) -> Iterator[Any]:
     _, tables = element
     whole = pa.concat_tables(tables).sort_by("row")  # of simultaneous rows, the later in the file is the newer
     column = {name: np.asarray(whole[name]) for name in whole.column_names if name != "user"}
-    user = np.asarray(whole["user"].combine_chunks().dictionary_encode().indices)
+    users = whole["user"].combine_chunks().dictionary_encode()
+    user = values.somebody(users.dictionary.to_pylist(), np.asarray(users.indices))
     known, train = column["label"] != UNLABELLED, job.train(column["destination"])
     found = []
     for _, field in job.sequences:
@@ -273,7 +276,8 @@ def store_histories(element: Any, job: Job) -> Iterator[Any]:
         own = codes[:, first : first + field.slots]
         first += field.slots
         value, counts = np.unique(own[own >= 0], return_counts=True)
-        columns = {"value": value, "counts": counts * (name == "train"), "kept": counts, "slots": counts * 0 + 1}
+        columns = {"value": value, "counts": counts * (name == "train"), "kept": counts}
+        columns |= {"slots": counts * 0 + 1, "cut": counts * 0}
         yield (f, 0), pa.table(columns)
 
 

@@ -146,8 +146,8 @@ def _overlap(dataset: Dataset) -> list[Finding]:
     """Test rows whose user and item training has seen, which a cold-start protocol must not have."""
     found = []
     protocol = PROTOCOLS.get(dataset.schema.protocol)
-    for what, field in dataset.schema.entities.items():
-        share = float(1 - unseen(dataset, "test", field).mean())
+    for what in dataset.schema.entities:
+        share = float(1 - unseen(dataset, "test", what).mean())
         cold = protocol is not None and protocol.order == f"{what}s"
         found.append(
             Finding(

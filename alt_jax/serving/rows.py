@@ -6,23 +6,28 @@ predict` spells it in a column of a table, so that both give the same score.
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, WithJsonSchema, create_model
 from pydantic import Field as Described
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
-from alt_jax.data import fields
-from alt_jax.data.fields import Spelled
-from alt_jax.data.sources.raw import spell_value
+from alt_jax.data import fields, spelling
+from alt_jax.data.spelling import Spelled
 from alt_jax.errors import InputError, nearest
 from alt_jax.schema import Field, Schema
 
+_NUMBER = re.compile(r"[\d.eE+-]+")
 _SCALAR: dict[str, Any] = {"type": ["string", "number", "boolean", "null"]}
+_SPELLINGS = {
+    "number": 'A number, however it is written: 3, 3.0 and "3.00" are the same.',
+    "boolean": "true or false, as JSON has them or as a string.",
+    "time": "A time as a string like 2026-09-01 10:30:00 or 2026-09-01T10:30:00+02:00; midnight is 2026-09-01.",
+}
 _SHOWN = 100  # characters of a name that messages repeat, and look for a similar one to
 
 
@@ -137,6 +142,8 @@ def _annotation(field: Field) -> Any:
         reader, json_schema = partial(_list, field=field), {"anyOf": [{"type": "array", "items": _SCALAR}, _SCALAR]}
         order = "newest first" if field.kind == "sequence" else "in any order"
         said = f"A list, {order}, or one string with {field.separator!r} between; the first {field.slots} are read."
+    if field.kind != "numeric" and field.type in _SPELLINGS:
+        said = f"{said} {_SPELLINGS[field.type]}"
     schema = {**json_schema, "title": field.name, "description": said}
     return Annotated[Any, PlainValidator(reader), WithJsonSchema(schema), Described(alias=field.column)]
 
@@ -147,7 +154,7 @@ def _scalar(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         raise PydanticCustomError("finite", "is a number too large for any float")
     try:
-        return spell_value(value)
+        return spelling.text_of(value)
     except OverflowError:
         raise PydanticCustomError("range", "is an integer of more than 64 bits; give it as a string") from None
 
@@ -158,18 +165,17 @@ def _one(value: Any) -> list[str]:
 
 def _list(value: Any, field: Field) -> list[str]:
     if isinstance(value, list):
-        return [_scalar(part) for part in value]
-    return fields.split(_scalar(value), field)
+        return [text for part in value if (text := _scalar(part).strip())]
+    return spelling.split(_scalar(value), field.separator)
 
 
 def _number(value: Any, field: Field) -> list[str]:
     spelled = _scalar(value)
     assert field.numeric is not None
     try:
-        with np.errstate(over="ignore"):
-            number = fields.standardised(field.numeric, fields.parse_numbers([spelled], field.column, "the row"))
+        fields.standardised_numbers(field.numeric, [spelled], field.column, "the row")
     except InputError:
+        if _NUMBER.fullmatch(spelled):
+            raise PydanticCustomError("size", "is too large a number") from None
         raise PydanticCustomError("number", "should be a finite number or null") from None
-    if not np.isfinite(number[0]):
-        raise PydanticCustomError("size", "is too large a number")
     return [spelled]

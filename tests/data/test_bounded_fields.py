@@ -15,9 +15,9 @@ import pytest
 from alt_jax import evaluate
 from alt_jax.config import Config, DataConfig, FieldConfig, TextConfig
 from alt_jax.data.dataset import Dataset, encode
-from alt_jax.data.hashing import hashes
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import feature_ids
+from alt_jax.data.spelling import hashes
 from alt_jax.errors import InputError
 
 ROWS, BUCKETS = 300, 5

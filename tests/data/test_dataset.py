@@ -55,7 +55,7 @@ def test_loading_gives_what_was_prepared(prepared: Dataset):
     [
         (lambda d: (d / "schema.json").unlink(), "schema.json does not exist; run `alt-jax prepare`"),
         (lambda d: (d / "schema.json").write_text("{}"), "schema.json is not a schema of format"),
-        (lambda d: relabel(d / "schema.json"), "schema.json is of format 2, not 3; prepare again"),
+        (lambda d: relabel(d / "schema.json"), "schema.json is of format 2, not 4; prepare again"),
         (lambda d: (d / "pieces.npz").unlink(), "lacks pieces.npz"),
         (lambda d: (d / "config.json").unlink(), "lacks config.json, .* prepare again"),
         (lambda d: shutil.rmtree(d / "tokenizer"), "lacks tokenizer"),

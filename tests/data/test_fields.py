@@ -23,7 +23,7 @@ from alt_jax.data.batches import Batch, batch_at
 from alt_jax.data.dataset import Dataset, Encoder
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prompt import compose, feature_ids, maskable_tokens, prompt_lengths, sentence
-from alt_jax.data.sources.raw import spell_value
+from alt_jax.data.spelling import text_of
 from alt_jax.errors import InputError
 from alt_jax.models.alt import ALT
 from alt_jax.schema import MASK_ID, PAD_ID
@@ -499,16 +499,16 @@ def test_a_number_has_one_spelling_whatever_holds_it(column):
     """So that a row of a CSV file has the prompt, and the score, of the same row in JSON or Parquet."""
     field = FieldConfig("price", kind="numeric")
     expected = ["1.26", "20", "", "1000", "0.1"]
-    strings, codes = fields.spell(pa.chunked_array([column]), field, "t")
+    strings, codes, _ = fields.spell(pa.chunked_array([column]), field, "t")
     assert [strings[code] for code in codes[:, 0]] == expected
     assert len(set(strings)) == len(strings)
-    strings, codes = fields.spell_rows([[spell_value(value)] for value in column.to_pylist()], field)
+    strings, codes, _ = fields.spell_rows([[text_of(value)] for value in column.to_pylist()], field)
     if column.type != pa.float32():  # which JSON has not
         assert [strings[code] for code in codes[:, 0]] == expected
 
 
 def test_what_is_no_number_is_still_refused_as_it_was_written():
-    strings, _ = fields.spell(pa.chunked_array([["n/a", "inf", "7"]]), FieldConfig("price", kind="numeric"), "t")
+    strings, *_ = fields.spell(pa.chunked_array([["n/a", "inf", "7"]]), FieldConfig("price", kind="numeric"), "t")
     assert strings[:3] == ["n/a", "inf", "7"]
     with pytest.raises(InputError, match="holds 'n/a', which is not a finite number"):
         fields.parse_numbers(strings, "price", "t")

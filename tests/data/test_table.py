@@ -62,12 +62,12 @@ def test_parquet_spellings(tmp_path: Path, encoded: bool):
     assert text == {
         "integer": ["1", "", "1000000000000001"],
         "float": ["3", "", "0.1"],
-        "nan": ["", "0", "1e+20"],
+        "nan": ["", "0", "100000000000000000000"],
         "bool": ["true", "", "false"],
         "text": ["a", "", ""],
         "dictionary": ["b", "", "b"],
         "null": ["", "", ""],
-        "decimal": ["1.00", "", "2.00"],
+        "decimal": ["1", "", "2"],
         "date": ["1970-01-01", "1970-01-02", "1970-01-03"],
     }
     for name in columns:  # no string has two codes
@@ -129,9 +129,9 @@ def test_a_label_that_is_neither_0_nor_1_is_named(tmp_path: Path, stray: str):
 
 
 def test_narrow_floats_are_spelled_in_as_few_digits_as_tell_them_apart():
-    for kind, expected in ((np.float16, "1.2597656"), (np.float32, "1.26"), (np.float64, "1.26")):
+    for kind in (np.float16, np.float32, np.float64):
         column = pa.array(np.array([1.26, 20.0, np.nan], kind))
-        assert as_text(column, "price", "t").to_pylist() == [expected, "20", ""]
+        assert as_text(column, "price", "t").to_pylist() == ["1.26", "20", ""]
 
 
 @pytest.mark.parametrize("when", [[3.0, None, 1.0], [3.5, float("nan"), 1.0], ["3", "nan", "1"]])

@@ -12,6 +12,8 @@ from alt_jax.data.declared import check_linked
 from alt_jax.errors import InputError, choices
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     import alt_jax.data.sources.raw
 
 # The module of this package whose `load` reads the source.
@@ -41,14 +43,22 @@ def check_name(name: str) -> None:
         raise InputError(f"Unknown data.source {name!r}; {choices(name, names())}")
 
 
-def load(config: DataConfig) -> "alt_jax.data.sources.raw.RawData":
+def load(config: DataConfig, frame: "pa.Table | None" = None) -> "alt_jax.data.sources.raw.RawData":
     """Reads and checks the raw rows that the config names; linked groups are the config's, where it has any.
+
+    Args:
+      config: Names them.
+      frame: The rows of an own table, where they are in memory.
 
     Raises:
       InputError: There is no such source, its files are missing or malformed, or the groups cannot be.
     """
     check_name(config.source)
+    if frame is not None and config.source != "table":
+        raise InputError(
+            f"Source {config.source!r} is read from its files; a table in memory is one of source 'table'."
+        )
     source = importlib.import_module(f"{__name__}.{_MODULES[config.source]}")
-    raw: alt_jax.data.sources.raw.RawData = source.load(config)
+    raw: alt_jax.data.sources.raw.RawData = source.load(config) if frame is None else source.load(config, frame)
     check_linked(config.linked, [field.column for field in raw.fields])
     return dataclasses.replace(raw, linked=config.linked or raw.linked)
