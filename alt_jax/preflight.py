@@ -13,7 +13,7 @@ from pathlib import Path
 
 from alt_jax import run_files, studies
 from alt_jax.config import Config, DataConfig
-from alt_jax.data import declared, protocol_presets, published, sources, table_files, target
+from alt_jax.data import declared, headers, protocol_presets, published, sources, table_files, target
 from alt_jax.data.prepared_config import check_prepared
 from alt_jax.data.storage import SCHEMA, is_url, place
 from alt_jax.errors import InputError
@@ -80,7 +80,7 @@ def predict(model: Path, rows: Path, output: Path) -> None:
     table_files.check_output(rows, output)
     scorable(model)
     csv = run_files.read_config(model).data.csv
-    table_files.check_columns(rows, Schema.load(model / SCHEMA).columns, csv)
+    headers.check_columns(rows, Schema.load(model / SCHEMA).columns, csv)
 
 
 def export(folder: Path, out: Path) -> None:
@@ -173,6 +173,6 @@ def _raw(data: DataConfig) -> None:
     declared.own_fields(data)
     for path in (data.raw, data.valid, data.test):
         if path:
-            table_files.check_columns(Path(path), declared.own_columns(data), data.csv)
+            headers.check_columns(Path(path), declared.own_columns(data), data.csv)
     if data.unlabelled:
-        table_files.check_columns(Path(data.unlabelled), declared.own_columns(data, labelled=False), data.csv)
+        headers.check_columns(Path(data.unlabelled), declared.own_columns(data, labelled=False), data.csv)

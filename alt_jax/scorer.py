@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from scipy.special import expit
 
 from alt_jax import console, sharding_rules
+from alt_jax.config import CSVConfig
 from alt_jax.data.dataset import Encoder
 from alt_jax.data.frames import as_table
 from alt_jax.data.online import OnlineEncoder
@@ -24,7 +25,7 @@ from alt_jax.evaluate import Probabilities
 from alt_jax.export import read_params
 from alt_jax.partial import file_for, writing
 from alt_jax.run import Run
-from alt_jax.run_files import PARAMS, read_config
+from alt_jax.run_files import PARAMS
 from alt_jax.sharding import make_mesh, place, replicated, split_rows
 from alt_jax.sharding_rules import check_rules
 from alt_jax.stages import finetune_task, load_finetuned, open_dataset
@@ -74,6 +75,11 @@ class Scorer:
         common = int(np.searchsorted(rows, 0.9 * rows[-1]))
         lengths = {text_length(length) for length in (common, text.length, text.max_length)}
         self.lengths = tuple(sorted(lengths)) if self._reads else (0,)
+
+    @property
+    def csv(self) -> CSVConfig:
+        """How CSV files are read: like those that the model was trained on."""
+        return self.task.model.config.data.csv
 
     @classmethod
     def load(cls, folder: str | Path, devices: Sequence[jax.Device] | None = None) -> "Scorer":
@@ -192,8 +198,7 @@ def predict(folder: Path, rows: Path, output: Path) -> int:
     with file_for(output) as partial:
         model = Scorer.load(folder)
         notices: list[str] = []
-        csv = read_config(folder).data.csv
-        raw = table.read(rows, model.encoder.columns, encoded=True, csv=csv, notices=notices)
+        raw = table.read(rows, model.encoder.columns, encoded=True, csv=model.csv, notices=notices)
         for notice in notices:
             console.log(f"note: {notice}")
         scores = pa.table({"score": pa.array(model.score(raw, str(rows)))})

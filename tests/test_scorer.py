@@ -194,7 +194,7 @@ def test_batches_hold_every_row_once_and_little_else(config, rows, strategy):
         (lambda t: t.drop_columns(["liked"]), "News has no column 'liked', which holds the last items"),
         (lambda t: [{**t.to_pylist()[0]}, {"item": "i1"}], "Row 1 of News has no column '_user'; add it"),
         (
-            lambda t: [{**t.to_pylist()[0], "item": 1}, {**t.to_pylist()[0]}],
+            lambda t: [{**t.to_pylist()[0], "item": [1]}, {**t.to_pylist()[0]}],
             "cannot be read as columns of one kind each",
         ),
         (lambda t: [{**t.to_pylist()[0], "model_age": "old"}], "'old', which is not a finite number"),

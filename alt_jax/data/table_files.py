@@ -1,7 +1,7 @@
-"""Tables as files: which parts they have and which columns, from Parquet's schema or a CSV's header; no row is read.
+"""Tables as files: which parts they have, and what by its first bytes is none.
 
-Apart from `alt_jax.data.sources.table`, which reads the rows: a wrong path or column is told before what that needs is
-imported. Arrow itself is imported where a file is opened, since NumPy comes with it.
+Apart from `alt_jax.data.sources.table`, which reads the rows: a wrong path is told before what that needs is imported.
+Arrow itself is imported where a file is opened, since NumPy comes with it.
 
 A table is a file, a folder of parts (in folders like `dt=2026-09-01` too, whose names are then columns), or what a
 pattern like `clicks-*.csv.gz` matches; the parts' rows come in the order of their paths. Names that begin with a dot or
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
-from alt_jax.config import CSVConfig
 from alt_jax.errors import InputError, nearest, shortened
 
 Kind = Literal["csv", "json", "parquet"]
@@ -99,33 +98,6 @@ def plain_suffix(path: Path) -> str:
 def compression(path: Path) -> str | None:
     """How a file is compressed, by its name, as Arrow calls it."""
     return _COMPRESSION.get(path.suffix.lower())
-
-
-def check_columns(path: Path, wanted: Collection[str], csv: CSVConfig) -> None:
-    """Looks for columns in a table; in one of several parts, in the first: to open thousands takes its time.
-
-    Raises:
-      InputError: There is no table, its schema or header cannot be read, or it lacks a column.
-    """
-    files = find(path)
-    part = files.parts[0]
-    if files.kind == "json":  # whose rows have a key each for what they hold
-        check_text(part.path, "utf-8")
-        return
-    if files.kind == "csv":
-        from alt_jax.data import csv_files
-
-        present = csv_files.columns(part.path, csv, set(wanted) - {name for name, _ in part.columns})
-    else:
-        import pyarrow as pa
-        import pyarrow.parquet
-
-        try:
-            present = pa.parquet.read_schema(part.path).names
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise unreadable_parquet(part.path, error) from None
-    given = [name for name, _ in part.columns if name not in present]
-    require_columns([*present, *given], wanted, str(part.path))
 
 
 def check_text(path: Path, encoding: str) -> None:

@@ -156,7 +156,7 @@ def damaged(folder: Path) -> None:
 def of_another_type(folder: Path) -> None:
     path = folder / "part-2.parquet"
     table = pq.read_table(path)
-    pq.write_table(table.set_column(0, "user", pa.array([f"u{n}" for n in range(len(table))])), path)
+    pq.write_table(table.set_column(0, "user", pa.array([[f"u{n}"] for n in range(len(table))])), path)
 
 
 def structs(folder: Path) -> None:
@@ -176,7 +176,7 @@ def no_number(folder: Path) -> None:
     ("damage", "said"),
     [
         (damaged, "part-2.parquet cannot be read as Parquet"),
-        (of_another_type, "have columns of different types"),
+        (of_another_type, "Column 'user' holds lists in .*part-2.parquet and single values in"),
         (structs, "Column 'item' of .*parts holds struct<id: string>, which has no plain spelling"),
         (no_number, "Numeric field 'price' of .*parts holds 'cheap', which is not a finite number"),
     ],

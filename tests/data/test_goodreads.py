@@ -193,7 +193,8 @@ def test_aggregates_are_those_of_half_of_training(tmp_path: Path, protocol: str)
     for row, found in averages.items():
         others = [made.log[r] for r in counted if made.log[r][1] == made.log[row][1] and row not in counted]
         ratings = [rating for *_, rating, _ in others if rating > 0]
-        assert found == (f"{sum(ratings) / len(ratings):.1f}" if ratings else "")
+        published = f"{sum(ratings) / len(ratings):.1f}" if ratings else ""  # of which 3.0 is spelled 3
+        assert found == published.removesuffix(".0")
         assert reviews[row] == (str(sum(r[4] for r in others)) if others else "")
         missing += row not in train and not ratings
     assert missing == (len(dataset.test.rows) + len(dataset.valid.rows) if protocol == "cold_items" else 0)
@@ -225,7 +226,7 @@ def test_aggregates_left_out_or_as_published(tmp_path: Path):
     given = prepared(made, tmp_path, "random_drop0_all_time")
     again = prepared(made, tmp_path, "random_drop0")
     for row, found in spelled(given, "average_rating").items():
-        assert found == made.books[made.log[row][1]]["average_rating"]
+        assert found == made.books[made.log[row][1]]["average_rating"].rstrip("0").rstrip(".")
     hashes = [[d.schema.splits[name].hash for name in protocols.SPLITS] for d in (out, given, again)]
     assert hashes[0] == hashes[1] == hashes[2]  # the same rows in all three
 

@@ -217,12 +217,12 @@ def test_of_two_that_prepare_the_same_at_once_the_first_to_finish_stays(
     first = table_config(tmp_path, ROWS)
     load, stamps = sources.load, []
 
-    def overtaken(data: DataConfig) -> object:
+    def overtaken(data: DataConfig, frame: None) -> object:
         """Before the second has read anything, the first begins and finishes."""
         monkeypatch.setattr(sources, "load", load)
         prepare(first)
         stamps.append((tmp_path / "out" / "schema.json").stat().st_ino)
-        return load(data)
+        return load(data, frame)
 
     monkeypatch.setattr(sources, "load", overtaken)
     assert prepare(first).schema == Dataset.load(tmp_path / "out").schema

@@ -84,8 +84,9 @@ def test_a_folder_of_parts_is_one_table(tmp_path: Path):
     (folder / "_SUCCESS").touch()
     raw = sources.load(declare(folder))
     assert as_text(raw.table["who"], "who", "t").to_pylist() == ["a", "b", "c", "a"]
-    with pytest.raises(InputError, match=r"without \.parquet files"):
-        sources.load(declare(tmp_path))
+    with pytest.raises(InputError, match=r"is a folder without table files"):
+        (tmp_path / "empty").mkdir()
+        sources.load(declare(tmp_path / "empty"))
 
 
 def test_times_may_be_numbers_or_iso_8601(tmp_path: Path):
@@ -200,5 +201,5 @@ def test_wrong_declarations(tmp_path: Path, options: dict[str, object], problem:
 
 
 def test_unknown_suffix(tmp_path: Path):
-    with pytest.raises(InputError, match=r"not named like a table; use \.csv"):
+    with pytest.raises(InputError, match=r"not named like a table; its name should end in \.csv"):
         sources.load(declare(write(tmp_path, CSV, "t.txt")))

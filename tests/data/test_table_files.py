@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alt_jax.config import CSVConfig
-from alt_jax.data import table_files
+from alt_jax.data import headers, table_files
 from alt_jax.data.sources import table
 from alt_jax.errors import InputError
 
@@ -18,7 +18,7 @@ ROWS = [{"id": "7", "title": "Heat; or, 5"}, {"id": "8", "title": 'The "Big" One
 
 def read(path: Path, csv: CSVConfig = CSVConfig()) -> tuple[list[dict[str, str]], list[str]]:  # noqa: B008
     notices: list[str] = []
-    table_files.check_columns(path, ["id", "title"], csv)
+    headers.check_columns(path, ["id", "title"], csv)
     found = table.read(path, ["id", "title"], encoded=True, csv=csv, notices=notices)
     return found.to_pylist(), notices
 
@@ -90,7 +90,7 @@ def test_parts_in_folders_patterns_and_what_lies_beside_them(tmp_path: Path):
     (tmp_path / "log" / "_temporary").mkdir()
     (tmp_path / "log" / "_temporary" / "x.parquet").touch()
     columns = ["id", "dt", "country"]
-    table_files.check_columns(tmp_path / "log", columns, CSVConfig())
+    headers.check_columns(tmp_path / "log", columns, CSVConfig())
     found = table.read(tmp_path / "log", columns, encoded=True).to_pydict()
     assert found["id"] == [10, 11, 0, 1, 20, 21]
     assert found["dt"] == ["2026-09-01"] * 2 + ["2026-09-02"] * 2 + [""] * 2
@@ -144,7 +144,7 @@ def test_parts_of_different_types_keep_every_value(tmp_path: Path):
         ("t.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer, not the file"),
         ("t.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer, not the"),
         ("t.csv", "id,title\n7,Amélie\n".encode("utf-16"), "is UTF-16 text, or no text; set data.csv.encoding utf-16"),
-        ("t.csv", "id,title\n7,Amélie\n".encode("latin-1"), "is not text of the encoding .*; set data.csv.encoding"),
+        ("t.csv", "id,title\n7,Amélie\n".encode("latin-1"), "is not UTF-8 text .*; set data.csv.encoding"),
         ("t.csv", b"PK\x03\x04...", "is a zip archive"),
         ("t.csv", gzip.compress(b"id,title\n"), "is compressed by gzip, whatever its name; rename it to end in .gz"),
         ("t.csv.gz", b"id,title\n1,2\n", "cannot be read .*; write it again"),

@@ -193,7 +193,7 @@ class EnoughError(Exception):
     [
         ({"unlabelled": "nowhere.parquet"}, r"nowhere\.parquet"),
         ({"unlabelled": "lacks.csv"}, r"lacks\.csv has no column 'item'"),
-        ({"unlabelled": "other.parquet"}, r"Column 'user' is of one type in .*rows\.parquet and of another in .*other"),
+        ({"unlabelled": "other.parquet"}, r"Column 'user' holds lists in .*other\.parquet and single values in .*rows"),
         ({"source": "movielens_100k", "fields": (), "label": "label", "timestamp": None, "user": None, "item": None},
          r"data\.unlabelled is for own tables"),
     ],

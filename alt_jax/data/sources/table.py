@@ -1,6 +1,6 @@
 """Own tables: files of CSV, JSON Lines or Parquet, in one part or many, or a table in memory."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -258,7 +258,8 @@ def read(
 def _read_text(files: Files, columns: Collection[str], origin: str, csv: CSVConfig, notices: list[str]) -> pa.Table:
     tables = []
     for part in files.parts:
-        stored = [column for column in columns if column not in dict(part.columns)]
+        clauses = columns if isinstance(columns, Mapping) else dict.fromkeys(columns, "")
+        stored = {column: clause for column, clause in clauses.items() if column not in dict(part.columns)}
         if files.kind == "csv":
             table = csv_files.read(part.path, stored, csv, notices)
         else:
