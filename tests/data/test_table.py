@@ -84,8 +84,8 @@ def test_a_folder_of_parts_is_one_table(tmp_path: Path):
     (folder / "_SUCCESS").touch()
     raw = sources.load(declare(folder))
     assert as_text(raw.table["who"], "who", "t").to_pylist() == ["a", "b", "c", "a"]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"is a folder without table files"):
-        (tmp_path / "empty").mkdir()
         sources.load(declare(tmp_path / "empty"))
 
 
