@@ -145,11 +145,15 @@ def read_scores(folder: Path) -> dict[str, "np.ndarray"]:
 
 
 def check_path(folder: Path) -> None:
-    """Refuses a URL as a run folder; a path has already lost one of its slashes.
+    """Refuses a URL as a run folder; a path has already lost one of its slashes. And a name that no text can hold.
 
     Raises:
       InputError: It is one.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"--run-dir {os.fsencode(folder)!r} is not UTF-8; give it another name.") from None
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(folder)):
         raise InputError(
             f"--run-dir {folder} is a URL, but runs are kept on a file system; mount it, and give the path."
