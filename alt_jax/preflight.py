@@ -11,7 +11,7 @@ checked here.
 from collections.abc import Sequence
 from pathlib import Path
 
-from alt_jax import run_files, studies
+from alt_jax import required, run_files, studies
 from alt_jax.config import Config, DataConfig
 from alt_jax.data import declared, protocol_presets, published, sources, table_files, target
 from alt_jax.data.prepared_config import check_prepared
@@ -40,13 +40,15 @@ def train(config: Config, origin: Origin, run_dir: Path) -> None:
     """The dataset, the run folder, and the pretraining that a new run starts from.
 
     Raises:
-      InputError: There is no dataset, it was prepared otherwise, the folder is taken, or the pretraining is none.
+      InputError: There is no dataset, it was prepared otherwise or has no field that the run reads, the folder is
+        taken, or the pretraining is none.
     """
     run_files.check_path(run_dir)
     schema = None
     if not is_url(config.data.dir):
         schema = Schema.load(place(config.data.dir).folder / SCHEMA)
         check_prepared(config)
+        required.check(config, origin, schema)
     if (run_dir / "run.json").is_file():
         run_files.check_same(run_dir, origin, config)
         return  # it may be past its start, and the pretraining gone

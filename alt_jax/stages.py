@@ -23,6 +23,7 @@ from alt_jax import (
     learned,
     pretraining,
     recipe,
+    required,
     run_files,
     sharding_rules,
     tracking,
@@ -40,6 +41,7 @@ from alt_jax.models.alt import ALT
 from alt_jax.optim import finetune_optimizer, finetune_schedules, pretrain_optimizer, pretrain_schedules
 from alt_jax.pretraining import Pretrain
 from alt_jax.run import Origin, Run
+from alt_jax.schema import Schema
 from alt_jax.sharding import Rules, check_batch, jit_init, make_mesh, place, replicate
 from alt_jax.sharding_rules import check_rules
 from alt_jax.tasks import Finetune, Params
@@ -78,10 +80,8 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
         tracking.check(config.tracking)
         dataset = Dataset.load(config.data.dir, config.data.memory_gib)
         check_prepared(config)
+        check_fields(config, origin, dataset.schema)
         config = recipe.pretraining(config, dataset.schema.splits["train"].rows)
-        pretraining.check(config, dataset.schema)
-        if config.ctr.init == "svd":
-            factors.check(dataset.schema)
         encoder = bridge.encoder_config(config.text, dataset.schema)
         run = Run(run_dir, origin, config, dataset.schema, encoder)
     cluster.check_same(_facts(run, dataset))
@@ -119,6 +119,23 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
     return result
 
 
+def check_fields(config: Config, origin: Origin, schema: Schema) -> None:
+    """Refuses a run that its dataset does not have the fields for.
+
+    Raises:
+      InputError: It is one; names the tower, the loss or the value that needs other fields.
+    """
+    required.check(config, origin, schema)
+    if origin.stage == "pretrain":
+        pretraining.check(config, schema)
+    elif origin.strategy == "plm":
+        bridge.check_towers(config.finetune.plm, schema)
+    if pretraining.reads_table(config) if origin.strategy is None else origin.strategy != "plm":
+        interactions.check(config.ctr, schema)
+        if config.ctr.init == "svd":
+            factors.check(schema)
+
+
 def _say_learned(found: dict[str, float], config: Config) -> None:
     """What a pretraining has learned, and a warning for each loss that has learned nothing."""
     good, bad = learned.verdict(found, config)
@@ -151,13 +168,10 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         tracking.check(config.tracking)
         dataset = Dataset.load(config.data.dir, config.data.memory_gib)
         check_prepared(config)
+        check_fields(config, origin, dataset.schema)
         part = dataset.schema.splits["train"]
         labels = number_labelled(part.labelled, config.finetune.label_share)
         config = recipe.finetuning(config, strategy, labels, init_from is not None)
-        if strategy == "plm":
-            bridge.check_towers(config.finetune.plm, dataset.schema)
-        if config.ctr.init == "svd":
-            factors.check(dataset.schema)
         encoder = bridge.encoder_config(config.text, dataset.schema)
         run = Run(run_dir, origin, config, dataset.schema, encoder)
     cluster.check_same(_facts(run, dataset))
