@@ -294,7 +294,11 @@ def _interval(ours: Sequence[Path], theirs: Sequence[Path]) -> Interval | None:
     """Of the difference in test AUC over test users; None where runs have not kept scores, or are of two datasets."""
     runs = [folder for folder in (*ours, *theirs) if (folder / "config.json").is_file()]  # a mean of runs has none
     datasets = {run_files.read_config(folder).data.dir for folder in runs}
-    return bootstrap.of_runs(Dataset.load(datasets.pop()), ours, theirs) if len(datasets) == 1 else None
+    if len(datasets) != 1:
+        return None
+    own = [folder for folder in runs if (folder / SCHEMA).is_file()]  # a baseline's has no schema
+    dataset = Dataset.load(run_files.find_dataset(own[0]) if own else datasets.pop())
+    return bootstrap.of_runs(dataset, ours, theirs)
 
 
 def _outcome(study: Study, arm: Arm, strategy: Strategy, seeds: Seeds, folder: Path) -> Scores | Missing:

@@ -273,23 +273,26 @@ def finetune_task(run: Run) -> Finetune:
     return Finetune(ALT(run.config, run.schema, run.encoder), strategy)
 
 
-def open_dataset(run: Run) -> Dataset:
-    """The dataset of a run, if it is still the same.
+def open_dataset(run: Run, data: Sequence[str] = ()) -> Dataset:
+    """The very dataset that a run was trained on.
+
+    Args:
+      run: Of a run folder or an export.
+      data: Folders or URLs, one of which it is; empty: where it was (`run_files.places`).
 
     Raises:
       InputError: It is gone or was prepared again with another outcome.
     """
-    dataset = Dataset.load(run.config.data.dir)
-    if dataset.schema != run.schema:
-        raise InputError(
-            f"The dataset {run.config.data.dir} is no longer the one that {run.folder} was trained on; "
-            "prepare that one again or train again."
-        )
-    return dataset
+    return Dataset.load(run_files.find_dataset(run.folder, data))
 
 
-def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
+def evaluate(folders: Sequence[Path], split: str, data: Sequence[str] = ()) -> dict[str, float]:
     """Metrics on one split of a finished finetuning run, or of the mean of several runs' probabilities.
+
+    Args:
+      folders: Of the runs.
+      split: Which part.
+      data: Where their datasets are, if not where they were.
 
     Raises:
       InputError: A run or its dataset is missing or damaged, or the runs have different datasets.
@@ -298,7 +301,7 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
     mesh = make_mesh()
     facts: dict[str, object] = {"what it does": f"evaluate {split}"}
     with cluster.together():
-        dataset = open_dataset(runs[0].run)
+        dataset = open_dataset(runs[0].run, data)
         values = dataset.split(split).open().values
         for number, trained in enumerate(runs):
             facts |= {f"{name} of run {number}": fact for name, fact in _facts(trained.run, dataset).items()}
@@ -313,7 +316,7 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
                 "different rows; give runs of one dataset."
             )
         with cluster.together():
-            own = open_dataset(trained.run)  # its prompts may come from another tokenizer
+            own = open_dataset(trained.run, data)  # its prompts may come from another tokenizer
         probabilities, params = (
             Probabilities(trained.task, mesh, own.pieces),
             place(mesh, trained.params, sharding_rules.rules(trained.run.config)),
