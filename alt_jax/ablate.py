@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alt_jax import baselines, bootstrap, bridge, console, pretraining, recipe, run_files, stages
+from alt_jax import baselines, bootstrap, console, recipe, run_files, stages
 from alt_jax.bootstrap import Interval
 from alt_jax.comparison import ArmInfo, Line, Missing, Scores, Seeds, compare, write
 from alt_jax.config import Config, Strategy
@@ -39,7 +39,7 @@ from alt_jax.errors import STOPPED, InputError, Stopped
 from alt_jax.evaluate import undefined
 from alt_jax.models import interactions
 from alt_jax.run import wait_until_free
-from alt_jax.run_files import read_object, write_json
+from alt_jax.run_files import Origin, read_object, write_json
 from alt_jax.schema import Schema
 from alt_jax.signals import stop_requests
 from alt_jax.studies import Arm, Study, refusing
@@ -176,10 +176,9 @@ def check(jobs: Sequence[Job]) -> None:
             schema = Schema.load(place(job.config.data.dir).folder / SCHEMA)
             if job.baseline:
                 baselines.check(job.baseline, schema)
-            elif job.strategy is None:
-                pretraining.check(job.config, schema)
-            elif job.strategy == "plm":
-                bridge.check_towers(job.config.finetune.plm, schema)
+            else:
+                stage = Origin("pretrain") if job.strategy is None else Origin("finetune", job.strategy)
+                stages.check_fields(job.config, stage, schema)
 
 
 def run(groups: Sequence[Sequence[Job]], jobs: int) -> None:
@@ -295,7 +294,11 @@ def _interval(ours: Sequence[Path], theirs: Sequence[Path]) -> Interval | None:
     """Of the difference in test AUC over test users; None where runs have not kept scores, or are of two datasets."""
     runs = [folder for folder in (*ours, *theirs) if (folder / "config.json").is_file()]  # a mean of runs has none
     datasets = {run_files.read_config(folder).data.dir for folder in runs}
-    return bootstrap.of_runs(Dataset.load(datasets.pop()), ours, theirs) if len(datasets) == 1 else None
+    if len(datasets) != 1:
+        return None
+    own = [folder for folder in runs if (folder / SCHEMA).is_file()]  # a baseline's has no schema
+    dataset = Dataset.load(run_files.find_dataset(own[0]) if own else datasets.pop())
+    return bootstrap.of_runs(dataset, ours, theirs)
 
 
 def _outcome(study: Study, arm: Arm, strategy: Strategy, seeds: Seeds, folder: Path) -> Scores | Missing:

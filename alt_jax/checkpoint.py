@@ -7,10 +7,14 @@ What happens to a file later is found by its checksum before Orbax reads it: Orb
 which fail loudly and late.
 """
 
+import atexit
+import functools
 import hashlib
 import json
 import logging
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +31,8 @@ from alt_jax.errors import InputError, Stopped, first_line
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file at INFO and WARNING
 _CHECKSUMS = "checksums.json"
 _DELETED = ".deleted"  # a folder in `checkpoints`: a checkpoint that goes is renamed into it, and never half there
+# Orbax takes some signs of a path for patterns, and a folder /gs for a bucket; TensorStore takes \\ for /.
+_PLAIN = re.compile(r"(?!/(gs|s3|az|hf)(/|$))[\w./ -]+")
 _REPLACE = "put back a copy of it, or train again in another --run-dir."
 
 
@@ -49,12 +55,13 @@ class Checkpoints:
             ]
         )
         with cluster.together():
+            plain = _plain(folder.absolute())
             if cluster.first():
                 _set_aside_damaged(folder)
         self._folder = folder / "checkpoints"
         self._empty_deleted()
         self._manager = ocp.CheckpointManager(
-            self._folder.absolute(),
+            plain / "checkpoints",
             # Without best_fn the scores would not be written: a resumed run would forget, and delete, its best step
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
@@ -112,7 +119,8 @@ class Checkpoints:
         try:
             # The manager knows an item's metadata only once it has saved or restored one itself
             with ocp.StandardCheckpointer() as reader:
-                saved = {name: _saved_tree(reader, path / name) for name in template}
+                item = _plain(self._folder.parent.absolute()) / "checkpoints" / str(step)
+                saved = {name: _saved_tree(reader, item / name) for name in template}
             _verify_shapes(saved, template, path)
             found = self._manager.restore(
                 step,
@@ -206,7 +214,7 @@ def load_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], 
                 _verify_checksums(root / str(step))
             except InputError as error:
                 raise InputError(f"{error}; {_REPLACE}") from None
-    path = (root / str(step) / "params").absolute()
+        path = _plain(folder.absolute()) / "checkpoints" / str(step) / "params"
     try:
         with ocp.StandardCheckpointer() as reader:
             template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _saved_tree(reader, path))
@@ -218,7 +226,26 @@ def load_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], 
 
 def _saved_tree(reader: ocp.StandardCheckpointer, item: Path) -> Any:
     """Shapes and types of an item of a checkpoint."""
-    return reader.metadata(item.absolute()).item_metadata.tree
+    return reader.metadata(item).item_metadata.tree
+
+
+@functools.cache
+def _plain(folder: Path) -> Path:
+    """A run folder by a name that Orbax and TensorStore read as it is: its own, or a link that goes with the process.
+
+    Args:
+      folder: An absolute path. Where a link is needed, it is made if it does not exist.
+    """
+    if _PLAIN.fullmatch(str(folder)):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="alt-jax-")).absolute()
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    if not _PLAIN.fullmatch(str(place)):
+        raise InputError(f"{folder} needs a link with a plain name, but {place} has none; set TMPDIR, e.g. to /tmp.")
+    link = place / "run"
+    link.symlink_to(folder, target_is_directory=True)
+    return link
 
 
 def _write_checksums(root: Path) -> None:

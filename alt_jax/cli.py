@@ -220,7 +220,11 @@ def _first_section(box: str) -> str:
 
 def _option_names(kind: type[Any]) -> list[str]:
     """The long options of a command, as tyro spells them."""
-    inside = {"config": list(Config().flat()), "limits": [field.name for field in dataclasses.fields(Limits)]}
+    inside = {
+        "config": list(Config().flat()),
+        "limits": [field.name for field in dataclasses.fields(Limits)],
+        "data": ["data.dir"],
+    }
     own = [field.name for field in dataclasses.fields(kind)]
     names = [name for group in own for name in inside.get(group, [group])] + ["help"]
     return [f"--{name.replace('_', '-')}" for name in names]
@@ -330,13 +334,13 @@ def _evaluate(arguments: list[str]) -> None:
     if options.cluster == "none" or not options.run_dir:
         from alt_jax import preflight
 
-        preflight.evaluate(options.run_dir)
+        preflight.evaluate(options.run_dir, options.data)
     from alt_jax import cluster, stages
 
     cluster.join(options.cluster, options.cluster_wait, saves=False)
     if not options.json:
         print(f"evaluate · {options.split} · {', '.join(map(str, options.run_dir))}")
-    found = stages.evaluate(options.run_dir, options.split)
+    found = stages.evaluate(options.run_dir, options.split, options.data)
     print(stages.to_json(found) if options.json else stages.format_report(found, options.split))
 
 
@@ -344,11 +348,11 @@ def _predict(arguments: list[str]) -> None:
     options = _parse(PredictOptions, arguments, "alt-jax predict")
     from alt_jax import preflight
 
-    preflight.predict(options.model, options.rows, options.output)
+    preflight.predict(options.model, options.rows, options.output, options.data)
     from alt_jax.scorer import predict
 
     print(f"predict · {options.model} · {options.rows} → {options.output}")
-    rows = predict(options.model, options.rows, options.output)
+    rows = predict(options.model, options.rows, options.output, options.data)
     print(f"scored {rows:,} rows to {options.output}")
 
 
@@ -356,11 +360,11 @@ def _export(arguments: list[str]) -> None:
     options = _parse(ExportOptions, arguments, "alt-jax export")
     from alt_jax import preflight
 
-    preflight.export(options.run_dir, options.out)
+    preflight.export(options.run_dir, options.out, options.data)
     from alt_jax.export import export
 
     print(f"export · {options.run_dir} → {options.out}")
-    if export(options.run_dir, options.out):
+    if export(options.run_dir, options.out, options.data):
         print(f"exported {options.run_dir} to {options.out}")
     else:
         print(f"{options.out} holds the export of {options.run_dir}, and is left as it is; remove it to write it anew")
@@ -370,14 +374,14 @@ def _serve(arguments: list[str]) -> None:
     options = _parse(ServeOptions, arguments, "alt-jax serve")
     from alt_jax import preflight
 
-    preflight.serve(options.model, options.port)
+    preflight.serve(options.model, options.port, options.data)
     try:
         from alt_jax.serving.server import serve
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("starlette", "uvicorn", "prometheus_client"):
             raise
         raise InputError(f"serve needs {error.name}; install it with pip install 'alt-jax[serve]'.") from None
-    serve(options.model, options.host, options.port, options.limits)
+    serve(options.model, options.host, options.port, options.limits, options.data)
 
 
 def _ablate(arguments: list[str]) -> None:
@@ -422,7 +426,7 @@ def _inspect(arguments: list[str]) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator may be in use by the very run that is looked at
     from alt_jax.inspect import inspect
 
-    print(inspect(options.folder, options.rows, options.split))
+    print(inspect(options.folder, options.rows, options.split, options.data))
 
 
 def _report(arguments: list[str]) -> None:
@@ -432,7 +436,7 @@ def _report(arguments: list[str]) -> None:
     preflight.report(options.run_dir, options.output, options.price)
     from alt_jax.report.build import report
 
-    print(f"wrote {report(options.run_dir, options.output, options.price)}")
+    print(f"wrote {report(options.run_dir, options.output, options.price, options.data)}")
 
 
 def _list(arguments: list[str]) -> None:

@@ -359,8 +359,8 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 # Values that are fitted where they are None (`alt_jax.recipe`).
 FITTED = re.compile(r"ctr\.dropout|pretrain\.epochs|finetune\.(ctr|plm|joint)\.(batch_size|epochs|l2|l2_towards)")
 # Values that may change when a run goes on: where parameters lie moves numbers by rounding only, and where the metrics
-# are shown moves none.
-FREE = ("sharding.", "tracking")
+# are shown and where the data lie moves none (that it is the same dataset, its schema says).
+FREE = ("sharding.", "tracking", "data.dir", "data.raw")
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -15,7 +15,7 @@ second_text_tower/    likewise, if the run has one
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from alt_jax.tasks import Finetune, Params
 _ANEW = "export the run to a new folder"
 
 
-def export(folder: Path, out: Path) -> bool:
+def export(folder: Path, out: Path, data: Sequence[str] = ()) -> bool:
     """Writes a finished finetuning as plain files that need neither Orbax nor the dataset.
 
     Says what it leaves out, and why: programs that one file has no room for, or that cannot be made here.
@@ -46,6 +46,7 @@ def export(folder: Path, out: Path) -> bool:
       folder: The finetuning run.
       out: A new folder, made whole by a rename. One that holds this very export, since the same command was started
         before, stays as it is.
+      data: Where the run's dataset is, if not where it was.
 
     Returns:
       Whether it was written; it was not where `out` holds it.
@@ -56,7 +57,7 @@ def export(folder: Path, out: Path) -> bool:
     if is_exported(folder, out):
         return False
     trained = load_finetuned(folder)
-    dataset = open_dataset(trained.run)
+    dataset = open_dataset(trained.run, data)
     with writing(out), beside(out) as partial:
         flat: dict[str, Any] = traverse_util.flatten_dict(trained.params, sep="/")
         tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}

@@ -80,13 +80,14 @@ class _Page:
     no_rows: str = ""
 
 
-def inspect(name: str, rows: int = 3, split: str = "valid") -> str:
+def inspect(name: str, rows: int = 3, split: str = "valid", data: Sequence[str] = ()) -> str:
     """Describes a prepared dataset, a run or an export.
 
     Args:
       name: Its folder; a dataset's may be a URL.
       rows: How many rows to show, the first of the split.
       split: `train`, `valid` or `test`.
+      data: Where the dataset of a run or an export is, if not where it was.
 
     Returns:
       Lines of at most `COLUMNS` characters, for up to three rows at most `LINES`.
@@ -98,9 +99,9 @@ def inspect(name: str, rows: int = 3, split: str = "valid") -> str:
         case "dataset":
             page = _dataset(name, rows, split)
         case "run":
-            page = _run(Path(name), rows, split)
+            page = _run(Path(name), rows, split, data)
         case "export":
-            page = _export(Path(name), rows, split)
+            page = _export(Path(name), rows, split, data)
     return "\n".join(_laid_out(page))
 
 
@@ -174,7 +175,7 @@ def _field_table(schema: Schema, spelled: "_Spelling", valid: Any) -> list[str]:
 # Runs.
 
 
-def _run(folder: Path, rows: int, split: str) -> _Page:
+def _run(folder: Path, rows: int, split: str, data: Sequence[str]) -> _Page:
     run = Run.load(folder)
     result, logged, best = run.result(), *_logged(folder)
     weights = _weights(folder, run, result)
@@ -200,7 +201,7 @@ def _run(folder: Path, rows: int, split: str) -> _Page:
     if not rows:
         return _Page(head)
     try:
-        dataset = open_dataset(run)
+        dataset = open_dataset(run, data)
     except InputError as error:
         return _Page(head, no_rows=f"not shown: {error}")
     show = _masked_rows if run.origin.stage == "pretrain" else _scored_rows
@@ -432,7 +433,7 @@ def _likeliest(probability: np.ndarray, most: int) -> list[tuple[int, float]]:
 # Exports.
 
 
-def _export(folder: Path, rows: int, split: str) -> _Page:
+def _export(folder: Path, rows: int, split: str, data: Sequence[str]) -> _Page:
     run = Run.load(folder)
     result = run.result()
     files = [f"{path.name}{'/' * path.is_dir()} {_size(_bytes(path))}" for path in sorted(folder.iterdir())]
@@ -455,7 +456,7 @@ def _export(folder: Path, rows: int, split: str) -> _Page:
     params = read_params(folder / PARAMS, task)
     head += _parameters(params)
     try:
-        dataset = open_dataset(run)
+        dataset = open_dataset(run, data)
     except InputError as error:
         return _Page(head, no_rows=f"not shown, since they are not part of an export: {error}")
     return _Page(head, _scored_rows(run, dataset, params, rows, split, task))

@@ -72,10 +72,10 @@ def choose_masks(keys: tuple[jax.Array, jax.Array], batch: int, schema: Schema, 
     text_key, table_key = keys
     if config.pairing == "independent":
         tabular = mask_units(schema, config, tabular=True)
-        return Masks(
-            choose_fields(text_key, batch, units, config.rate, fields),
-            choose_fields(table_key, batch, tabular, config.rate, fields),
-        )
+        text = choose_fields(text_key, batch, units, config.rate, fields)
+        if not tabular:
+            return Masks(text, jnp.zeros_like(text))
+        return Masks(text, choose_fields(table_key, batch, tabular, config.rate, fields))
     n = num_masked_units(units, config.rate)
     has_ids = np.array([field.kind != "text" for field in schema.fields])
     if config.pairing == "same":

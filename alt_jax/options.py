@@ -28,6 +28,14 @@ LogFormat = Annotated[
         "machines that collect logs, progress every ten seconds."
     ),
 ]
+Where = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(
+        name="data.dir",
+        metavar="DIR",
+        help="Folder or URL of the dataset of the run, if it is not where it was; of several runs, that of each.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class EvaluateOptions:
     """Print one JSON object."""
     cluster: Cluster = "none"
     cluster_wait: ClusterWait = 45
+    data: Where = ()
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,7 @@ class PredictOptions:
     rows: tyro.conf.Positional[Path]
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Parquet, or CSV by its name, with a column `score`."""
+    data: Where = ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,7 @@ class ExportOptions:
 
     run_dir: tyro.conf.Positional[Path]
     out: tyro.conf.Positional[Path]
+    data: Where = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,7 @@ class ServeOptions:
     port: int = 8000
     """0: any that is free."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
+    data: Where = ()
     log_format: LogFormat = "text"
 
 
@@ -196,6 +208,7 @@ class InspectOptions:
     """How many rows to show."""
     split: Literal["train", "valid", "test"] = "valid"
     """Whose first rows."""
+    data: Where = ()
 
 
 @dataclass(frozen=True)
@@ -207,10 +220,11 @@ class ReportOptions:
 
     run_dir: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of pretrainings, of finetunings, and of studies."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=("-o",), metavar="PATH")] = None
     """The page; report.html in the first folder if none is given."""
     price: float | None = None
     """US dollars an hour of the machine that trained, from which follows what the runs cost."""
+    data: Where = ()
 
 
 @dataclass(frozen=True)

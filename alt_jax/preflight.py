@@ -11,7 +11,7 @@ checked here.
 from collections.abc import Sequence
 from pathlib import Path
 
-from alt_jax import run_files, studies
+from alt_jax import required, run_files, studies
 from alt_jax.config import Config, DataConfig
 from alt_jax.data import declared, headers, protocol_presets, published, sources, table_files, target
 from alt_jax.data.prepared_config import check_prepared
@@ -40,13 +40,15 @@ def train(config: Config, origin: Origin, run_dir: Path) -> None:
     """The dataset, the run folder, and the pretraining that a new run starts from.
 
     Raises:
-      InputError: There is no dataset, it was prepared otherwise, the folder is taken, or the pretraining is none.
+      InputError: There is no dataset, it was prepared otherwise or has no field that the run reads, the folder is
+        taken, or the pretraining is none.
     """
     run_files.check_path(run_dir)
     schema = None
     if not is_url(config.data.dir):
         schema = Schema.load(place(config.data.dir).folder / SCHEMA)
         check_prepared(config)
+        required.check(config, origin, schema)
     if (run_dir / "run.json").is_file():
         run_files.check_same(run_dir, origin, config)
         return  # it may be past its start, and the pretraining gone
@@ -59,7 +61,7 @@ def train(config: Config, origin: Origin, run_dir: Path) -> None:
         run_files.check_pretraining(Path(origin.init_from), schema)
 
 
-def evaluate(folders: Sequence[Path]) -> None:
+def evaluate(folders: Sequence[Path], data: Sequence[str]) -> None:
     """Finished finetunings, and their datasets.
 
     Raises:
@@ -68,42 +70,42 @@ def evaluate(folders: Sequence[Path]) -> None:
     if not folders:
         raise InputError("give the folder of a finished run, e.g. alt-jax evaluate runs/joint.")
     for folder in folders:
-        _finetuned(folder)
+        _finetuned(folder, data)
 
 
-def predict(model: Path, rows: Path, output: Path) -> None:
+def predict(model: Path, rows: Path, output: Path, data: Sequence[str]) -> None:
     """A model, and rows that have its columns.
 
     Raises:
       InputError: The model is none, there is no table, it lacks a column, or the output cannot be.
     """
     table_files.check_output(rows, output)
-    scorable(model)
+    scorable(model, data)
     csv = run_files.read_config(model).data.csv
     headers.check_columns(rows, Schema.load(model / SCHEMA).columns, csv)
 
 
-def export(folder: Path, out: Path) -> None:
+def export(folder: Path, out: Path, data: Sequence[str]) -> None:
     """A finished finetuning, and a new folder.
 
     Raises:
       InputError: It is none, or the folder is taken.
     """
     if not run_files.is_exported(folder, out):
-        _finetuned(folder)
+        _finetuned(folder, data)
 
 
-def serve(model: Path, port: int) -> None:
+def serve(model: Path, port: int, data: Sequence[str]) -> None:
     """A model, and a port.
 
     Raises:
       InputError: It is none.
     """
     check_port(port)
-    scorable(model)
+    scorable(model, data)
 
 
-def scorable(model: Path) -> None:
+def scorable(model: Path, data: Sequence[str] = ()) -> None:
     """What scores rows: a finetuning or an export.
 
     Raises:
@@ -112,7 +114,7 @@ def scorable(model: Path) -> None:
     if (model / run_files.PARAMS).is_file():
         run_files.read_origin(model)
     else:
-        _finetuned(model)
+        _finetuned(model, data)
 
 
 def ablate(config: Config, study: Study, run_dir: Path) -> None:
@@ -156,12 +158,11 @@ def report(folders: Sequence[Path], out: Path | None, price: float | None) -> No
             run_files.read_origin(folder)
 
 
-def _finetuned(folder: Path) -> None:
+def _finetuned(folder: Path, data: Sequence[str]) -> None:
     """A finished finetuning whose dataset is still there."""
     run_files.best_step(folder)
-    data = run_files.read_config(folder).data.dir
-    if not is_url(data):
-        Schema.load(place(data).folder / SCHEMA)
+    if not any(is_url(name) for name in run_files.places(folder, data)):
+        run_files.find_dataset(folder, data)
 
 
 def _raw(data: DataConfig) -> None:

@@ -65,6 +65,10 @@ def check(config: Config, schema: Schema) -> None:
     """
     if not any((config.loss.icl, config.loss.mlm, config.loss.mtm)):
         raise InputError("All three loss weights are 0, so there is nothing to pretrain; set one of --loss.*.")
+    if config.loss.icl and config.pretrain.batch_size == 1:
+        raise InputError(
+            "ICL tells the rows of a batch apart, but pretrain.batch_size is 1; raise it, or set --loss.icl 0."
+        )
     if config.loss.mlm or config.loss.mtm:
         masking.check_masks(schema, config.mask)
     for what in config.icl.leave_out:
@@ -108,6 +112,12 @@ def views(config: Config) -> Views:
         text="all" if text_helps and whole else pooled if loss.icl else "",
         hidden_text="all" if text_helps and not whole else "masks" if loss.mlm else "",
     )
+
+
+def reads_table(config: Config) -> bool:
+    """Whether a pretraining has a CTR tower."""
+    needed = views(config)
+    return needed.table or needed.hidden_table
 
 
 def reads_text(config: Config) -> bool:

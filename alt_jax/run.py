@@ -5,6 +5,7 @@ run.json        stage, strategy, what it started from; written last, so a folder
 config.json     every value of the configuration
 schema.json     of the dataset it trains on
 encoder.json    the text tower's Hugging Face config
+data.json       where the dataset is: by itself, and from here
 checkpoints/    the newest two and the best
 damaged/        checkpoints that were found to be so, and set aside
 nonfinite/      batches whose loss or gradient was not finite
@@ -115,6 +116,7 @@ class Run:
         folder = self.folder
         if (folder / "run.json").is_file():
             self._check_same(Run.load(folder))
+            run_files.write_place(folder, self.config.data.dir)
             return
         run_files.check_free(folder)
         try:
@@ -122,6 +124,7 @@ class Run:
             (folder / "config.json").write_text(self.config.to_json() + "\n", encoding="utf-8")
             (folder / "encoder.json").write_text(json.dumps(self.encoder.to_hf(), indent=2) + "\n", encoding="utf-8")
             self.schema.save(folder / "schema.json")
+            run_files.write_place(folder, self.config.data.dir)
             write_json(folder / "run.json", dataclasses.asdict(self.origin))
         except OSError as error:
             raise InputError(f"{folder} cannot be written ({error.strerror}); give another --run-dir.") from error

@@ -9,7 +9,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from alt_jax import console
 from alt_jax.config import Config, Strategy, first_problem
-from alt_jax.data.storage import SCHEMA, is_url
+from alt_jax.data.storage import SCHEMA, is_url, place
 from alt_jax.errors import InputError
 from alt_jax.schema import Schema
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LOCK = "run.lock"
 SCORES = "scores.npz"
+DATA = "data.json"
 PARAMS = "params.safetensors"  # an export has it, a run has not
 # What an export takes of its run as it is.
 EXPORTED = ("config.json", "schema.json", "encoder.json", "run.json", "result.json")
@@ -145,11 +146,15 @@ def read_scores(folder: Path) -> dict[str, "np.ndarray"]:
 
 
 def check_path(folder: Path) -> None:
-    """Refuses a URL as a run folder; a path has already lost one of its slashes.
+    """Refuses a URL as a run folder; a path has already lost one of its slashes. And a name that no text can hold.
 
     Raises:
       InputError: It is one.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"--run-dir {os.fsencode(folder)!r} is not UTF-8; give it another name.") from None
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(folder)):
         raise InputError(
             f"--run-dir {folder} is a URL, but runs are kept on a file system; mount it, and give the path."
@@ -162,7 +167,7 @@ def check_free(folder: Path) -> None:
     Raises:
       InputError: It does.
     """
-    begun = re.compile(r"(config|schema|encoder)\.json|run\.lock|\.run\.json\..*\.partial")
+    begun = re.compile(r"(config|schema|encoder|data)\.json|run\.lock|\.(run|data)\.json\..*\.partial")
     present = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if not all(begun.fullmatch(name) for name in present):
         raise InputError(f"{folder} is not empty and not a run folder; give another --run-dir.")
@@ -201,6 +206,66 @@ def check_pretraining(folder: Path, schema: Schema) -> None:
         )
     if read_result(folder, origin) is None:
         raise InputError(f"The pretraining in {folder} is not finished; run its command again until it is.")
+
+
+def write_place(folder: Path, name: str) -> None:
+    """Keeps where a run finds its dataset, so that it finds it from elsewhere, and after both have been moved.
+
+    Args:
+      folder: The run folder.
+      name: The dataset's folder, relative to the current one or not, or its URL.
+    """
+    found = {"dir": name}
+    if not is_url(name):
+        path = os.path.abspath(name)
+        found = {"dir": path, "from_run": os.path.relpath(path, os.path.abspath(folder))}
+    write_json(folder / DATA, found)
+
+
+def places(folder: Path, given: Sequence[str] = ()) -> list[str]:
+    """Where the dataset of a run or an export may be: where it was, where that is from the run, and as the config says.
+
+    Args:
+      folder: Of the run or the export.
+      given: Where it is said to be (`--data.dir`): nowhere else, then.
+
+    Raises:
+      InputError: `config.json` or `data.json` is missing or damaged; a run of an older version has none of the latter.
+    """
+    if given:
+        return list(given)
+    found = read_object(folder / DATA) if (folder / DATA).is_file() else {}
+    if not all(isinstance(name, str) for name in found.values()):
+        raise InputError(f"{folder / DATA} does not hold places; remove it, and name the dataset with --data.dir.")
+    names = [found["dir"]] if "dir" in found else []
+    if "from_run" in found:
+        names.append(os.path.normpath(os.path.join(os.path.abspath(folder), found["from_run"])))
+    names.append(read_config(folder).data.dir)
+    return list({name if is_url(name) else os.path.abspath(name): name for name in reversed(names)}.values())[::-1]
+
+
+def find_dataset(folder: Path, given: Sequence[str] = ()) -> str:
+    """The first of `places` that holds the very dataset that a run was trained on.
+
+    Raises:
+      InputError: None does; says of each why. Or as `places`.
+    """
+    wanted, why = Schema.load(folder / SCHEMA), []
+    for name in places(folder, given):
+        try:
+            where = place(name)
+            if not where.has(SCHEMA):
+                why.append(f"{where / SCHEMA} does not exist")
+            elif Schema.load(where.folder / SCHEMA) == wanted:
+                return name
+            else:
+                why.append(f"{name} holds another one")
+        except InputError as error:
+            why.append(str(error).rstrip("."))
+    raise InputError(
+        f"The dataset that {folder} was trained on is not found ({', '.join(why)}); name its folder with --data.dir, "
+        "or prepare it again."
+    )
 
 
 def best_step(folder: Path) -> int:

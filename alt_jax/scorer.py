@@ -82,12 +82,15 @@ class Scorer:
         return self.task.model.config.data.csv
 
     @classmethod
-    def load(cls, folder: str | Path, devices: Sequence[jax.Device] | None = None) -> "Scorer":
+    def load(
+        cls, folder: str | Path, devices: Sequence[jax.Device] | None = None, data: Sequence[str] = ()
+    ) -> "Scorer":
         """Opens a finetuning run or an export.
 
         Args:
           folder: Of the run, whose dataset must still be there, or of the export, which needs nothing else.
           devices: Hold the model and share out the rows; by default all.
+          data: Where the run's dataset is, if not where it was.
 
         Raises:
           InputError: The folder is neither, or is damaged.
@@ -97,7 +100,7 @@ class Scorer:
             task = finetune_task(Run.load(folder))
             return cls(task, read_params(folder / PARAMS, task), Encoder.load(folder), devices)
         trained = load_finetuned(folder)
-        return cls(trained.task, trained.params, Encoder.load(open_dataset(trained.run).folder), devices)
+        return cls(trained.task, trained.params, Encoder.load(open_dataset(trained.run, data).folder), devices)
 
     def score(self, rows: Any, origin: str = "the table") -> Float[np.ndarray, " N"]:
         """Click probability of every raw row, in order.
@@ -179,7 +182,7 @@ class Scorer:
         return logits
 
 
-def predict(folder: Path, rows: Path, output: Path) -> int:
+def predict(folder: Path, rows: Path, output: Path, data: Sequence[str] = ()) -> int:
     """Scores a CSV or Parquet file of raw rows.
 
     Args:
@@ -187,6 +190,7 @@ def predict(folder: Path, rows: Path, output: Path) -> int:
       rows: Has the columns of the schema; the label is not needed. That of a sequence holds item ids, newest first,
         with the field's separator between them, or a list of them.
       output: Parquet (or CSV, by its name) with a column `score`, one line per row, in order.
+      data: Where the run's dataset is, if not where it was.
 
     Returns:
       Number of rows.
@@ -196,7 +200,7 @@ def predict(folder: Path, rows: Path, output: Path) -> int:
     """
     check_output(rows, output)
     with file_for(output) as partial:
-        model = Scorer.load(folder)
+        model = Scorer.load(folder, data=data)
         notices: list[str] = []
         raw = table.read(rows, model.encoder.columns, encoded=True, csv=model.csv, notices=notices)
         for notice in notices:

@@ -23,6 +23,7 @@ from alt_jax import (
     learned,
     pretraining,
     recipe,
+    required,
     run_files,
     sharding_rules,
     tracking,
@@ -40,6 +41,7 @@ from alt_jax.models.alt import ALT
 from alt_jax.optim import finetune_optimizer, finetune_schedules, pretrain_optimizer, pretrain_schedules
 from alt_jax.pretraining import Pretrain
 from alt_jax.run import Origin, Run
+from alt_jax.schema import Schema
 from alt_jax.sharding import Rules, check_batch, jit_init, make_mesh, place, replicate
 from alt_jax.sharding_rules import check_rules
 from alt_jax.tasks import Finetune, Params
@@ -78,10 +80,8 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
         tracking.check(config.tracking)
         dataset = Dataset.load(config.data.dir, config.data.memory_gib)
         check_prepared(config)
+        check_fields(config, origin, dataset.schema)
         config = recipe.pretraining(config, dataset.schema.splits["train"].rows)
-        pretraining.check(config, dataset.schema)
-        if config.ctr.init == "svd":
-            factors.check(dataset.schema)
         encoder = bridge.encoder_config(config.text, dataset.schema)
         run = Run(run_dir, origin, config, dataset.schema, encoder)
     cluster.check_same(_facts(run, dataset))
@@ -119,6 +119,23 @@ def pretrain(config: Config, run_dir: Path, init_from: Path | None = None) -> di
     return result
 
 
+def check_fields(config: Config, origin: Origin, schema: Schema) -> None:
+    """Refuses a run that its dataset does not have the fields for.
+
+    Raises:
+      InputError: It is one; names the tower, the loss or the value that needs other fields.
+    """
+    required.check(config, origin, schema)
+    if origin.stage == "pretrain":
+        pretraining.check(config, schema)
+    elif origin.strategy == "plm":
+        bridge.check_towers(config.finetune.plm, schema)
+    if pretraining.reads_table(config) if origin.strategy is None else origin.strategy != "plm":
+        interactions.check(config.ctr, schema)
+        if config.ctr.init == "svd":
+            factors.check(schema)
+
+
 def _say_learned(found: dict[str, float], config: Config) -> None:
     """What a pretraining has learned, and a warning for each loss that has learned nothing."""
     good, bad = learned.verdict(found, config)
@@ -151,13 +168,10 @@ def finetune(config: Config, strategy: Strategy, init_from: Path | None, run_dir
         tracking.check(config.tracking)
         dataset = Dataset.load(config.data.dir, config.data.memory_gib)
         check_prepared(config)
+        check_fields(config, origin, dataset.schema)
         part = dataset.schema.splits["train"]
         labels = number_labelled(part.labelled, config.finetune.label_share)
         config = recipe.finetuning(config, strategy, labels, init_from is not None)
-        if strategy == "plm":
-            bridge.check_towers(config.finetune.plm, dataset.schema)
-        if config.ctr.init == "svd":
-            factors.check(dataset.schema)
         encoder = bridge.encoder_config(config.text, dataset.schema)
         run = Run(run_dir, origin, config, dataset.schema, encoder)
     cluster.check_same(_facts(run, dataset))
@@ -259,23 +273,26 @@ def finetune_task(run: Run) -> Finetune:
     return Finetune(ALT(run.config, run.schema, run.encoder), strategy)
 
 
-def open_dataset(run: Run) -> Dataset:
-    """The dataset of a run, if it is still the same.
+def open_dataset(run: Run, data: Sequence[str] = ()) -> Dataset:
+    """The very dataset that a run was trained on.
+
+    Args:
+      run: Of a run folder or an export.
+      data: Folders or URLs, one of which it is; empty: where it was (`run_files.places`).
 
     Raises:
       InputError: It is gone or was prepared again with another outcome.
     """
-    dataset = Dataset.load(run.config.data.dir)
-    if dataset.schema != run.schema:
-        raise InputError(
-            f"The dataset {run.config.data.dir} is no longer the one that {run.folder} was trained on; "
-            "prepare that one again or train again."
-        )
-    return dataset
+    return Dataset.load(run_files.find_dataset(run.folder, data))
 
 
-def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
+def evaluate(folders: Sequence[Path], split: str, data: Sequence[str] = ()) -> dict[str, float]:
     """Metrics on one split of a finished finetuning run, or of the mean of several runs' probabilities.
+
+    Args:
+      folders: Of the runs.
+      split: Which part.
+      data: Where their datasets are, if not where they were.
 
     Raises:
       InputError: A run or its dataset is missing or damaged, or the runs have different datasets.
@@ -284,7 +301,7 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
     mesh = make_mesh()
     facts: dict[str, object] = {"what it does": f"evaluate {split}"}
     with cluster.together():
-        dataset = open_dataset(runs[0].run)
+        dataset = open_dataset(runs[0].run, data)
         values = dataset.split(split).open().values
         for number, trained in enumerate(runs):
             facts |= {f"{name} of run {number}": fact for name, fact in _facts(trained.run, dataset).items()}
@@ -299,7 +316,7 @@ def evaluate(folders: Sequence[Path], split: str) -> dict[str, float]:
                 "different rows; give runs of one dataset."
             )
         with cluster.together():
-            own = open_dataset(trained.run)  # its prompts may come from another tokenizer
+            own = open_dataset(trained.run, data)  # its prompts may come from another tokenizer
         probabilities, params = (
             Probabilities(trained.task, mesh, own.pieces),
             place(mesh, trained.params, sharding_rules.rules(trained.run.config)),

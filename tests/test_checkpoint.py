@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from alt_jax.checkpoint import Checkpoints, load_params
+from alt_jax.checkpoint import _PLAIN, Checkpoints, load_params
 from alt_jax.errors import InputError
 from alt_jax.sharding import make_mesh, replicate
 
@@ -232,3 +232,36 @@ def test_a_checkpoint_is_never_half_removed(tmp_path: Path, monkeypatch: pytest.
     save(again, 4)
     again.close()
     assert sorted(path.name for path in root.iterdir()) == ["3", "4"]
+
+
+# What a file system allows, and a library may take for a pattern, an escape, an option, another folder or a bucket.
+ODD = ["lr[1]", "[!x]", "**", "a?b", "back\\slash", "50%20", "-x", ".x", "x~", "ü λ", "'\"$(a)", "a:b@c#d|e", "\udcff"]
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+def test_a_checkpoint_is_found_again_whatever_its_folders_are_called(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name / f"run {name}"
+    with Checkpoints(folder) as checkpoints:
+        save(checkpoints, 3, 0.5)
+        save(checkpoints, 7, 0.4)
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # nor is anything written beside it
+    assert steps(folder) == [3, 7]
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest() == 7
+        params, state, loop = checkpoints.restore(7, tree(0), OPTIMIZER.init(tree(0)))
+    assert_same((params, state), (tree(7), OPTIMIZER.init(tree(7))))
+    assert loop == {"best_step": 7}
+    assert_same(load_params(folder, 3)[0], tree(3))
+
+
+def test_a_folder_that_is_called_like_a_bucket_is_a_folder() -> None:
+    """Orbax takes /gs/runs/a for gs://runs/a; such a folder is not ours to make here."""
+    assert _PLAIN.fullmatch("/home/gs/runs")
+    assert not any(_PLAIN.fullmatch(f"/{store}{rest}") for store in ("gs", "s3", "az", "hf") for rest in ("", "/a"))
+
+
+def test_a_link_without_a_plain_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t[1]").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t[1]"))
+    with pytest.raises(InputError, match="set TMPDIR"):
+        Checkpoints(tmp_path / "run[1]")

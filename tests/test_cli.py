@@ -18,6 +18,7 @@ from tiny_runs import Runs, config_file, trained
 from alt_jax import __version__, cli
 from alt_jax.config import Config
 from alt_jax.data.dataset import Dataset
+from alt_jax.run_files import write_place
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -421,10 +422,29 @@ def test_dataset_prepared_again_is_refused(refused: Callable[..., str], alt: Cli
     moved = tmp_path / "run"
     shutil.copytree(runs.ctr, moved)
     (moved / "config.json").write_text(dataclasses.replace(runs.config, data=config).to_json(), encoding="utf-8")
-    assert "run `alt-jax prepare` first" in refused("evaluate", moved)
+    (moved / "data.json").unlink()  # as in a run of an older version
+    assert "prepared/schema.json does not exist); name its folder with --data.dir" in refused("evaluate", moved)
     again = config_file(tmp_path, dataclasses.replace(runs.config, data=config))
     assert alt("prepare", again, "--data.protocol", "time")[0] == 0
-    assert "no longer the one" in refused("evaluate", moved)
+    assert "prepared holds another one" in refused("evaluate", moved)
+
+
+def test_a_dataset_that_has_been_moved_is_named(
+    alt: Cli, refused: Callable[..., str], runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another folder, and with the run copied to where nothing of the dataset's place is left."""
+    shutil.copytree(runs.ctr, tmp_path / "run")
+    shutil.copytree(runs.config.data.dir, tmp_path / "elsewhere")
+    write_place(tmp_path / "run", "/no/such/place")
+    changed = runs.config.override({"data.dir": "prepared"})
+    (tmp_path / "run" / "config.json").write_text(changed.to_json(), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    said = refused("evaluate", "run")
+    assert all(place in said for place in ("/no/such/place/schema.json", "(", "prepared/schema.json does not exist)"))
+    code, out, _ = alt("evaluate", "run", "--data.dir", "elsewhere", "--json")
+    assert code == 0
+    result = json.loads((runs.ctr / "result.json").read_text())["test"]
+    assert json.loads(out)["auc"] == pytest.approx(result["auc"])
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder in which nobody, root included, can write")

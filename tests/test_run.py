@@ -247,3 +247,8 @@ def test_write_json_leaves_no_partial_file(tmp_path: Path) -> None:
 def test_a_url_is_no_run_folder(run: Run) -> None:
     with pytest.raises(InputError, match=r"gs:/bucket/run is a URL, but runs are kept on a file system; mount it"):
         dataclasses.replace(run, folder=Path("gs://bucket/run"))
+
+
+def test_a_name_that_no_text_can_hold_is_no_run_folder(run: Run) -> None:
+    with pytest.raises(InputError, match="is not UTF-8"):
+        dataclasses.replace(run, folder=Path("lr\udcff"))

@@ -49,8 +49,12 @@ class Asked:
         return [run for run in self.runs if run.run.origin.stage == stage]
 
 
-def ask(folders: Sequence[Path]) -> Asked:
+def ask(folders: Sequence[Path], places: Sequence[str] = ()) -> Asked:
     """Reads the folders, and asks models and datasets as far as they are there.
+
+    Args:
+      folders: Runs and studies.
+      places: Where the datasets are, if not where they were.
 
     Raises:
       InputError: A folder is neither a run nor a study.
@@ -58,19 +62,19 @@ def ask(folders: Sequence[Path]) -> Asked:
     found = Asked(*sources.read(folders))
     for run in found.runs:
         print(f"{run.run.folder}: {run.what}, {run.state}")
-        _ask(found, run)
+        _ask(found, run, places)
     for data in found.data.values():
         _check(data)
     return found
 
 
-def _ask(found: Asked, logged: Logged) -> None:
+def _ask(found: Asked, logged: Logged, places: Sequence[str]) -> None:
     """What the model of a run says about held-out rows, or why it cannot be asked."""
     run, name = logged.run, logged.name
     key = f"{run.config.data.dir} {run.schema.data_hash} {run.schema.fingerprint}"
     if key not in found.data:
         try:
-            found.data[key] = Data(run.schema, stages.open_dataset(run))
+            found.data[key] = Data(run.schema, stages.open_dataset(run, places))
         except InputError as error:
             found.data[key] = Data(run.schema, None, str(error))
     data = found.data[key]

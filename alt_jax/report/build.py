@@ -10,13 +10,16 @@ from alt_jax.report.asked import ask
 from alt_jax.report.folders import check
 
 
-def report(folders: Sequence[Path], out: Path | None = None, price: float | None = None) -> Path:
+def report(
+    folders: Sequence[Path], out: Path | None = None, price: float | None = None, data: Sequence[str] = ()
+) -> Path:
     """Writes the report of runs and studies.
 
     Args:
       folders: Run folders, finished or not, and folders of studies.
       out: The page; by default `report.html` in the first folder.
       price: US dollars an hour of the machine that trained.
+      data: Where the runs' datasets are, if not where they were.
 
     Returns:
       Where the page is.
@@ -26,7 +29,7 @@ def report(folders: Sequence[Path], out: Path | None = None, price: float | None
     """
     out = check(folders, out, price)
     with file_for(out) as partial:
-        asked = ask(folders)
+        asked = ask(folders, data)
         names = [*(run.name for run in asked.runs), *(study.name for study in asked.studies)]
         title, footer = f"alt-jax report: {', '.join(names)}", f"Made by alt-jax {__version__}."
         content = page.page(title, " · ".join(names), sections.sections(asked, price), footer)

@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +17,7 @@ from alt_jax.serving.app import Service
 from alt_jax.serving.limits import Limits, check_port
 
 
-def serve(folder: Path, host: str, port: int, limits: Limits) -> None:
+def serve(folder: Path, host: str, port: int, limits: Limits, data: Sequence[str] = ()) -> None:
     """Serves a model's scores until SIGTERM or SIGINT; then answers what it has been asked, and returns.
 
     Args:
@@ -25,13 +25,14 @@ def serve(folder: Path, host: str, port: int, limits: Limits) -> None:
       host: Address to listen on.
       port: To listen on; 0 for any that is free.
       limits: See there.
+      data: Where the run's dataset is, if not where it was.
 
     Raises:
       InputError: The model cannot be used, or the address cannot be listened on.
     """
     with _listen(host, port) as listening:  # before the model is loaded, which takes longer
         began = time.perf_counter()
-        scorer = Scorer.load(folder)
+        scorer = Scorer.load(folder, data=data)
         service = Service(scorer, limits, failed=lambda: server.handle_exit(signal.SIGTERM, None))
         config = uvicorn.Config(
             service.app,

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from alt_jax.config import CTRConfig
 from alt_jax.errors import InputError, choices
+from alt_jax.schema import Schema
 
 
 class Linear(nn.Module):
@@ -45,11 +46,13 @@ class Interaction(nn.Module):
     Attributes:
       config: What all towers share.
       first_order: Whether the logit also has the linear part Σ_f w[x_f].
+      only_pairs: Whether h_c is made of pairs of vectors alone, and so says nothing where there is one.
       takes_numbers: Whether `__call__` also takes the numeric fields' numbers [B, M], behind the embeddings.
     """
 
     config: CTRConfig
     first_order: ClassVar[bool] = True
+    only_pairs: ClassVar[bool] = False
     takes_numbers: ClassVar[bool] = False
 
     @nn.nowrap
@@ -123,3 +126,18 @@ def build(config: CTRConfig) -> Interaction:
             ) from None
     chosen: dict[str, Any] = dict(config.options)
     return _TOWERS[config.tower](config, **chosen)
+
+
+def check(config: CTRConfig, schema: Schema) -> None:
+    """Refuses a tower of pairs where a row has no two vectors: h_c would be empty, or the same for all rows.
+
+    Raises:
+      InputError: It is one; or as `build` does.
+    """
+    tower = build(config)
+    numbers = tower.takes_numbers and bool(schema.numeric_slots)  # one more vector
+    if tower.only_pairs and len(schema.tabular) + numbers < 2:
+        raise InputError(
+            f"The CTR tower {config.tower!r} is made of pairs of fields, and the dataset has one field that is not "
+            "text; choose another --ctr.tower, e.g. lr or dcnv2."
+        )

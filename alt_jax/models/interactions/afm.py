@@ -1,5 +1,7 @@
 """AFM: attentional factorization machine (Xiao et al., IJCAI 2017, arXiv 1708.04617)."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ class AFM(Interaction):
       attention: Width of the attention network.
     """
 
+    only_pairs: ClassVar[bool] = True
     attention: PositiveInt = 32
 
     @nn.compact

@@ -19,6 +19,7 @@ class DLRM(Interaction):
     """
 
     first_order: ClassVar[bool] = False
+    only_pairs: ClassVar[bool] = True
     takes_numbers: ClassVar[bool] = True
 
     @nn.compact

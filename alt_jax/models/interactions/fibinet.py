@@ -1,6 +1,6 @@
 """FiBiNET: field importance and bilinear products (Huang et al., RecSys 2019, arXiv 1905.09433)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ class FiBiNET(Interaction):
       bilinear: Which pairs share a matrix.
     """
 
+    only_pairs: ClassVar[bool] = True
     reduction: PositiveInt = 3
     bilinear: Literal["all", "each", "interaction"] = "interaction"
 

@@ -1,5 +1,7 @@
 """FM: factorization machine of second order (Rendle, ICDM 2010)."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -15,6 +17,8 @@ def pooled_products(embeddings: Float[Array, "B F D"]) -> Float[Array, "B D"]:
 @register("fm")
 class FM(Interaction):
     """logit = b + Σ_f w[x_f] + Σ_{i<j} ⟨v_i, v_j⟩ (equation 1); h_c = Σ_{i<j} v_i ⊙ v_j, whose sum is the last term."""
+
+    only_pairs: ClassVar[bool] = True
 
     def __call__(self, embeddings: Float[Array, "B F D"], *, train: bool) -> Float[Array, "B D"]:
         """Computes h_c."""

@@ -1,5 +1,7 @@
 """FwFM: field-weighted factorization machine (Pan et al., WWW 2018, arXiv 1806.03514)."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -19,6 +21,8 @@ class FwFM(Interaction):
 
     h_c is the vector of the products, and the weights of the linear readout are the r_ij.
     """
+
+    only_pairs: ClassVar[bool] = True
 
     def __call__(self, embeddings: Float[Array, "B F D"], *, train: bool) -> Float[Array, "B P"]:
         """Computes h_c."""
