@@ -25,7 +25,7 @@ from alt_jax.data.dataset import (
 )
 from alt_jax.data.engine import Engine
 from alt_jax.data.local import Local
-from alt_jax.data.prompt import cut_values, sentence, tokenize_pieces
+from alt_jax.data.prompt import longest_values, sentence, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
 from alt_jax.data.sources.raw import RawData
 from alt_jax.data.summary import report
@@ -78,11 +78,11 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, in
         strings = [found.spelled for found in fields]
         widths = tuple(found.slots for found in fields)
         numbers = np.concatenate([found.number for found in fields])
-        pieces, caps = tokenize_pieces(
-            tokenizer, names, strings, vocabulary.feature, None, config.text.max_length, widths, numbers
-        )
+        pieces = tokenize_pieces(tokenizer, names, strings, vocabulary.feature, config.text.max_length, widths, numbers)
         np.savez(folder / PIECES, **pieces._asdict())
-        cut = cut_values(tokenizer, strings, pieces, caps)
+        template = np.asarray(pieces.length)[len(vocabulary.value) : len(vocabulary.value) + 2 + len(names)].sum()
+        longest = np.maximum(*longest_values(pieces, vocabulary.field, len(names)))
+        longest = np.clip(longest, 2, config.text.max_length - template)
         clock.append(time.perf_counter())
 
         parts = work.write(fields, pieces)
@@ -93,13 +93,18 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, in
             source=raw.source,
             protocol=protocol.name,
             fields=tuple(
-                _field(declared, found, cap, buckets[declared.of or declared.column])
-                for declared, found, cap in zip(raw.fields, fields, caps, strict=True)
+                _field(declared, found, most, buckets[declared.of or declared.column])
+                for declared, found, most in zip(raw.fields, fields, longest.tolist(), strict=True)
             ),
             linked=tuple(tuple(name_of[column] for column in group) for group in raw.linked),
             user=None if raw.user is None else name_of[raw.user],
             item=None if raw.item is None else name_of[raw.item],
-            text=_text_schema(config, tokenizer, max(len(part.prompts) for part in splits.values()) - 1),
+            text=_text_schema(
+                config,
+                tokenizer,
+                length=max(len(split.prompts) for split in splits.values()) - 1,
+                uncut_length=max(part.longest for written_ in parts.values() for part in written_),
+            ),
             splits=splits,
             vocabulary_hash=vocabulary_hash(names, [found.offset for found in fields], vocabulary),
             data_hash=rows.data_hash(folder, splits, names, vocabulary),
@@ -108,7 +113,7 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, in
         schema.save(folder / SCHEMA)
     clock.append(time.perf_counter())
     dataset = Dataset.load(config.data.dir)
-    report(raw, split, dataset, vocabulary, fields, cut)
+    report(raw, split, dataset, vocabulary, fields)
     stages = zip(("read and split", "values", "text", "rows"), itertools.pairwise(clock), strict=True)
     seconds = {stage: round(end - begin, 1) for stage, (begin, end) in stages}
     console.log(
@@ -142,13 +147,13 @@ def _training_texts(names: tuple[str, ...], fields: list[Values]) -> Iterator[st
                 yield text
 
 
-def _field(declared: FieldConfig, found: Values, cap: int, buckets: int) -> Field:
+def _field(declared: FieldConfig, found: Values, most: int, buckets: int) -> Field:
     return Field(
         name=declared.name,
         column=declared.column,
         offset=found.offset,
         size=found.size,
-        max_tokens=cap,
+        max_tokens=most,
         kind=declared.kind,
         slots=found.slots,
         separator=declared.separator,
@@ -161,7 +166,9 @@ def _field(declared: FieldConfig, found: Values, cap: int, buckets: int) -> Fiel
     )
 
 
-def _text_schema(config: Config, tokenizer: "transformers.PreTrainedTokenizerFast", length: int) -> TextSchema:
+def _text_schema(
+    config: Config, tokenizer: "transformers.PreTrainedTokenizerFast", *, length: int, uncut_length: int
+) -> TextSchema:
     return TextSchema(
         tokenizer=config.text.model or "trained",
         fingerprint=tokenizer_fingerprint(tokenizer),
@@ -172,4 +179,5 @@ def _text_schema(config: Config, tokenizer: "transformers.PreTrainedTokenizerFas
         mask_id=tokenizer.mask_token_id,
         length=length,
         max_length=config.text.max_length,
+        uncut_length=uncut_length,
     )
