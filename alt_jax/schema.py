@@ -83,7 +83,7 @@ class TextSchema:
     Attributes:
       tokenizer: Name or folder the tokenizer came from, or `"trained"`; for messages only.
       fingerprint: SHA-256 over the serialised tokenizer; datasets and text towers must agree on it.
-      vocab_size: Number of tokens.
+      vocab_size: The largest token id + 1.
       pad_id, cls_id, sep_id, mask_id: Special tokens.
       length: Tokens of the longest prompt in the dataset, special tokens included.
       max_length: Upper bound for any row: longer prompts are cut to it.

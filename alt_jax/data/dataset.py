@@ -36,7 +36,7 @@ from alt_jax.data.shards import Opened, Rows, array_of, check_files, open_for_tr
 from alt_jax.data.sources.original import DAMAGED_ZIP
 from alt_jax.data.storage import CONFIG, ENTRIES, PIECES, SCHEMA, TOKENIZER, VOCABULARY, Folder, Place, place
 from alt_jax.data.table_files import require_columns
-from alt_jax.data.tokenizer import load_tokenizer
+from alt_jax.data.tokenizer import MOST_IDS, load_tokenizer, vocabulary_size
 from alt_jax.errors import InputError, shortened
 from alt_jax.schema import FIRST_FIELD_ID, PAD_ID, SPLITS, Field, Schema
 
@@ -144,7 +144,8 @@ class Dataset:
             if split not in schema.splits:
                 raise InputError(f"{found / SCHEMA} has no split {split}; prepare again.")
         check_files(found, sizes, schema.splits, sum(schema.widths))
-        if schema.text.vocab_size > sum(size for file, size in sizes.items() if file.startswith(f"{TOKENIZER}/")):
+        held = sum(size for file, size in sizes.items() if file.startswith(f"{TOKENIZER}/"))
+        if schema.text.vocab_size > max(MOST_IDS, held):
             raise InputError(f"{found / SCHEMA} has more tokens than {TOKENIZER} can hold; prepare again.")
         for file in sizes:
             entry = file.split("/")[0]
@@ -257,7 +258,7 @@ class Encoder:
         if len(pieces.feature) != len(vocabulary.value):
             raise InputError(f"{folder / PIECES} does not belong to {folder / VOCABULARY}; prepare again.")
         tokenizer = load_tokenizer(str(folder / TOKENIZER))
-        if len(tokenizer) != schema.text.vocab_size:
+        if vocabulary_size(tokenizer) != schema.text.vocab_size:
             raise InputError(f"{folder / TOKENIZER} is not the tokenizer of {folder / SCHEMA}; prepare again.")
         return cls(schema, pieces, tokenizer, vocabulary.fields(len(schema.fields)))
 

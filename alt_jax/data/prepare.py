@@ -30,7 +30,7 @@ from alt_jax.data.protocols import SPLITS
 from alt_jax.data.sources.raw import RawData
 from alt_jax.data.summary import report
 from alt_jax.data.target import check_target, written
-from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
+from alt_jax.data.tokenizer import check_ids, load_tokenizer, tokenizer_fingerprint, train_wordpiece, vocabulary_size
 from alt_jax.data.values import Values
 from alt_jax.schema import Field, Schema, TextSchema
 
@@ -72,8 +72,10 @@ def prepare(config: Config, engine: Callable[[RawData, protocols.Split, Path, in
 
         if config.text.model:
             tokenizer = load_tokenizer(config.text.model)
+            check_ids(tokenizer, config.text.model)
         else:
-            tokenizer = train_wordpiece(_training_texts(names, fields), config.text.vocab_size)
+            template = sentence(names, [["", ""] if found.slots > 1 else "" for found in fields])
+            tokenizer = train_wordpiece(_training_texts(names, fields), config.text.vocab_size, template)
         tokenizer.save_pretrained(str(folder / TOKENIZER))
         strings = [found.spelled for found in fields]
         widths = tuple(found.slots for found in fields)
@@ -172,7 +174,7 @@ def _text_schema(
     return TextSchema(
         tokenizer=config.text.model or "trained",
         fingerprint=tokenizer_fingerprint(tokenizer),
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
         pad_id=tokenizer.pad_token_id,
         cls_id=tokenizer.cls_token_id,
         sep_id=tokenizer.sep_token_id,

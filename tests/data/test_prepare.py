@@ -13,7 +13,7 @@ from movielens_files import MOVIES, Raw, make_raw
 
 from alt_jax.config import Config, DataConfig, FieldConfig, TextConfig
 from alt_jax.data import protocols, sources, storage
-from alt_jax.data.dataset import Dataset
+from alt_jax.data.dataset import Dataset, Encoder
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prepared_config import check_prepared
 from alt_jax.data.prompt import compose, sentence
@@ -324,3 +324,18 @@ def test_prompts_that_are_cut_are_counted(tmp_path: Path, capsys: pytest.Capture
     assert said == f"  text.max_length {enough} cuts none; {least}"
     assert (dataset.schema.text.length, dataset.schema.cut, len(dataset.pieces.limit)) == (enough, 0, 0)
     assert prepared(enough - 1)[0].schema.cut == 20
+
+
+def test_a_tokenizer_whose_ids_have_gaps_is_prepared_and_read_again(tmp_path: Path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "a", ".", "is", "bee", "u1", "x"]
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": len(words)}))
+    config_ = table_config(tmp_path, ROWS).override({"text.model": str(tmp_path / "bert")})
+    for _ in range(2):
+        dataset = prepare(config_)
+        assert dataset.schema.text.vocab_size == len(words)
+        assert Encoder.load(dataset.folder).tokenizer("x").input_ids == [2, 11, 3]
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 11}))
+    with pytest.raises(InputError, match=r"ids up to 11 \('x'\), but the model has embeddings for 11 tokens"):
+        prepare(config_)
