@@ -146,7 +146,7 @@ def _prompt_lengths(schema: Schema) -> list[str]:
     median = int(np.searchsorted(below, (below[-1] + 1) // 2)) if len(below) else 0
     limit = f"limit {schema.text.max_length}"
     if schema.cut:
-        limit += f", which cuts {schema.cut:,} of up to {schema.text.uncut_length}"
+        limit += f", which cuts {schema.cut:,} rows, of up to {schema.text.uncut_length} tokens"
     return [f"median {median} tokens", f"longest {schema.text.length}", limit]
 
 
