@@ -17,6 +17,7 @@ from alt_jax.models.bert import BertConfig
 from alt_jax.models.encoder import EncoderConfig
 from alt_jax.run import Run
 from alt_jax.schema import Schema
+from alt_jax.tasks import text_length
 
 # What each stage takes from a pretraining: new sub-tree ← old sub-tree.
 TRANSFERRED: dict[str, dict[str, str]] = {
@@ -57,7 +58,7 @@ def encoder_config(config: TextConfig, schema: Schema) -> EncoderConfig:
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             intermediate_size=config.intermediate,
-            max_position_embeddings=max(config.max_length, schema.text.max_length),
+            max_position_embeddings=text_length(max(config.max_length, schema.text.max_length)),
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
             pad_token_id=schema.text.pad_id,

@@ -198,7 +198,7 @@ class TextConfig:
       vocab_size, hidden, layers, heads, intermediate, dropout: Sizes of that BERT; unused when `model` is given.
       init: Where the tower starts: `weights`: those of `model` (there are none if it is empty); `scratch`: random,
         with the architecture and the tokenizer of `model` all the same.
-      max_length: Upper bound on prompt tokens; long values are cut, field by field, to keep every prompt within it.
+      max_length: Upper bound on prompt tokens. A longer prompt is cut to it, from its longest values; no other is.
       pooling: What `plm`, `joint` and ICL read of a prompt: the state of its first token, [CLS] (`cls`), or the mean of
         the states of its tokens (`mean`, as sentence-transformers do), by which rows differ from the first step on.
       dtype: Precision of the tower's arithmetic. Parameters, softmaxes and losses are always float32.

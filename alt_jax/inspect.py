@@ -145,7 +145,10 @@ def _split_line(schema: Schema, name: str) -> str:
 def _prompt_lengths(schema: Schema) -> list[str]:
     below = np.cumsum(schema.prompts)
     median = int(np.searchsorted(below, (below[-1] + 1) // 2)) if len(below) else 0
-    return [f"median {median} tokens", f"longest {schema.text.length}", f"limit {schema.text.max_length}"]
+    limit = f"limit {schema.text.max_length}"
+    if schema.cut:
+        limit += f", which cuts {schema.cut:,} rows, of up to {schema.text.uncut_length} tokens"
+    return [f"median {median} tokens", f"longest {schema.text.length}", limit]
 
 
 def _field_table(schema: Schema, spelled: "_Spelling", valid: Any) -> list[str]:

@@ -50,8 +50,7 @@ class Field:
       column: Column of the raw table that holds it.
       offset: First feature id of the field, which is its out-of-vocabulary id.
       size: Number of feature ids, the out-of-vocabulary id included.
-      max_tokens: Longer values are cut to this many tokens, the closing full stop included, so that the longest
-        possible prompt fits `TextSchema.max_length` and no field is lost.
+      max_tokens: Tokens that a prompt has of the field's longest value, the closing full stop included.
       kind: See `alt_jax.data.fields`. A `text` field has no feature ids, a `sequence` those of its item's field.
       slots: Values that a row has at most.
       separator: Between values that a raw table stores as one string.
@@ -86,10 +85,11 @@ class TextSchema:
     Attributes:
       tokenizer: Name or folder the tokenizer came from, or `"trained"`; for messages only.
       fingerprint: SHA-256 over the serialised tokenizer; datasets and text towers must agree on it.
-      vocab_size: Number of tokens.
+      vocab_size: The largest token id + 1.
       pad_id, cls_id, sep_id, mask_id: Special tokens.
       length: Tokens of the longest prompt in the dataset, special tokens included.
-      max_length: Upper bound that the fields' `max_tokens` guarantee for any row.
+      max_length: Upper bound for any row: longer prompts are cut to it.
+      uncut_length: Tokens of the longest prompt before it was cut, hence the least bound that cuts none of these.
     """
 
     tokenizer: str
@@ -101,6 +101,7 @@ class TextSchema:
     mask_id: int
     length: int
     max_length: int
+    uncut_length: int
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -119,6 +120,7 @@ class Split:
       rows: How many.
       positives: How many of them are positive.
       unlabelled: How many of them have no label (the training part alone).
+      cut: How many of them have a prompt that was cut.
       hash: Which raw rows they are (`alt_jax.data.protocols.split_hash`), whatever was made of them.
       prompts: How many have a prompt of 0, 1, 2, … tokens.
       shards: The files that hold them (`alt_jax.data.shards`). Splits are equal whatever the size of their shards.
@@ -129,6 +131,7 @@ class Split:
     hash: str = ""
     prompts: tuple[int, ...] = ()
     unlabelled: int = 0
+    cut: int = 0
     shards: tuple[Shard, ...] = dataclasses.field(default=(), compare=False)
 
     @property
@@ -248,6 +251,11 @@ class Schema:
         return tuple(map(sum, itertools.zip_longest(*(split.prompts for split in self.splits.values()), fillvalue=0)))
 
     @property
+    def cut(self) -> int:
+        """Rows of all splits whose prompt was cut to `TextSchema.max_length`."""
+        return sum(split.cut for split in self.splits.values())
+
+    @property
     def mean_tokens(self) -> float:
         """Mean length of all prompts in tokens; NaN where it is not known."""
         rows = sum(self.prompts)
@@ -311,8 +319,11 @@ def _contradictions(schema: Schema) -> Iterator[str]:
         yield "a special token lies outside the tokenizer's"
     if not 0 <= text.length <= text.max_length <= _MOST_TOKENS:
         yield f"prompts have {text.length} tokens of {text.max_length} at most"
+    if text.uncut_length < text.length or (schema.cut > 0) != (text.uncut_length > text.max_length):
+        yield f"{schema.cut} prompts are cut, of which the longest had {text.uncut_length} tokens"
     for name, split in schema.splits.items():
-        if not 0 <= split.positives <= split.labelled or split.unlabelled < 0 or min(split.prompts, default=0) < 0:
+        sizes = split.unlabelled, split.cut, split.rows - split.cut, *split.prompts
+        if not 0 <= split.positives <= split.labelled or min(sizes) < 0:
             yield f"split {name!r} has impossible sizes"
         if split.prompts and sum(split.prompts) != split.rows:
             yield f"split {name!r} has {split.rows} rows and {sum(split.prompts)} prompts"

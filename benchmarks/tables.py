@@ -30,7 +30,7 @@ def task_of(rows: int, config: Config) -> Finetune:
     """A click model whose tables have about `rows` rows."""
     size = (rows - FIRST_FIELD_ID) // FIELDS
     fields = tuple(Field(f"f{f}", f"f{f}", FIRST_FIELD_ID + f * size, size, 4) for f in range(FIELDS))
-    text = TextSchema("trained", "", 8, 0, 1, 2, 3, 8, 8)
+    text = TextSchema("trained", "", 8, 0, 1, 2, 3, 8, 8, 8)
     schema = Schema("generated", "random", fields, (), None, None, text, {}, "", "")
     return Finetune(ALT(config, schema, bridge.encoder_config(config.text, schema)), "ctr")
 

@@ -52,7 +52,7 @@ def get_config(variant: str = "table") -> Config:
     changed = VARIANTS[variant]
     config = Config(
         data=DataConfig(source="bookcrossing", dir="data/bookcrossing", protocol="random", linked=BOOKCROSSING.sides),
-        # 88 tokens: the prompts of the third at hand take 81 at most and 56 on average.
+        # Of the third at hand, 88 tokens cut 525 of 344,760 prompts; they take 57 on average, and the longest 157.
         text=TextConfig(vocab_size=8192, hidden=64, layers=2, heads=2, intermediate=256, dropout=0.0, max_length=88),
         ctr=CTRConfig(tower="dcnv2", init_std=0.01),
         loss=LossConfig(icl=0.0, mlm=0.0),

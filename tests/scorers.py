@@ -34,7 +34,7 @@ COLUMNS = tuple(field.column for field in FIELDS)
 
 
 def every_kind(folder: Path) -> Config:
-    """Prepares 200 rows; text towers are as small as can be."""
+    """Prepares 200 rows, of which some have a prompt that is cut; text towers are as small as can be."""
     rng = np.random.default_rng(4)
     user, item = rng.integers(0, 8, 200), rng.integers(0, 9, 200)
     table = pa.table(
@@ -59,7 +59,7 @@ def every_kind(folder: Path) -> Config:
         user="_user",
         item="item",
     )
-    text = TextConfig(vocab_size=200, hidden=16, layers=1, heads=2, intermediate=16, max_length=128)
+    text = TextConfig(vocab_size=200, hidden=16, layers=1, heads=2, intermediate=16, max_length=56)
     config = Config(data=data, text=text, ctr=CTRConfig(tower="autoint", dim=4))
     prepare(config)
     return config

@@ -25,7 +25,7 @@ from alt_jax.models.encoder import EncoderConfig
 from alt_jax.models.modernbert import GLOBAL, LOCAL, ModernBertConfig
 from alt_jax.run import Origin, Run
 from alt_jax.sharding import make_mesh
-from alt_jax.tasks import Finetune
+from alt_jax.tasks import Finetune, text_length
 
 STRATEGIES: tuple[Strategy, ...] = ("ctr", "plm", "joint")
 
@@ -212,6 +212,18 @@ def test_two_steps_from_the_model_folder(
     assert first["loss"] != second["loss"]
     assert valid["valid/auc"] == result["valid"]["auc"]
     assert stages.to_json(stages.evaluate([tmp_path / "run"], "test")) == stages.to_json(result["test"])
+
+
+@pytest.mark.parametrize("length", [57, 64])
+def test_a_tower_of_our_own_has_positions_for_prompts_of_every_length(
+    length: int, tiny_dataset: Dataset, tiny_config: Config
+) -> None:
+    """Also where prompts are cut to a length that batches round up."""
+    text = dataclasses.replace(tiny_dataset.schema.text, length=length, max_length=length)
+    found = encoder_config(
+        dataclasses.replace(tiny_config.text, max_length=length), dataclasses.replace(tiny_dataset.schema, text=text)
+    )
+    assert found.max_length == text_length(length) == 64
 
 
 def test_dataset_of_a_model_needs_that_model(modelled: tuple[Config, Dataset], tiny_config: Config) -> None:

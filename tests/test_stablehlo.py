@@ -16,7 +16,7 @@ from alt_jax import bridge, onnx, stablehlo
 from alt_jax.config import Config, CTRConfig, DataConfig, FieldConfig, PLMConfig, Strategy, TextConfig
 from alt_jax.data.dataset import Encoder
 from alt_jax.data.prepare import prepare
-from alt_jax.data.prompt import prompt_lengths
+from alt_jax.data.prompt import kept_and_whole
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Probabilities
 from alt_jax.models.alt import ALT
@@ -59,7 +59,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         item="item",
         timestamp="time",
     )
-    text = TextConfig(vocab_size=150, hidden=16, layers=1, heads=2, intermediate=16, max_length=200)
+    text = TextConfig(vocab_size=150, hidden=16, layers=1, heads=2, intermediate=16, max_length=80)
     ctr = CTRConfig(tower="dlrm", dim=4, hidden=(8, 4), init_std=0.5, history="din")
     made = Config(data=data, text=text, ctr=ctr)
     prepare(made)
@@ -98,10 +98,14 @@ def random_model(config: Config, encoder: Encoder, case: str) -> tuple[Finetune,
 
 
 def test_longest_prompt_is_that_of_the_longest_values(encoder: Encoder, values: np.ndarray) -> None:
-    pieces, longest = encoder.serving_pieces()
-    lengths = np.asarray(prompt_lengths(pieces, values, encoder.schema.widths))
-    assert lengths.max() == lengths[0] == longest
-    assert longest > encoder.schema.text.length  # rows of the dataset do not have them all at once
+    text = encoder.schema.text
+    roomy = dataclasses.replace(text, max_length=200)
+    for one, cut in ((encoder.schema, True), (dataclasses.replace(encoder.schema, text=roomy), False)):
+        pieces, longest = dataclasses.replace(encoder, schema=one).serving_pieces()
+        lengths, whole = kept_and_whole(pieces, values, one.widths)
+        assert lengths.max() == lengths[0] == longest
+        assert ((lengths < whole).any(), len(pieces.limit)) == (cut, 3 if cut else 0)
+        assert longest >= text.length  # rows of the dataset do not have the longest values all at once
 
 
 def test_scores_in_another_process_are_those_of_the_scorer(

@@ -172,9 +172,8 @@ class Beam(Engine):
         written: dict[str, list[Part]] = {name: [] for name in SPLITS}
         for shard, (name, number, count, _) in enumerate(job.shards):
             said = json.load(job.read(f"parts/{shard}"))
-            written[name].append(
-                Part(Shard(*said["shard"]), said["positives"], np.array(said["prompts"], np.int64), said["unlabelled"])
-            )
+            said |= {"shard": Shard(*said["shard"]), "prompts": np.array(said["prompts"], np.int64)}
+            written[name].append(Part(**said))
             if job.shared != str(self.folder):
                 for part in PARTS:
                     file = file_name(name, part, number, count)

@@ -31,19 +31,19 @@ from jaxtyping import Float, Int
 
 from alt_jax.config import DataConfig
 from alt_jax.data import fields
-from alt_jax.data.prompt import Pieces, tokenize_pieces
+from alt_jax.data.prompt import Pieces, longest_values, tokenize_pieces, without_idle_limit
 from alt_jax.data.shards import Opened, Rows, array_of, check_files, open_for_training, open_rows, state
 from alt_jax.data.sources.original import DAMAGED_ZIP
 from alt_jax.data.storage import CONFIG, ENTRIES, PIECES, SCHEMA, TOKENIZER, VOCABULARY, Folder, Place, place
 from alt_jax.data.table_files import require_columns
-from alt_jax.data.tokenizer import load_tokenizer
+from alt_jax.data.tokenizer import MOST_IDS, load_tokenizer, vocabulary_size
 from alt_jax.errors import InputError, shortened
 from alt_jax.schema import FIRST_FIELD_ID, PAD_ID, SPLITS, Field, Schema
 
 if TYPE_CHECKING:
     import transformers
 
-_PIECE_TYPES = (*[np.dtype(np.int32)] * 5, np.dtype(np.float32))
+_PIECE_TYPES = (*[np.dtype(np.int32)] * 5, np.dtype(np.float32), np.dtype(np.int32))
 _VOCABULARY = pa.schema(
     [
         *(("field", pa.int32()), ("value", pa.string()), ("text", pa.string())),
@@ -109,7 +109,7 @@ class Dataset:
     Attributes:
       place: Where it lies.
       schema: The contract.
-      pieces: NumPy arrays to put prompts together from.
+      pieces: NumPy arrays to put prompts together from; no limit where no row's prompt is cut.
       memory_gib: What the training rows may take of memory.
       opened: The files that have been read so far, as they were then: all that any split's `Rows.check` looks at.
     """
@@ -144,13 +144,17 @@ class Dataset:
             if split not in schema.splits:
                 raise InputError(f"{found / SCHEMA} has no split {split}; prepare again.")
         check_files(found, sizes, schema.splits, sum(schema.widths))
-        if schema.text.vocab_size > sum(size for file, size in sizes.items() if file.startswith(f"{TOKENIZER}/")):
+        held = sum(size for file, size in sizes.items() if file.startswith(f"{TOKENIZER}/"))
+        if schema.text.vocab_size > max(MOST_IDS, held):
             raise InputError(f"{found / SCHEMA} has more tokens than {TOKENIZER} can hold; prepare again.")
         for file in sizes:
             entry = file.split("/")[0]
             if entry in ENTRIES and entry not in SPLITS:
                 found.local(file)
-        return cls(found, schema, _load_pieces(found.folder / PIECES, schema), memory_gib, opened)
+        pieces = _load_pieces(found.folder / PIECES, schema)
+        if not schema.cut:
+            pieces = pieces._replace(limit=pieces.limit[:0])
+        return cls(found, schema, pieces, memory_gib, opened)
 
     @property
     def folder(self) -> Path:
@@ -249,7 +253,7 @@ class Encoder:
 
     Attributes:
       schema: The contract.
-      pieces: As in the dataset.
+      pieces: As in the dataset, with their limit.
       tokenizer: What made them.
       values: Distinct strings of each field; value ids number them field after field.
     """
@@ -276,7 +280,7 @@ class Encoder:
         if len(pieces.feature) != len(vocabulary.value):
             raise InputError(f"{folder / PIECES} does not belong to {folder / VOCABULARY}; prepare again.")
         tokenizer = load_tokenizer(str(folder / TOKENIZER))
-        if len(tokenizer) != schema.text.vocab_size:
+        if vocabulary_size(tokenizer) != schema.text.vocab_size:
             raise InputError(f"{folder / TOKENIZER} is not the tokenizer of {folder / SCHEMA}; prepare again.")
         return cls(schema, pieces, tokenizer, vocabulary.fields(len(schema.fields)))
 
@@ -299,8 +303,8 @@ class Encoder:
           prompts: Whether prompts will be put together; else new strings are not tokenised, which takes the longest.
 
         Returns:
-          Value ids, and pieces that hold the dataset's values and the new ones; without `prompts`, only feature ids and
-          numbers of these.
+          Value ids, and pieces that hold the dataset's values and the new ones, with a limit only where a prompt of
+          these rows is cut; without `prompts`, only feature ids and numbers of these.
 
         Raises:
           InputError: A column is missing or cannot be spelled as text.
@@ -322,7 +326,8 @@ class Encoder:
             new.append([distinct[code] for code in unseen])
             rows.append(functools.partial(row_of, codes, unseen, origin))
             base, fresh = base + len(strings), fresh + len(unseen)
-        return np.concatenate(parts, axis=1), self._extended(new, rows, prompts)
+        values, pieces = np.concatenate(parts, axis=1), self._extended(new, rows, prompts)
+        return values, without_idle_limit(pieces, values, self.schema.widths) if prompts else pieces
 
     def serving_pieces(self) -> tuple[Pieces, int]:
         """What a program needs to score rows of value ids without this encoder.
@@ -334,18 +339,15 @@ class Encoder:
         """
         schema, known = self.schema, len(self.pieces.feature)
         pieces = self._extended([[""] for _ in schema.fields], ["" for _ in schema.fields], True)
-        length = np.asarray(pieces.length)
         counts = [len(strings) for strings in self.values]
         field = np.concatenate([np.repeat(np.arange(len(counts)), counts), np.arange(len(counts))])
-        values, template = len(field), 2 + len(counts)
-        longest = int(length[values : values + template].sum())
-        for f, slots in enumerate(schema.widths):
-            own = np.flatnonzero(field == f)
-            longest += int(length[own].max())
-            if slots > 1:
-                longest += (slots - 1) * int(length[values + template + own].max())
-        assert values == known + len(counts)
-        return pieces, longest
+        assert len(field) == known + len(counts)
+        last, inner = longest_values(pieces, field, len(counts))
+        template = np.asarray(pieces.length)[len(field) : len(field) + 2 + len(counts)]
+        longest = int(template.sum() + last.sum() + (np.asarray(schema.widths) - 1) @ inner)
+        if longest <= schema.text.max_length:
+            pieces = pieces._replace(limit=pieces.limit[:0])
+        return pieces, min(longest, schema.text.max_length)
 
     def _extended(self, new: list[list[str]], origins: Sequence[str | Callable[[int], str]], prompts: bool) -> Pieces:
         """The pieces with further values between the known ones and the template's."""
@@ -356,8 +358,7 @@ class Encoder:
         number: Any = np.concatenate([self.pieces.number, numbers])
         if not prompts:
             return self.pieces._replace(feature=feature, number=number)
-        caps = [f.max_tokens for f in schema.fields]
-        extra, _ = tokenize_pieces(self.tokenizer, schema.names, new, features, caps, text.max_length, schema.widths)
+        extra = tokenize_pieces(self.tokenizer, schema.names, new, features, text.max_length, schema.widths)
         known, template = len(self.pieces.feature), 2 + len(schema.fields)
 
         def joined(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -375,6 +376,7 @@ class Encoder:
             joined(np.asarray(self.pieces.maskable), np.asarray(extra.maskable)),
             feature,
             number,
+            extra.limit,
         ]
         return Pieces(*arrays)
 
@@ -458,14 +460,18 @@ def _load_pieces(path: Path, schema: Schema) -> Pieces:
     count = values + 2 + len(schema.fields) + (values if max(schema.widths) > 1 else 0)
     if not len(pieces.start) == len(pieces.length) == len(pieces.maskable) == count:
         raise InputError(f"{path} does not belong to the fields of {SCHEMA} beside it; prepare again.")
-    if pieces.feature.max(initial=0) >= schema.num_ids or pieces.tokens.max(initial=0) >= schema.text.vocab_size:
+    most = max(pieces.tokens.max(initial=0), pieces.limit[1:].max(initial=0))
+    if pieces.feature.max(initial=0) >= schema.num_ids or most >= schema.text.vocab_size:
         raise InputError(f"{path} has ids beyond those of {SCHEMA} beside it; prepare again.")
     # An id belongs to a value or to a bin, or is a field's out-of-vocabulary id: what claims more would only take room.
     bins = sum(2 + (len(f.numeric.edges) if f.numeric else 0) for f in schema.fields)
     if schema.num_ids > FIRST_FIELD_ID + values + bins:
         raise InputError(f"{path} has fewer values than {SCHEMA} beside it has ids; prepare again.")
-    least = min(int(array.min(initial=0)) for array in pieces[:-1])
-    if least < 0 or (pieces.start.astype(np.int64) + pieces.length > len(pieces.tokens)).any():
+    if len(pieces.limit) != 3 or pieces.limit[0] != schema.text.max_length:
+        raise InputError(f"{path} was made for prompts of another length than {SCHEMA} beside it; prepare again.")
+    least = min(int(array.min(initial=0)) for array in pieces if array.dtype == np.int32)
+    held = np.minimum(pieces.length, pieces.limit[0])
+    if least < 0 or (pieces.start.astype(np.int64) + held > len(pieces.tokens)).any():
         raise InputError(f"{path} has pieces that lie outside its tokens; prepare again.")
     return pieces
 

@@ -31,8 +31,7 @@ class OnlineEncoder:
         for strings in encoder.values:
             self._ids.append(dict(zip(strings, range(base, base + len(strings)), strict=True)))
             base += len(strings)
-        caps = [field.max_tokens for field in schema.fields]
-        self._pieces = FewPieces(encoder.tokenizer, encoder.pieces, caps, schema.widths)
+        self._pieces = FewPieces(encoder.tokenizer, encoder.pieces, schema.widths)
 
     def spell(self, table: pa.Table, origin: str) -> list[Spelled]:
         """The columns of raw rows.

@@ -27,12 +27,12 @@ from alt_jax.data.declared import own_columns
 from alt_jax.data.engine import Engine
 from alt_jax.data.frames import as_table
 from alt_jax.data.local import Local
-from alt_jax.data.prompt import cut_values, sentence, tokenize_pieces
+from alt_jax.data.prompt import longest_values, sentence, tokenize_pieces
 from alt_jax.data.protocols import SPLITS
 from alt_jax.data.sources.raw import RawData
 from alt_jax.data.summary import report
 from alt_jax.data.target import check_target, written
-from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
+from alt_jax.data.tokenizer import check_ids, load_tokenizer, tokenizer_fingerprint, train_wordpiece, vocabulary_size
 from alt_jax.data.values import Values
 from alt_jax.schema import Field, Schema, TextSchema
 
@@ -86,17 +86,19 @@ def prepare(
 
         if config.text.model:
             tokenizer = load_tokenizer(config.text.model)
+            check_ids(tokenizer, config.text.model)
         else:
-            tokenizer = train_wordpiece(_training_texts(names, fields), config.text.vocab_size)
+            template = sentence(names, [["", ""] if found.slots > 1 else "" for found in fields])
+            tokenizer = train_wordpiece(_training_texts(names, fields), config.text.vocab_size, template)
         tokenizer.save_pretrained(str(folder / TOKENIZER))
         strings = [found.spelled for found in fields]
         widths = tuple(found.slots for found in fields)
         numbers = np.concatenate([found.number for found in fields])
-        pieces, caps = tokenize_pieces(
-            tokenizer, names, strings, vocabulary.feature, None, config.text.max_length, widths, numbers
-        )
+        pieces = tokenize_pieces(tokenizer, names, strings, vocabulary.feature, config.text.max_length, widths, numbers)
         np.savez(folder / PIECES, **pieces._asdict())
-        cut = cut_values(tokenizer, strings, pieces, caps)
+        template = np.asarray(pieces.length)[len(vocabulary.value) : len(vocabulary.value) + 2 + len(names)].sum()
+        longest = np.maximum(*longest_values(pieces, vocabulary.field, len(names)))
+        longest = np.clip(longest, 2, config.text.max_length - template)
         clock.append(time.perf_counter())
 
         parts = work.write(fields, pieces)
@@ -107,13 +109,18 @@ def prepare(
             source=raw.source,
             protocol=protocol.name,
             fields=tuple(
-                _field(declared, found, cap, buckets[declared.of or declared.column])
-                for declared, found, cap in zip(raw.fields, fields, caps, strict=True)
+                _field(declared, found, most, buckets[declared.of or declared.column])
+                for declared, found, most in zip(raw.fields, fields, longest.tolist(), strict=True)
             ),
             linked=tuple(tuple(name_of[column] for column in group) for group in raw.linked),
             user=None if raw.user is None else name_of[raw.user],
             item=None if raw.item is None else name_of[raw.item],
-            text=_text_schema(config, tokenizer, max(len(part.prompts) for part in splits.values()) - 1),
+            text=_text_schema(
+                config,
+                tokenizer,
+                length=max(len(split.prompts) for split in splits.values()) - 1,
+                uncut_length=max(part.longest for written_ in parts.values() for part in written_),
+            ),
             splits=splits,
             vocabulary_hash=vocabulary_hash(names, [found.offset for found in fields], vocabulary),
             data_hash=rows.data_hash(folder, splits, names, vocabulary),
@@ -123,7 +130,7 @@ def prepare(
         Dataset.load(folder)  # whatever would not be loaded does not take the place of what would
     clock.append(time.perf_counter())
     dataset = Dataset.load(config.data.dir)
-    report(raw, split, dataset, vocabulary, fields, cut)
+    report(raw, split, dataset, vocabulary, fields)
     stages = zip(("read and split", "values", "text", "rows"), itertools.pairwise(clock), strict=True)
     seconds = {stage: round(end - begin, 1) for stage, (begin, end) in stages}
     console.log(
@@ -157,13 +164,13 @@ def _training_texts(names: tuple[str, ...], fields: list[Values]) -> Iterator[st
                 yield text
 
 
-def _field(declared: FieldConfig, found: Values, cap: int, buckets: int) -> Field:
+def _field(declared: FieldConfig, found: Values, most: int, buckets: int) -> Field:
     return Field(
         name=declared.name,
         column=declared.column,
         offset=found.offset,
         size=found.size,
-        max_tokens=cap,
+        max_tokens=most,
         kind=declared.kind,
         slots=found.slots,
         separator=declared.separator,
@@ -177,15 +184,18 @@ def _field(declared: FieldConfig, found: Values, cap: int, buckets: int) -> Fiel
     )
 
 
-def _text_schema(config: Config, tokenizer: "transformers.PreTrainedTokenizerFast", length: int) -> TextSchema:
+def _text_schema(
+    config: Config, tokenizer: "transformers.PreTrainedTokenizerFast", *, length: int, uncut_length: int
+) -> TextSchema:
     return TextSchema(
         tokenizer=config.text.model or "trained",
         fingerprint=tokenizer_fingerprint(tokenizer),
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
         pad_id=tokenizer.pad_token_id,
         cls_id=tokenizer.cls_token_id,
         sep_id=tokenizer.sep_token_id,
         mask_id=tokenizer.mask_token_id,
         length=length,
         max_length=config.text.max_length,
+        uncut_length=uncut_length,
     )

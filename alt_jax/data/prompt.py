@@ -3,9 +3,10 @@ r"""Prompts put together on the device from pieces that were tokenised once.
 A prompt `"<Field> is <value>. <Field> is <value>. ..."` is a function of the row, so only value ids travel. Each field
 contributes two pieces: its prefix `"<Field> is"` (with a leading space unless it comes first) and its value piece
 `" <value>."`, space and full stop inside. A field of several values, `"<Field> is a, b, c."`, contributes one piece for
-each of its slots, all but the last of the form `" <value>,"`; an absent slot has value id -1. The composed tokens equal
-the tokenizer's own for the whole sentence, because nothing crosses from one piece to the next in the two families that
-text towers use:
+each of its slots, all but the last of the form `" <value>,"`; an absent slot has value id -1. A prompt that is longer
+than `text.max_length` loses the ends of its longest values, and no other prompt loses anything (see `_slots`). The
+composed tokens equal the tokenizer's own for the whole sentence, because nothing crosses from one piece to the next in
+the two families that text towers use:
 
 - Every boundary lies between a visible character (the `s` of `is`, or the full stop) and a space.
 - BERT's WordPiece: cleaning, accent stripping, lower-casing and the spacing of CJK characters act on each character
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 # Values tokenised at a time: enough to keep all cores busy, few enough that the encodings stay small in memory.
 _BATCH = 32768
+# Rows whose lengths are in memory at a time.
+_ROWS = 1 << 20
 # Sentences compared before a tokenizer is trusted: over so many of the data's values, and over values that strain it.
 _SAMPLE = 64
 _PROBES = (
@@ -71,11 +74,14 @@ class Pieces(NamedTuple):
     once more in the form that another value follows (empty for the values of fields with one slot).
 
     Attributes:
-      tokens: All pieces' tokens, one after the other.
-      start, length: Where each piece lies in `tokens`.
+      tokens: All pieces' tokens, one after the other; of a piece longer than any prompt, as many as a prompt may have.
+      start: Where each piece begins in `tokens`.
+      length: How many tokens the piece has, those that `tokens` leaves out included.
       maskable: How many leading tokens of the piece belong to a field's value (0 for template pieces).
       feature: Feature id of each value id; unseen values have their field's out-of-vocabulary id.
       number: Number of each value id of a numeric field, standardised; 0 elsewhere.
+      limit: Most tokens of a prompt, and the tokens of the full stop and the comma that close a value which is cut.
+        Empty where no row in question has a longer prompt, so that programs need not look (C is 3 or 0).
     """
 
     tokens: Int[Array, " T"]
@@ -84,6 +90,7 @@ class Pieces(NamedTuple):
     maskable: Int[Array, " P"]
     feature: Int[Array, " V"]
     number: Float[Array, " V"]
+    limit: Int[Array, " C"]
 
 
 class Prompt(NamedTuple):
@@ -114,32 +121,27 @@ def tokenize_pieces(
     names: Sequence[str],
     values: Sequence[Sequence[str]],
     features: Int[np.ndarray, " V"],
-    max_tokens: Sequence[int] | None,
     max_length: int,
     widths: Sequence[int] | None = None,
     numbers: Float[np.ndarray, " V"] | None = None,
-) -> tuple[Pieces, tuple[int, ...]]:
+) -> Pieces:
     """Tokenises every value, prefix and special token once.
-
-    A value piece over its field's cap keeps its first `cap - 1` tokens and the closing full stop, so no field is lost.
 
     Args:
       tokenizer: Has cls and sep tokens.
       names: Field names in prompt order.
       values: Distinct strings of each field; value ids number them field after field.
       features: Feature id of every value id.
-      max_tokens: Cap of each field, closing full stop included; None chooses them: spare room is shared out evenly,
-        missing room is taken from the longest fields.
-      max_length: No prompt of these pieces is longer, special tokens included.
+      max_length: Most tokens of a prompt, special tokens included.
       widths: Slots of each field; None: one each.
       numbers: Number of every value id, where its field is numeric; None: there are none.
 
     Returns:
-      The pieces as int32 NumPy arrays, and the caps.
+      The pieces as NumPy arrays, with a limit.
 
     Raises:
-      InputError: `max_length` leaves a field less than two tokens or is exceeded by the given caps, or the tokenizer
-        does not split sentences where the pieces meet.
+      InputError: `max_length` leaves a field less than two tokens, or the tokenizer does not split sentences where the
+        pieces meet.
     """
     count = sum(len(strings) for strings in values)
     if len(values) != len(names) or len(features) != count:
@@ -150,59 +152,51 @@ def tokenize_pieces(
     _check_composition(tokenizer, backend, names, prefixes, values, slots)
     backend.post_processor = None  # It would add special tokens, and trim the spaces out of the tokens' offsets.
 
-    forms = [_encode_values(backend, list(chain.from_iterable(values)), ".")]
-    if slots.max(initial=1) > 1:  # a value that is never followed by another has an empty piece for that
-        several = [strings if width > 1 else None for strings, width in zip(values, slots, strict=True)]
-        forms.append(_encode_inner(backend, several, [len(strings) for strings in values]))
     prefix_tokens = [backend.encode(prefix).ids for prefix in prefixes]
-    field = np.repeat(np.arange(len(names)), [len(strings) for strings in values])
-    longest = np.full(len(names), 2)  # Leaves room for a value and the full stop even where only "" was seen.
-    for form in forms:
-        np.maximum.at(longest, field, form.length)
-    room = max_length - 2 - sum(len(tokens) for tokens in prefix_tokens)
-    caps = _choose_caps(longest, slots, room, max_length) if max_tokens is None else np.asarray(max_tokens)
-    if caps.min() < 2 or caps @ slots > room:
+    least = 2 + sum(len(tokens) for tokens in prefix_tokens) + 2 * len(names)
+    if least > max_length:
         raise InputError(
-            f"Values of up to {caps.tolist()} tokens do not fit prompts of {max_length} tokens, of which the template "
-            f"takes {max_length - room}; prepare the data again."
+            f"A prompt of {len(names)} fields needs at least {least} tokens, but text.max_length is {max_length}; "
+            "raise it, or leave fields out."
         )
-    closing = [backend.encode(f"a{mark}").ids[-1] for mark in ".,"]
-    cut = [form.capped(caps[field], mark) for form, mark in zip(forms, closing, strict=False)]
     pieces = [np.asarray(piece) for piece in ([tokenizer.cls_token_id], [tokenizer.sep_token_id], *prefix_tokens)]
     template = _Encoded(
         np.concatenate(pieces), np.array([len(piece) for piece in pieces]), np.zeros(len(pieces), np.int64)
     )
-    parts = [cut[0], template, *cut[1:]]
-    length = np.concatenate([part.length for part in parts])
-    arrays = [
-        np.concatenate([part.tokens for part in parts]),
-        np.cumsum(length) - length,
-        length,
-        np.concatenate([part.maskable for part in parts]),
-        features,
-    ]
+    parts = [_encode_values(backend, list(chain.from_iterable(values)), ".", max_length), template]
+    if slots.max(initial=1) > 1:  # a value that is never followed by another has an empty piece for that
+        several = [strings if width > 1 else None for strings, width in zip(values, slots, strict=True)]
+        parts.append(_encode_inner(backend, several, [len(strings) for strings in values], max_length))
     number = np.zeros(len(features), np.float32) if numbers is None else numbers
-    filled: list[Any] = [*(array.astype(np.int32) for array in arrays), number]
-    return Pieces(*filled), tuple(caps.tolist())
+    limit = np.array([max_length, *_closing(backend)], np.int32)
+    return _joined(parts, features, number, limit)
 
 
-def cut_values(
-    tokenizer: "transformers.PreTrainedTokenizerFast",
-    values: Sequence[Sequence[str]],
-    pieces: Pieces,
-    caps: Sequence[int],
-) -> list[Bool[np.ndarray, " _v"]]:
-    """Which values of each field did not fit their piece, given what `tokenize_pieces` was given and returned."""
-    backend = _plain_text_backend(tokenizer)
-    backend.post_processor = None
-    length, found, low = np.asarray(pieces.length), [], 0
-    for strings, cap in zip(values, caps, strict=True):
-        cut = np.zeros(len(strings), bool)
-        full = np.flatnonzero(length[low : low + len(strings)] == cap)  # of these, some are just as long as that
-        cut[full] = _encode_values(backend, [strings[n] for n in full.tolist()], ".").length > cap
-        found.append(cut)
-        low += len(strings)
-    return found
+def longest_values(
+    pieces: Pieces, field: Int[np.ndarray, " V"], number: int
+) -> tuple[Int[np.ndarray, " F"], Int[np.ndarray, " F"]]:
+    """Tokens of the longest value of each field, as the last of its field and as one that another follows.
+
+    Args:
+      pieces: As NumPy arrays.
+      field: Position of every value's field.
+      number: F, of fields.
+    """
+    length = np.asarray(pieces.length)
+    last, inner = np.zeros((2, number), np.int64)
+    np.maximum.at(last, field, length[: len(field)])
+    if len(length) > len(field) + 2 + number:
+        np.maximum.at(inner, field, length[len(field) + 2 + number :])
+    return last, inner
+
+
+def without_idle_limit(pieces: Pieces, values: Int[np.ndarray, "N S"], widths: Sequence[int]) -> Pieces:
+    """The pieces, without their limit if no prompt of these rows is longer."""
+    for low in range(0, len(values), _ROWS):
+        kept, whole = kept_and_whole(pieces, values[low : low + _ROWS], widths)
+        if (kept < whole).any():
+            return pieces
+    return pieces._replace(limit=pieces.limit[:0])
 
 
 class FewPieces:
@@ -212,21 +206,18 @@ class FewPieces:
         self,
         tokenizer: "transformers.PreTrainedTokenizerFast",
         pieces: Pieces,
-        max_tokens: Sequence[int],
         widths: Sequence[int],
     ) -> None:
         """Prepares the tokenizer.
 
         Args:
           tokenizer: That of `pieces`, which `tokenize_pieces` has accepted.
-          pieces: Of all known values, as NumPy arrays.
-          max_tokens: Cap of each field.
+          pieces: Of all known values, as NumPy arrays, with their limit.
           widths: Slots of each field.
         """
-        self._pieces, self._caps, self._widths = pieces, np.asarray(max_tokens), np.asarray(widths)
+        self._pieces, self._widths, self._most = pieces, np.asarray(widths), int(pieces.limit[0])
         self._backend = _plain_text_backend(tokenizer)
         self._backend.post_processor = None
-        self._closing = [self._backend.encode(f"a{mark}").ids[-1] for mark in ".,"]
 
     def __call__(
         self,
@@ -247,23 +238,21 @@ class FewPieces:
         """
         template = len(self._pieces.feature) + np.arange(2 + len(self._widths))
         followed = self._widths[field] > 1  # others have an empty piece for that
-        parts = [self._taken(known), self._new(new, field, "."), self._taken(template)]
+        parts = [self._taken(known), self._new(new, "."), self._taken(template)]
         if self._widths.max() > 1:
-            comma = self._new([string for string, one in zip(new, followed, strict=True) if one], field[followed], ",")
+            comma = self._new([string for string, one in zip(new, followed, strict=True) if one], ",")
             length, maskable = np.zeros((2, len(new)), np.int64)
             length[followed], maskable[followed] = comma.length, comma.maskable
             parts += [self._taken(template[-1] + 1 + known), _Encoded(comma.tokens, length, maskable)]
-        tokens, length, maskable = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        arrays: list[Any] = [array.astype(np.int32) for array in (tokens, np.cumsum(length) - length, length, maskable)]
-        found: list[Any] = [*arrays, feature, number]
-        return Pieces(*found)
+        return _joined(parts, feature, number, np.asarray(self._pieces.limit))
 
-    def _new(self, strings: Sequence[str], field: Int[np.ndarray, " N"], mark: str) -> "_Encoded":
-        return _encode_values(self._backend, strings, mark).capped(self._caps[field], self._closing[".,".index(mark)])
+    def _new(self, strings: Sequence[str], mark: str) -> "_Encoded":
+        return _encode_values(self._backend, strings, mark, self._most)
 
     def _taken(self, ids: Int[np.ndarray, " K"]) -> "_Encoded":
         start, length = (np.asarray(array)[ids].astype(np.int64) for array in (self._pieces.start, self._pieces.length))
-        shift = np.repeat(start - np.cumsum(length) + length, length)
+        held = np.minimum(length, self._most)
+        shift = np.repeat(start - np.cumsum(held) + held, held)
         tokens = np.asarray(self._pieces.tokens)[np.arange(len(shift)) + shift]
         return _Encoded(tokens, length, np.asarray(self._pieces.maskable)[ids])
 
@@ -295,28 +284,37 @@ def compose(
     rows = values.shape[0]
     widths = (1,) * values.shape[1] if widths is None else widths
     fields = range(len(widths)) if fields is None else fields
-    segments = _segments(xp, pieces, values, widths, fields)  # [B, F + S + 2]
-    lengths = xp.where(segments < 0, 0, xp.take(pieces.length, segments, mode="clip"))
+    slots = _slots(xp, pieces, values, widths, fields)
+    template = pieces.feature.shape[0] + np.arange(2 + len(widths), dtype=np.int32)  # piece ids
+    own = pieces.length[template[0] : template[-1] + 1]
+    segments = _in_order(xp, xp.asarray(template), slots.form, widths, fields)  # [B, F + S + 2]
+    lengths = _in_order(xp, own, slots.kept, widths, fields)
     end = xp.cumsum(lengths, axis=1)
     begin = end - lengths
     shift = xp.take(pieces.start, segments, mode="clip") - begin
     step = xp.diff(shift, axis=1, prepend=0)
-    maskable_end = begin + xp.where(segments < 0, 0, xp.take(pieces.maskable, segments, mode="clip"))
+    maskable_end = begin + _in_order(xp, xp.zeros_like(own), slots.maskable, widths, fields)
 
     position = xp.arange(length, dtype=np.int32).reshape(1, length)
     index = xp.broadcast_to(position, (rows, length))
     for s in range(segments.shape[1]):
         index = index + xp.where(position >= begin[:, s : s + 1], step[:, s : s + 1], 0)
+    mask = position < end[:, -1:]
+    tokens = xp.where(mask, xp.take(pieces.tokens, index, mode="clip"), np.int32(pad_id))
     field = xp.full((rows, length), -1, dtype=np.int32)
+    if slots.cut is not None:
+        cut = _in_order(xp, xp.zeros_like(own, dtype=bool), slots.cut, widths, fields)
+        closed_at = xp.where(cut, end - 1, -1)
+        closing = xp.where(segments < template[0], pieces.limit[1], pieces.limit[2])
     s = 1
     for f in fields:
         for _ in range(widths[f]):
             s += 1
             inside = (position >= begin[:, s : s + 1]) & (position < maskable_end[:, s : s + 1])
             field = xp.where(inside, np.int32(f), field)
+            if slots.cut is not None:
+                tokens = xp.where(position == closed_at[:, s : s + 1], closing[:, s : s + 1], tokens)
         s += 1
-    mask = position < end[:, -1:]
-    tokens = xp.where(mask, xp.take(pieces.tokens, index, mode="clip"), np.int32(pad_id))
     return Prompt(tokens, mask, field)
 
 
@@ -324,20 +322,26 @@ def prompt_lengths(
     pieces: Pieces, values: Int[Array | np.ndarray, "N S"], widths: Sequence[int] | None = None
 ) -> Int[Array | np.ndarray, " N"]:
     """Tokens of each row's prompt, special tokens included."""
+    return kept_and_whole(pieces, values, widths)[0]
+
+
+def kept_and_whole(
+    pieces: Pieces, values: Int[Array | np.ndarray, "N S"], widths: Sequence[int] | None = None
+) -> tuple[Int[Array | np.ndarray, " N"], Int[Array | np.ndarray, " N"]]:
+    """Tokens of each row's prompt, special tokens included, and of the same prompt if no value of it were cut."""
     xp: Any = np if isinstance(pieces.tokens, np.ndarray) and isinstance(values, np.ndarray) else jnp
     widths = (1,) * values.shape[1] if widths is None else widths
     first = pieces.feature.shape[0]
     template = pieces.length[first : first + 2 + len(widths)].sum(dtype=np.int32)
-    forms = _forms(xp, pieces, values, widths)
-    lengths = xp.where(forms < 0, 0, xp.take(pieces.length, forms, mode="clip"))
-    return lengths.sum(axis=1, dtype=np.int32) + template
+    slots = _slots(xp, pieces, values, widths, range(len(widths)))
+    kept = slots.kept.sum(axis=1, dtype=np.int32) + template
+    return kept, kept if slots.cut is None else slots.whole + template
 
 
 def maskable_tokens(pieces: Pieces, values: Int[np.ndarray, "N S"], widths: Sequence[int]) -> Int[np.ndarray, "N F"]:
     """Maskable tokens of every field of every row."""
-    forms = _forms(np, pieces, values, widths)
-    slots = np.where(forms < 0, 0, np.take(np.asarray(pieces.maskable), forms, mode="clip"))
-    return np.add.reduceat(slots, np.cumsum(widths) - np.asarray(widths), axis=1)
+    slots = _slots(np, pieces, values, widths, range(len(widths)))
+    return np.add.reduceat(slots.maskable, np.cumsum(widths) - np.asarray(widths), axis=1)
 
 
 def mask_fields(
@@ -355,6 +359,82 @@ def mask_fields(
     return xp.where(where, np.int32(mask_id), prompt.tokens), where
 
 
+class _Slots(NamedTuple):
+    """What prompts hold of the values in their slots.
+
+    Attributes:
+      form: Piece id, the one with a full stop for a field's last value; -1 for none.
+      kept: Tokens of it in the prompt, 0 for none.
+      maskable: How many of these belong to the value.
+      whole: Tokens of a row's pieces if none were cut.
+      cut: Which pieces lose tokens; None: none of these rows'.
+    """
+
+    form: Int[Array, "B S"]
+    kept: Int[Array, "B S"]
+    maskable: Int[Array, "B S"]
+    whole: Int[Array, " B"]
+    cut: Bool[Array, "B S"] | None
+
+
+def _slots(
+    xp: Any, pieces: Pieces, values: Int[Array | np.ndarray, "B S"], widths: Sequence[int], fields: Sequence[int]
+) -> _Slots:
+    """Shares a prompt's tokens out among its values.
+
+    A prompt that is longer than the limit is cut to it: its longest values all to one length, as large as fits, and the
+    tokens that are then left over go to the first of these, one each. A value that is cut ends in its closing mark. No
+    field is lost, since two tokens for each of them fit. Where they do not for each value of the lists, the longest
+    lists lose their last values first.
+    """
+
+    def found(values: Any) -> tuple[Any, Any, Any]:
+        form = _forms(xp, pieces, values, widths)
+        length, maskable = (
+            xp.where(form < 0, 0, xp.take(array, form, mode="clip")) for array in (pieces.length, pieces.maskable)
+        )
+        return form, length, maskable
+
+    form, length, maskable = found(values)
+    field = np.repeat(np.arange(len(widths)), widths)
+    spelled = np.isin(field, np.asarray(fields))[None, :]
+    whole = xp.where(spelled, length, 0).sum(axis=1, dtype=np.int32)
+    if not pieces.limit.shape[0]:
+        return _Slots(form, length, maskable, whole, None)
+    template = pieces.feature.shape[0] + np.asarray([0, 1, *(2 + f for f in fields)])
+    room = pieces.limit[0] - pieces.length[template].sum(dtype=np.int32)
+    too_long = (whole > room)[:, None]
+    if xp is np and not too_long.any():
+        return _Slots(form, length, maskable, whole, None)
+    if max(widths) > 1:
+        ends = np.cumsum(widths)
+        place = np.arange(len(field)) - (ends - widths)[field]  # of each slot in its field
+        here = (values >= 0) & spelled
+        held = xp.stack([here[:, end - width : end].sum(axis=1) for end, width in zip(ends, widths, strict=True)], 1)
+        held = xp.where(too_long, _share(xp, held, room // 2), held)
+        form, length, maskable = found(xp.where(place[None, :] < held[:, field], values, np.int32(-1)))
+    kept = _share(xp, xp.where(spelled, length, 0), room)
+    cut = kept < length
+    return _Slots(form, kept, xp.where(cut, xp.minimum(maskable, kept - 1), maskable), whole, cut & spelled)
+
+
+def _share(xp: Any, wanted: Int[Array | np.ndarray, "B n"], room: Any) -> Any:
+    """Shares a room out to n: to each what it wants, but at most the level at which all of it fits.
+
+    What is left over goes to the first that want more, one each. With the wishes in rising order, and P_j the sum of
+    the first j, level c takes the least of all P_j + (n - j) c. So the largest that fits is the largest of all
+    (room - P_j) / (n - j), rounded down.
+    """
+    rising = xp.sort(wanted, axis=1)
+    before = xp.cumsum(rising, axis=1) - rising
+    left_of = np.arange(wanted.shape[1], 0, -1, dtype=np.int32)[None, :]
+    level = ((room - before) // left_of).max(axis=1, keepdims=True)
+    given = xp.minimum(wanted, level)
+    more = wanted > level
+    spare = room - given.sum(axis=1, keepdims=True)
+    return (given + (more & (xp.cumsum(more, axis=1) <= spare))).astype(np.int32)
+
+
 def _forms(xp: Any, pieces: Pieces, values: Int[Array | np.ndarray, "B S"], widths: Sequence[int]) -> Any:
     """Piece id of every slot: the form with a full stop for a field's last value, that with a comma for the others."""
     if max(widths) == 1:
@@ -366,42 +446,23 @@ def _forms(xp: Any, pieces: Pieces, values: Int[Array | np.ndarray, "B S"], widt
     return xp.where((values >= 0) & followed, values + np.int32(comma), values)
 
 
-def _segments(
-    xp: Any, pieces: Pieces, values: Int[Array | np.ndarray, "B S"], widths: Sequence[int], fields: Sequence[int]
-) -> Any:
-    """Piece ids in prompt order: [CLS], then prefix and values of every field, [SEP]; -1 for absent slots."""
-    rows = values.shape[0]
-    cls_piece = pieces.feature.shape[0]
-    forms = _forms(xp, pieces, values, widths)
-    prefix = xp.broadcast_to(
-        xp.arange(len(widths), dtype=np.int32).reshape(1, -1) + (cls_piece + 2), (rows, len(widths))
-    )
-    # One permutation of [prefixes, slots] into prompt order, known when the program is written.
-    order = []
+def _in_order(xp: Any, template: Any, slots: Any, widths: Sequence[int], fields: Sequence[int]) -> Any:
+    """What the pieces have, in prompt order: [CLS], then prefix and values of every field, [SEP].
+
+    Args:
+      xp: NumPy or jax.numpy.
+      template: Of [CLS], [SEP] and the fields' prefixes, [2 + F].
+      slots: Of the values, [B, S].
+      widths: Slots of each field.
+      fields: Which of them.
+    """
+    # One permutation, known when the program is written.
+    order = [0]
     for f in fields:
-        slot = len(widths) + sum(widths[:f])
-        order += [f, *range(slot, slot + widths[f])]
-    body = xp.concatenate([prefix, forms], axis=1)[:, np.asarray(order)]
-    ends = xp.zeros((rows, 1), dtype=body.dtype) + cls_piece
-    return xp.concatenate([ends, body, ends + 1], axis=1)
-
-
-def _choose_caps(
-    longest: Int[np.ndarray, " F"], slots: Int[np.ndarray, " F"], room: int, max_length: int
-) -> Int[np.ndarray, " F"]:
-    """Shares spare room evenly; where room is missing, lowers the longest caps to the highest level that fits."""
-    missing = 2 * slots.sum() - room
-    if missing > 0:
-        raise InputError(
-            f"A prompt of {slots.sum()} values needs at least {max_length + missing} tokens, but text.max_length is "
-            f"{max_length}; raise it, or leave fields out."
-        )
-    spare = room - longest @ slots
-    if spare >= 0:
-        return longest + spare // slots.sum()
-    levels = np.arange(2, longest.max() + 1)
-    fits = np.minimum(longest[None, :], levels[:, None]) @ slots <= room
-    return np.minimum(longest, levels[fits].max())
+        slot = 2 + len(widths) + sum(widths[:f])
+        order += [2 + f, *range(slot, slot + widths[f])]
+    template = xp.broadcast_to(template.reshape(1, -1), (slots.shape[0], template.shape[0]))
+    return xp.concatenate([template, slots], axis=1)[:, np.asarray([*order, 1])]
 
 
 def _plain_text_backend(tokenizer: "transformers.PreTrainedTokenizerFast") -> Tokenizer:
@@ -413,26 +474,31 @@ def _plain_text_backend(tokenizer: "transformers.PreTrainedTokenizerFast") -> To
     return backend
 
 
+def _closing(backend: Tokenizer) -> list[int]:
+    """The tokens that end a value that is cut: the full stop, and the comma."""
+    return [backend.encode(f"a{mark}").ids[-1] for mark in ".,"]
+
+
 class _Encoded(NamedTuple):
-    """Tokens of pieces, one piece after the other; the length of each, and how many of its tokens are maskable."""
+    """Some pieces, as `Pieces` has them: their first tokens, their lengths, and how many tokens are maskable."""
 
     tokens: Int[np.ndarray, " T"]
     length: Int[np.ndarray, " P"]
     maskable: Int[np.ndarray, " P"]
 
-    def capped(self, caps: Int[np.ndarray, " P"], closing: int) -> "_Encoded":
-        """Cuts every piece to its cap; a cut one ends with the token `closing`."""
-        too_long = self.length > caps
-        kept = np.minimum(self.length, caps)
-        start = np.cumsum(self.length) - self.length
-        offset = np.cumsum(kept) - kept
-        tokens = self.tokens[np.arange(kept.sum()) + np.repeat(start - offset, kept)]
-        tokens[(offset + kept - 1)[too_long]] = closing
-        return _Encoded(tokens, kept, np.where(too_long, np.minimum(self.maskable, kept - 1), self.maskable))
+
+def _joined(
+    parts: Sequence[_Encoded], feature: np.ndarray, number: Float[np.ndarray, " V"], limit: Int[np.ndarray, " C"]
+) -> Pieces:
+    tokens, length, maskable = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    held = np.minimum(length, limit[0])
+    arrays = (tokens, np.cumsum(held) - held, length, maskable, feature)
+    filled: list[Any] = [*(array.astype(np.int32) for array in arrays), number, limit]
+    return Pieces(*filled)
 
 
-def _encode_values(backend: Tokenizer, strings: Sequence[str], mark: str) -> _Encoded:
-    """Tokens of all value pieces, `" <value>"` and the mark that closes it.
+def _encode_values(backend: Tokenizer, strings: Sequence[str], mark: str, most: int) -> _Encoded:
+    """All value pieces, `" <value>"` and the mark that closes it; of each, `most` tokens.
 
     A token is maskable if it spells characters of the value. So is a token of the template's space alone in front of
     such a one (the value then starts with white space), hence the maskable tokens are those up to the last one that
@@ -445,24 +511,26 @@ def _encode_values(backend: Tokenizer, strings: Sequence[str], mark: str) -> _En
         batch = strings[low : low + _BATCH]
         encodings = backend.encode_batch([f" {string}{mark}" for string in batch])
         ids = [encoding.ids for encoding in encodings]
-        tokens.append(np.fromiter(chain.from_iterable(ids), np.int32))
+        tokens.append(np.fromiter(chain.from_iterable(own[:most] for own in ids), np.int32))
         length += map(len, ids)
         for string, encoding in zip(batch, encodings, strict=True):
             offsets, last = encoding.offsets, 1 + len(string)
             kept = len(offsets)
             while kept and not (offsets[kept - 1][0] < last and offsets[kept - 1][1] > 1):
                 kept -= 1
-            maskable.append(kept)
+            maskable.append(min(kept, most))
     return _Encoded(np.concatenate(tokens), np.asarray(length, np.int64), np.asarray(maskable, np.int64))
 
 
-def _encode_inner(backend: Tokenizer, values: Sequence[Sequence[str] | None], counts: Sequence[int]) -> _Encoded:
+def _encode_inner(
+    backend: Tokenizer, values: Sequence[Sequence[str] | None], counts: Sequence[int], most: int
+) -> _Encoded:
     """The values of fields with several slots as pieces that end in a comma; None gives as many empty pieces."""
     empty = np.zeros(0, np.int64)
     parts = [
         _Encoded(empty, np.zeros(count, np.int64), np.zeros(count, np.int64))
         if strings is None
-        else _encode_values(backend, strings, ",")
+        else _encode_values(backend, strings, ",", most)
         for strings, count in zip(values, counts, strict=True)
     ]
     return _Encoded(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 
 from alt_jax.data import shards
 from alt_jax.data.dataset import Vocabulary, hash_strings
-from alt_jax.data.prompt import Pieces, prompt_lengths
+from alt_jax.data.prompt import Pieces, kept_and_whole
 from alt_jax.data.protocols import SPLITS, UNLABELLED
 from alt_jax.data.storage import Folder
 from alt_jax.schema import Shard
@@ -29,12 +29,16 @@ class Part(NamedTuple):
       positives: Rows with label 1.
       prompts: Rows with a prompt of 0, 1, 2, … tokens.
       unlabelled: Rows without a label.
+      cut: Rows with a prompt that is cut.
+      longest: Tokens of the longest prompt, were none cut.
     """
 
     shard: Shard
     positives: int
     prompts: Int[np.ndarray, " L"]
     unlabelled: int
+    cut: int
+    longest: int
 
 
 def write_shard(
@@ -62,11 +66,13 @@ def write_shard(
       widths: Slots of every field.
     """
     shard = shards.write_shard(folder, name, number, count, values, labels, numbers)
-    prompts = np.zeros(1, np.int64)
+    prompts, cut, longest = np.zeros(1, np.int64), 0, 0
     for low in range(0, len(values), _CHUNK):
-        lengths = np.asarray(prompt_lengths(pieces, values[low : low + _CHUNK], tuple(widths)))
-        prompts = _add(prompts, np.bincount(lengths))
-    return Part(shard, int((labels == 1).sum()), prompts, int((labels == UNLABELLED).sum()))
+        kept, whole = (np.asarray(n) for n in kept_and_whole(pieces, values[low : low + _CHUNK], tuple(widths)))
+        prompts = _add(prompts, np.bincount(kept))
+        cut += int((kept < whole).sum())
+        longest = max(longest, int(whole.max(initial=0)))
+    return Part(shard, int((labels == 1).sum()), prompts, int((labels == UNLABELLED).sum()), cut, longest)
 
 
 def prepared_split(parts: Iterable[Part], split_hash: str) -> Prepared:
@@ -84,6 +90,7 @@ def prepared_split(parts: Iterable[Part], split_hash: str) -> Prepared:
         hash=split_hash,
         prompts=tuple(prompts.tolist()),
         unlabelled=sum(part.unlabelled for part in parts),
+        cut=sum(part.cut for part in parts),
         shards=tuple(part.shard for part in parts),
     )
 

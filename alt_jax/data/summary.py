@@ -1,14 +1,11 @@
 """What `prepare` says about the data that it has written."""
 
-import numpy as np
-from jaxtyping import Bool
-
 from alt_jax import console
 from alt_jax.data.dataset import Dataset, Vocabulary
 from alt_jax.data.protocols import SPLITS, Split
 from alt_jax.data.sources.raw import RawData
 from alt_jax.data.values import Values
-from alt_jax.schema import Field
+from alt_jax.schema import Field, Schema
 
 
 def report(
@@ -17,9 +14,8 @@ def report(
     dataset: Dataset,
     vocabulary: Vocabulary,
     fields: list[Values],
-    cut: list[Bool[np.ndarray, " _v"]],
 ) -> None:
-    """Prints what a user needs to judge the data by; of each field, `cut` says which values did not fit the prompt."""
+    """Prints what a user needs to judge the data by."""
     schema = dataset.schema
     for notice in raw.notices:
         console.log(f"note: {notice}")
@@ -60,18 +56,19 @@ def report(
     text = schema.text
     console.log(
         f"text   {text.vocab_size:,} tokens ({text.tokenizer}); prompts of {schema.mean_tokens:.1f} tokens on average, "
-        f"{text.length} at most, bounded by {text.max_length}"
+        f"{text.length} at most"
     )
-    for field, found, too_long in zip(schema.fields, fields, cut, strict=True):
-        if too_long.any():
-            rows = "occurrences" if field.kind in ("multi", "sequence") else "rows"
-            count = int(found.counts[too_long].sum())
-            console.log(
-                f"  {field.name} is cut to {field.max_tokens - 1} tokens in {count:,} training {rows}; a larger "
-                "text.max_length would keep all of it"
-            )
+    console.log(f"  {cut_line(schema)}", cut=schema.cut, uncut_length=text.uncut_length)
     console.log(f"linked {'; '.join(' + '.join(group) for group in schema.linked) or 'none'}")
     console.log(f"hashes vocabulary {schema.vocabulary_hash[:12]} · data {schema.data_hash[:12]}")
+
+
+def cut_line(schema: Schema) -> str:
+    """How many prompts `text.max_length` cuts, and the least that cuts none."""
+    text = schema.text
+    rows = sum(split.rows for split in schema.splits.values())
+    cut = f"{schema.cut:,} of {rows:,} prompts ({schema.splits['train'].cut:,} in training)" if schema.cut else "none"
+    return f"text.max_length {text.max_length} cuts {cut}; {text.uncut_length} is the least that cuts none"
 
 
 def _kind(field: Field) -> str:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     import transformers
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_ROLES = ("cls", "sep", "pad", "mask")
 _NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 _ALPHABET = 1000
+MOST_IDS = 1 << 20  # whatever the size of a tokenizer's files; more only if these hold as many tokens
 _UNKNOWN = "a \U0010ffff"
 _ALPHANUMERIC = re.compile(r"([a-z0-9]+)(\.?)")  # with the full stop that closes a prompt's value
 
@@ -60,13 +63,53 @@ def load_tokenizer(name_or_folder: str) -> "transformers.PreTrainedTokenizerFast
         raise InputError(
             f"Tokenizer {name_or_folder!r} has no tokenizer.json form (a fast tokenizer); use one that has."
         )
-    missing = [role for role in ("cls", "sep", "pad", "mask") if getattr(tokenizer, f"{role}_token_id") is None]
+    missing = [role for role in _ROLES if getattr(tokenizer, f"{role}_token_id") is None]
     if missing:
         raise InputError(
             f"Tokenizer {name_or_folder!r} has no {' or '.join(missing)} token; use that of a BERT, RoBERTa or "
             "ModernBERT model."
         )
     return tokenizer
+
+
+def vocabulary_size(tokenizer: "transformers.PreTrainedTokenizerFast") -> int:
+    """The largest id + 1, hence the embeddings that are needed: ids may have gaps, so there may be fewer tokens."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def check_ids(tokenizer: "transformers.PreTrainedTokenizerFast", name_or_folder: str) -> None:
+    """Compares a tokenizer with the `config.json` of its model, if there is one.
+
+    Raises:
+      InputError: An id has no embedding, a special token has that of another token, or ids have gaps of an impossible
+        size.
+    """
+    vocabulary, size = tokenizer.get_vocab(), vocabulary_size(tokenizer)
+    own = {getattr(tokenizer, f"{role}_token_id"): getattr(tokenizer, f"{role}_token") for role in _ROLES}
+    for token, number in vocabulary.items():  # where ids have gaps, one that is added may get the last one's id
+        if token != own.get(number, token):
+            raise InputError(
+                f"Tokenizer {name_or_folder!r} has the id {number} twice, for {own[number]!r} and {token!r}; number "
+                "its tokens anew."
+            )
+    if size > max(MOST_IDS, len(tokenizer.backend_tokenizer.to_str())):
+        raise InputError(
+            f"Tokenizer {name_or_folder!r} has {len(tokenizer):,} tokens, but ids up to {size - 1:,}; number them anew."
+        )
+    options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = _library().utils.cached_file(name_or_folder, "config.json", **options)
+    if path is None:
+        return
+    try:
+        rows = json.loads(Path(path).read_bytes()).get("vocab_size")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is no model's config ({first_line(error)}).") from None
+    if isinstance(rows, int) and size > rows:
+        token = next(token for token, number in vocabulary.items() if number == size - 1)
+        raise InputError(
+            f"The tokenizer of {name_or_folder} has ids up to {size - 1} ({token!r}), but the model has embeddings for "
+            f"{rows} tokens; use the tokenizer that it was trained with."
+        )
 
 
 def _check_unknown(backend: Tokenizer) -> None:
@@ -77,8 +120,15 @@ def _check_unknown(backend: Tokenizer) -> None:
         raise ValueError(f"its vocabulary has no {token!r}, which it has for unknown words")
 
 
-def train_wordpiece(texts: Iterable[str], vocab_size: int) -> "transformers.PreTrainedTokenizerFast":
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int, template: str = "."
+) -> "transformers.PreTrainedTokenizerFast":
     """Trains a lower-casing BERT WordPiece; the same texts always give the same tokenizer, in whatever order.
+
+    Args:
+      texts: What it should spell well.
+      vocab_size: Most tokens, if there are no more characters.
+      template: What every prompt has: each character of it has a token, however rare it is in the texts.
 
     The library's trainer alone gives another vocabulary in every process: it numbers continuation characters, and drops
     rare characters of equal count, in the order of a randomly seeded hash map. So both lists are settled here first.
@@ -100,13 +150,17 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> "transformers.PreT
         split = found.groups() if found else [word for word, _ in bert.pre_tokenizer.pre_tokenize_str(chunk)]
         for word in filter(None, split):
             words[word] += count
+    always = [word for word, _ in bert.pre_tokenizer.pre_tokenize_str(bert.normalizer.normalize_str(template))]
+    for word in always:
+        words.setdefault(word, 1)
+    needed = set("".join(always))
     seen: Counter[str] = Counter()
     for word, count in words.items():
         for character in word:
             seen[character] += count
     # A third: every character may need a continuation form too, and the rest is for longer pieces.
-    common = sorted(seen, key=lambda character: (-seen[character], character))[: min(_ALPHABET, vocab_size // 3)]
-    alphabet = sorted({".", *common})
+    room = max(len(needed), min(_ALPHABET, vocab_size // 3))
+    alphabet = sorted(sorted(seen, key=lambda character: (character not in needed, -seen[character], character))[:room])
     continuations = {f"##{character}" for word in words for character in word[1:]}
     continuations &= {f"##{character}" for character in alphabet}
 

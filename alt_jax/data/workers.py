@@ -324,6 +324,8 @@ def write_shard(element: Any, job: Job) -> None:
         "positives": part.positives,
         "unlabelled": part.unlabelled,
         "prompts": part.prompts.tolist(),
+        "cut": part.cut,
+        "longest": part.longest,
     }
     job.write(f"parts/{shard}", json.dumps(said).encode())
 

@@ -12,6 +12,7 @@ import numpy as np
 from alt_jax import comparison
 from alt_jax.config import Config
 from alt_jax.data.protocols import SPLITS
+from alt_jax.data.summary import cut_line
 from alt_jax.evaluate import undefined
 from alt_jax.report import alignment, figures, measures, page
 from alt_jax.report.alignment import Detection, Recovery
@@ -447,8 +448,8 @@ def _cards(found: Asked) -> Iterator[Html]:
         drawn = []
         if any(part.prompts for part in schema.splits.values()):
             caption = (
-                f"{schema.mean_tokens:.1f} tokens on average, {text.length} at most, bounded by "
-                f"{text.max_length}; {text.vocab_size:,} different tokens ({text.tokenizer})."
+                f"{schema.mean_tokens:.1f} tokens on average, {text.length} at most; {cut_line(schema)}. "
+                f"{text.vocab_size:,} different tokens ({text.tokenizer})."
             )
             shares = np.array(schema.prompts) / sum(schema.prompts)
             drawn.append(page.figure(figures.histogram(shares), "Length of prompts", caption))

@@ -55,7 +55,7 @@ def test_loading_gives_what_was_prepared(prepared: Dataset):
     [
         (lambda d: (d / "schema.json").unlink(), "schema.json does not exist; run `alt-jax prepare`"),
         (lambda d: (d / "schema.json").write_text("{}"), "schema.json is not a schema of format"),
-        (lambda d: relabel(d / "schema.json"), "schema.json is of format 2, not 4; prepare again"),
+        (lambda d: relabel(d / "schema.json"), "schema.json is of format 3, not 4; prepare again"),
         (lambda d: (d / "pieces.npz").unlink(), "lacks pieces.npz"),
         (lambda d: (d / "config.json").unlink(), "lacks config.json, .* prepare again"),
         (lambda d: shutil.rmtree(d / "tokenizer"), "lacks tokenizer"),
@@ -92,7 +92,7 @@ def test_a_changed_shard_is_named_when_its_split_is_first_asked_for(
 
 
 def relabel(path: Path) -> None:
-    path.write_text(path.read_text(encoding="utf-8").replace('"version": 3', '"version": 2'), encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace('"version": 4', '"version": 3'), encoding="utf-8")
 
 
 def cut(path: Path) -> None:

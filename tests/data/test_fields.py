@@ -102,6 +102,7 @@ def test_prompts_spell_lists_and_histories_as_the_tokenizer_does(prepared):
     train = set(dataset.train.rows.tolist())
     schema = dataset.schema
     assert schema.widths == (1, 1, 1, 1, 2, 3)
+    assert tokenizer.unk_token_id not in tokenizer(sentence(schema.names, [["", ""]] * 6))["input_ids"]
     histories = 0
     for part in (dataset.train, dataset.valid, dataset.test):
         values = np.asarray(part.values[:60])

@@ -13,7 +13,7 @@ from movielens_files import MOVIES, Raw, make_raw
 
 from alt_jax.config import Config, DataConfig, FieldConfig, TextConfig
 from alt_jax.data import protocols, sources, storage
-from alt_jax.data.dataset import Dataset
+from alt_jax.data.dataset import Dataset, Encoder
 from alt_jax.data.prepare import prepare
 from alt_jax.data.prepared_config import check_prepared
 from alt_jax.data.prompt import compose, sentence
@@ -302,23 +302,40 @@ def test_the_schema_file_is_plain_json(tmp_path: Path):
     assert [f["column"] for f in stored["fields"]] == ["a", "b"]
 
 
-def test_text_that_overflows_the_prompt_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """By the rows of training that have such a value; the cut prompts are told from those that just fit."""
+def test_prompts_that_are_cut_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """By rows, whatever is cut of them; and the length that is said to cut none does not, while one less does."""
     long = "one two three four five six seven eight nine ten"
     rows = [("u", long if i % 3 == 0 else "short", i % 2) for i in range(60)]
     text = "a,b,label\n" + "".join(f"{a},{b},{y}\n" for a, b, y in rows)
-    for length, fits in ((14, False), (64, True)):
-        config_ = table_config(tmp_path, text)
-        dataset = prepare(replace(config_, text=TextConfig(vocab_size=60, max_length=length)))
-        said = [line for line in capsys.readouterr().out.splitlines() if "is cut to" in line]
-        if fits:
-            assert said == []
-            continue
-        count = sum(rows[n][1] == long for n in dataset.train.rows.tolist())
-        kept = dataset.schema.fields[1].max_tokens - 1
-        assert said == [
-            f"  Bee is cut to {kept} tokens in {count} training rows; a larger text.max_length would keep all of it"
-        ]
-        assert dataset.schema.text.length <= length
-        tokenizer = load_tokenizer(str(tmp_path / "out" / "tokenizer"))
-        assert len(tokenizer.tokenize(long)) > kept
+
+    def prepared(length: int) -> tuple[Dataset, str]:
+        dataset = prepare(replace(table_config(tmp_path, text), text=TextConfig(vocab_size=60, max_length=length)))
+        return dataset, next(line for line in capsys.readouterr().out.splitlines() if "text.max_length" in line)
+
+    dataset, said = prepared(14)
+    train = sum(rows[n][1] == long for n in dataset.train.rows.tolist())
+    enough = dataset.schema.text.uncut_length
+    least = f"{enough} is the least that cuts none"
+    assert said == f"  text.max_length 14 cuts 20 of 60 prompts ({train} in training); {least}"
+    tokenizer = load_tokenizer(str(tmp_path / "out" / "tokenizer"))
+    assert len(tokenizer(sentence(dataset.schema.names, ["u", long])).input_ids) == enough
+    assert (dataset.schema.text.length, dataset.schema.cut, len(dataset.pieces.limit)) == (14, 20, 3)
+    dataset, said = prepared(enough)
+    assert said == f"  text.max_length {enough} cuts none; {least}"
+    assert (dataset.schema.text.length, dataset.schema.cut, len(dataset.pieces.limit)) == (enough, 0, 0)
+    assert prepared(enough - 1)[0].schema.cut == 20
+
+
+def test_a_tokenizer_whose_ids_have_gaps_is_prepared_and_read_again(tmp_path: Path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "a", ".", "is", "bee", "u1", "x"]
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": len(words)}))
+    config_ = table_config(tmp_path, ROWS).override({"text.model": str(tmp_path / "bert")})
+    for _ in range(2):
+        dataset = prepare(config_)
+        assert dataset.schema.text.vocab_size == len(words)
+        assert Encoder.load(dataset.folder).tokenizer("x").input_ids == [2, 11, 3]
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 11}))
+    with pytest.raises(InputError, match=r"ids up to 11 \('x'\), but the model has embeddings for 11 tokens"):
+        prepare(config_)

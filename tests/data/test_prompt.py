@@ -13,7 +13,18 @@ from modernbert_tokenizer import modernbert_like
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from alt_jax.data.prompt import Pieces, compose, mask_fields, prompt_lengths, sentence, tokenize_pieces
+from alt_jax.data.prompt import (
+    FewPieces,
+    Pieces,
+    compose,
+    kept_and_whole,
+    mask_fields,
+    maskable_tokens,
+    prompt_lengths,
+    sentence,
+    tokenize_pieces,
+    without_idle_limit,
+)
 from alt_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from alt_jax.errors import InputError
 
@@ -108,12 +119,12 @@ def tokenizer(request) -> PreTrainedTokenizerFast:
     return TOKENIZERS[request.param]()
 
 
-def pieces_of(tokenizer, rows, names=NAMES, max_tokens=None, max_length=1200) -> tuple[Pieces, np.ndarray]:
+def pieces_of(tokenizer, rows, names=NAMES, max_length=1200) -> tuple[Pieces, np.ndarray]:
     """Pieces of the rows' distinct values, and the rows as value ids."""
     columns = [sorted(set(column)) for column in zip(*rows, strict=True)]
     offsets = np.cumsum([0, *map(len, columns)])
     features = np.arange(offsets[-1], dtype=np.int32) + 2
-    pieces, _ = tokenize_pieces(tokenizer, names, columns, features, max_tokens, max_length)
+    pieces = tokenize_pieces(tokenizer, names, columns, features, max_length)
     ids = [[offsets[f] + columns[f].index(value) for f, value in enumerate(row)] for row in rows]
     return pieces, np.asarray(ids, np.int32)
 
@@ -284,60 +295,219 @@ def test_masked_tokens_are_those_of_the_chosen_fields():
     assert text.endswith("[MASK]. genre is drama. [SEP]")
 
 
-@QUICK
-@given(ROWS, st.integers(0, 40))
-def test_truncation_keeps_every_field_and_the_length(rows, spare):
-    for tokenizer in (wordpiece(), byte_level(False)):
-        template = tokenizer("User ID is Title is Genre is").input_ids
-        max_length = len(template) + 2 * len(NAMES) + spare
-        pieces, values = pieces_of(tokenizer, rows, max_length=max_length)
-        uncut, _ = pieces_of(tokenizer, rows)
-        prompt = compose(pieces, values, length=max_length, pad_id=tokenizer.pad_token_id)
-        assert prompt_lengths(pieces, values).max() <= max_length
-        closing = tokenizer.encode("a.", add_special_tokens=False)[-1]
-        for v in range(len(pieces.feature)):
-            piece = pieces.tokens[pieces.start[v] :][: pieces.length[v]].tolist()
-            whole = uncut.tokens[uncut.start[v] :][: uncut.length[v]].tolist()
-            if len(piece) < len(whole):
-                assert piece == [*whole[: len(piece) - 1], closing]
-                assert pieces.maskable[v] == min(uncut.maskable[v], len(piece) - 1)
-            else:
-                assert piece == whole
-        for f in range(len(NAMES)):
-            hidden = (prompt.field == f).sum(axis=1)
-            np.testing.assert_array_equal(hidden, pieces.maskable[values[:, f]])
-            assert ((hidden > 0) == (uncut.maskable[values[:, f]] > 0)).all()
+# --- Prompts that are too long ---
+
+WIDTHS = (1, 4, 1, 2)
+LIST_NAMES = ("User ID", "Genre", "Title", "Liked")
+LIST_ROWS = st.lists(
+    st.tuples(*[st.lists(VALUES, min_size=1, max_size=width) for width in WIDTHS]), min_size=1, max_size=5
+)
 
 
-def caps(values, max_length, max_tokens=None):
-    features = np.zeros(sum(map(len, values)), np.int32)
-    return tokenize_pieces(wordpiece(), ("a", "b", "c"), values, features, max_tokens, max_length)[1]
+@cache
+def plain(tokenizer) -> Tokenizer:
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.encode_special_tokens = True
+    backend.post_processor = None
+    return backend
 
 
-def test_caps_share_spare_room_and_lower_the_longest_first():
-    values = [["a"], ["a a a"], ["a a a a a a a"]]  # Pieces of 2, 4 and 8 tokens; the template takes 2 + 6.
-    assert caps(values, 8 + 14) == (2, 4, 8)
-    assert caps(values, 8 + 14 + 5) == (3, 5, 9)
-    assert caps(values, 8 + 14 - 2) == (2, 4, 6)
-    assert caps(values, 8 + 14 - 5) == (2, 3, 3)
-    assert caps(values, 8 + 6) == (2, 2, 2)
-    assert caps([[], [""], ["a"]], 8 + 6) == (2, 2, 2)
-    assert caps(values, 8 + 14, (2, 3, 5)) == (2, 3, 5)
+def slow_prompt(tokenizer, row, max_length) -> tuple[list[int], list[int]]:
+    """Tokens and fields of a row's prompt: value by value, what is too long cut token by token."""
+    backend = plain(tokenizer)
+
+    def spelled(lists):
+        """Of every field: tokens and number of maskable ones of each value, with its mark."""
+        found = []
+        for values in lists:
+            found.append([])
+            for i, value in enumerate(values):
+                encoding = backend.encode(f" {value}{',' if i < len(values) - 1 else '.'}")
+                overlap = [begin < 1 + len(value) and end > 1 for begin, end in encoding.offsets]
+                count = max([n + 1 for n, hit in enumerate(overlap) if hit], default=0)
+                found[-1].append((encoding.ids, count))
+        return found
+
+    prefixes = [backend.encode(f"{' ' if f else ''}{name} is").ids for f, name in enumerate(LIST_NAMES)]
+    room = max_length - 2 - sum(map(len, prefixes))
+    lists = [list(values) for values in row]
+    kept = [[len(ids) for ids, _ in values] for values in spelled(lists)]
+    if sum(map(sum, kept)) > room:
+        while 2 * sum(map(len, lists)) > room:
+            longest = max(map(len, lists))
+            next(values for values in reversed(lists) if len(values) == longest).pop()
+        kept = [[len(ids) for ids, _ in values] for values in spelled(lists)]
+        while sum(map(sum, kept)) > room:
+            longest = max(map(max, kept))
+            f = max(f for f, own in enumerate(kept) if longest in own)
+            kept[f][max(i for i, count in enumerate(kept[f]) if count == longest)] -= 1
+    tokens, field = [tokenizer.cls_token_id], [-1]
+    for f, values in enumerate(spelled(lists)):
+        tokens += prefixes[f]
+        field += [-1] * len(prefixes[f])
+        for i, (ids, maskable) in enumerate(values):
+            count, mark = kept[f][i], "," if i < len(values) - 1 else "."
+            cut = count < len(ids)
+            tokens += [*ids[: count - 1], backend.encode(f"a{mark}").ids[-1]] if cut else ids
+            hidden = min(maskable, count - 1) if cut else maskable
+            field += [f] * hidden + [-1] * (count - hidden)
+    return [*tokens, tokenizer.sep_token_id], [*field, -1]
 
 
-def test_too_little_room_is_refused():
-    values = [["a"], ["a a a"], ["a"]]
-    with pytest.raises(InputError, match="at least 14 tokens"):
-        caps(values, 13)
-    with pytest.raises(InputError, match="do not fit"):
-        caps(values, 20, (4, 5, 6))
-    with pytest.raises(InputError, match="do not fit"):
-        caps(values, 20, (1, 5, 2))
+def list_pieces(tokenizer, rows, max_length) -> tuple[Pieces, np.ndarray, list[list[str]]]:
+    """Pieces of the rows' distinct values, the rows as value ids, and the values by field."""
+    columns = [sorted({value for row in rows for value in row[f]}) for f in range(len(WIDTHS))]
+    offsets = np.cumsum([0, *map(len, columns)])
+    features = np.arange(offsets[-1], dtype=np.int32) + 2
+    pieces = tokenize_pieces(tokenizer, LIST_NAMES, columns, features, max_length, WIDTHS)
+    ids = [
+        [
+            offsets[f] + columns[f].index(own[i]) if i < len(own) else -1
+            for f, own in enumerate(row)
+            for i in range(WIDTHS[f])
+        ]
+        for row in rows
+    ]
+    return pieces, np.asarray(ids, np.int32), columns
+
+
+def least_length(tokenizer) -> int:
+    """Template, [CLS], [SEP], and two tokens a field."""
+    backend = plain(tokenizer)
+    prefixes = [backend.encode(f"{' ' if f else ''}{name} is").ids for f, name in enumerate(LIST_NAMES)]
+    return 2 + sum(map(len, prefixes)) + 2 * len(LIST_NAMES)
+
+
+def assert_cut_as_slowly(tokenizer, rows, max_length):
+    pieces, values, _ = list_pieces(tokenizer, rows, max_length)
+    prompt = compose(pieces, values, length=max_length, pad_id=tokenizer.pad_token_id, widths=WIDTHS)
+    whole = [tokenizer(sentence(LIST_NAMES, row), split_special_tokens=True).input_ids for row in rows]
+    for r, row in enumerate(rows):
+        tokens, field = slow_prompt(tokenizer, row, max_length)
+        assert prompt.tokens[r][prompt.mask[r]].tolist() == tokens
+        assert prompt.field[r][: len(tokens)].tolist() == field
+        if len(whole[r]) <= max_length:
+            assert tokens == whole[r]
+    kept, uncut = kept_and_whole(pieces, values, WIDTHS)
+    np.testing.assert_array_equal(kept, prompt.mask.sum(axis=1))
+    np.testing.assert_array_equal(uncut, list(map(len, whole)))
+    spelled = [[(prompt.field[r] == f).sum() for f in range(len(WIDTHS))] for r in range(len(rows))]
+    np.testing.assert_array_equal(maskable_tokens(pieces, values, WIDTHS), spelled)
+    assert len(without_idle_limit(pieces, values, WIDTHS).limit) == (3 if (uncut > max_length).any() else 0)
+
+
+@pytest.mark.parametrize("name", ["wordpiece", "byte_level", "modernbert"])
+def test_only_prompts_that_are_too_long_are_cut_from_their_longest_values(name):
+    tokenizer = TOKENIZERS[name]()
+    least = least_length(tokenizer)
+
+    @QUICK
+    @given(LIST_ROWS, st.integers(0, 60))
+    def check(rows, spare):
+        assert_cut_as_slowly(tokenizer, rows, least + spare)
+
+    check()
+
+
+def test_each_length_cuts_a_few_tokens_more():
+    """The same rows at every length, down to two tokens a field."""
+    rows = [
+        (["12"], ["drama", "a b c d e f g", "war"], ["what is this, then? a long one"], ["x y", "z"]),
+        (["a b c d e f"], ["w", "x", "y", "z"], ["a b c d e f"], ["a b c d e f", "a b c d e f"]),
+        (["1"], ["w"], ["t"], [""]),
+    ]
+    tokenizer = wordpiece()
+    least = least_length(tokenizer)
+    for spare in range(0, 45, 3):
+        assert_cut_as_slowly(tokenizer, rows, least + spare)
+    with pytest.raises(
+        InputError, match=rf"4 fields needs at least {least} tokens, but text\.max_length is {least - 1};"
+    ):
+        list_pieces(tokenizer, rows, least - 1)
+
+
+def cut_rows(tokenizer) -> tuple[Pieces, np.ndarray, list[list[str]], list]:
+    """Rows of which about a half are too long."""
+    rng = np.random.default_rng(0)
+    words = np.array(["drama", "war", "a", "what?", "it's", "é", "12", "猫"])
+    rows = [
+        tuple(
+            [" ".join(rng.choice(words, rng.integers(0, 9))) for _ in range(rng.integers(1, width + 1))]
+            for width in WIDTHS
+        )
+        for _ in range(40)
+    ]
+    lengths = [len(slow_prompt(tokenizer, row, 1200)[0]) for row in rows]
+    return *list_pieces(tokenizer, rows, int(np.median(lengths))), rows
+
+
+def test_a_jitted_prompt_is_cut_as_its_numpy_twin_is():
+    pieces, values, _, _ = cut_rows(wordpiece())
+    most = int(pieces.limit[0])
+
+    def prompts(pieces, values):
+        options = {"length": most, "pad_id": 9, "widths": WIDTHS}
+        both = compose(pieces, values, **options), compose(pieces, values, fields=(1, 2), **options)
+        return both, kept_and_whole(pieces, values, WIDTHS)
+
+    expected = prompts(pieces, values)
+    assert 0 < (expected[1][1] > most).sum() < len(values)
+    with jax.numpy_rank_promotion("raise"):
+        found = jax.jit(prompts)(pieces, values)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_half_of_a_prompt_is_cut_only_if_it_is_too_long_by_itself():
+    """As two towers read it: what one of them reads does not depend on the other's values."""
+    tokenizer = wordpiece()
+    pieces, values, _, _ = cut_rows(tokenizer)
+    most = int(pieces.limit[0])
+    roomy, _, _ = list_pieces(tokenizer, cut_rows(tokenizer)[3], 1200)
+    for fields in ((0, 1), (2, 3)):
+        half, whole = (
+            compose(p, values, length=length, pad_id=0, widths=WIDTHS, fields=fields)
+            for p, length in ((pieces, most), (roomy, 1200))
+        )
+        lengths = whole.mask.sum(axis=1)
+        np.testing.assert_array_equal(half.mask.sum(axis=1), np.minimum(lengths, most))
+        fits = lengths <= most
+        assert fits.any()
+        np.testing.assert_array_equal(half.tokens[fits], whole.tokens[fits][:, :most])
+
+
+def test_pieces_of_a_few_values_are_cut_alike():
+    """Some values are known, the others are tokenised anew."""
+    tokenizer = wordpiece()
+    pieces, values, columns, _ = cut_rows(tokenizer)
+    few = FewPieces(tokenizer, pieces, WIDTHS)
+    field = np.repeat(np.arange(len(WIDTHS)), list(map(len, columns)))
+    strings = [value for column in columns for value in column]
+    known = np.arange(len(strings)) % 3 > 0
+    new = np.flatnonzero(~known)
+    own = few(np.flatnonzero(known), [strings[i] for i in new], field[new], pieces.feature, pieces.number)
+    number = np.where(known, np.cumsum(known) - 1, known.sum() + np.cumsum(~known) - 1)
+    ids = np.where(values < 0, -1, number[values]).astype(np.int32)
+    options = {"length": int(pieces.limit[0]), "pad_id": 0, "widths": WIDTHS}
+    for a, b in zip(compose(own, ids, **options), compose(pieces, values, **options), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_value_takes_no_more_memory_than_a_prompt_can_hold():
+    pieces, values = pieces_of(wordpiece(), [("1", "a " * 5000, "x")], max_length=30)
+    assert pieces.length[1] == 5001
+    assert len(pieces.tokens) < 60
+    assert kept_and_whole(pieces, values)[1] > 5001
+    assert prompt_lengths(pieces, values) == [30]
+    short, _ = pieces_of(wordpiece(), [("1", "a " * 40, "x")], max_length=30)
+    for a, b in zip(*(compose(p, values, length=30, pad_id=0) for p in (pieces, short)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_pieces_are_int32_numpy_and_keep_the_features():
     pieces, _ = pieces_of(wordpiece(), [("1", "2", "3"), ("2", "2", "4")])
-    assert all(isinstance(array, np.ndarray) and array.dtype == np.int32 for array in pieces[:-1])
+    assert all(array.dtype == np.int32 for array in pieces._replace(number=pieces.feature))
     assert pieces.number.dtype == np.float32
     np.testing.assert_array_equal(pieces.feature, np.arange(5) + 2)
     assert len(pieces.start) == len(pieces.length) == len(pieces.maskable) == 5 + 2 + len(NAMES)

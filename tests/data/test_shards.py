@@ -19,6 +19,7 @@ from alt_jax.data import local, rows, shards, values
 from alt_jax.data.batches import batch_at
 from alt_jax.data.dataset import Dataset
 from alt_jax.data.prepare import prepare
+from alt_jax.data.prompt import prompt_lengths
 from alt_jax.data.protocols import SPLITS
 from alt_jax.data.shards import ShardedArray, shard_count
 from alt_jax.errors import InputError
@@ -67,7 +68,7 @@ def test_what_is_made_of_the_rows_does_not_depend_on_shards(pair: tuple[Dataset,
 
 def test_prompt_tokens_are_those_of_the_training_rows(pair: tuple[Dataset, Dataset]):
     whole = pair[0]
-    lengths = rows.prompt_lengths(whole.pieces, np.asarray(whole.train.values), whole.schema.widths)
+    lengths = prompt_lengths(whole.pieces, np.asarray(whole.train.values), whole.schema.widths)
     assert whole.prompt_tokens().tolist() == sorted(lengths.tolist())
     few = whole.prompt_tokens(most=20)
     assert few.tolist() == [sorted(lengths)[int((part + 0.5) * len(lengths) / 20)] for part in range(20)]

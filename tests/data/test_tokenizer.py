@@ -10,7 +10,7 @@ from modernbert_tokenizer import modernbert_like
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from alt_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
+from alt_jax.data.tokenizer import check_ids, load_tokenizer, tokenizer_fingerprint, train_wordpiece, vocabulary_size
 from alt_jax.errors import InputError
 
 WORDS = ("Amélie", "Ñandú", "猫", "zebra", "quiz", "jazz", "vex", "fjord")
@@ -117,3 +117,75 @@ def test_a_vocabulary_without_its_unknown_token_is_refused(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=backend, **roles).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"its vocabulary has no '\[UNK\]', which it has for unknown words"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("size", [20, 60, 400])
+def test_every_character_of_the_template_has_a_token(size):
+    """Also of a field that no text has, in a vocabulary that is too small for the characters of the values."""
+    template = "Größe_№7 is ., . Café-Übername is . 猫 is . X is ., ."
+    values = "".join(map(chr, range(0x400, 0x480)))
+    tokenizer = train_wordpiece([*TEXTS, *(f"Title is {a}{b}." for a in values for b in values)], size, template)
+    unknown = tokenizer.unk_token_id
+    assert unknown not in tokenizer(template).input_ids
+    assert all(unknown not in tokenizer(word).input_ids for word in template.split())
+    assert (unknown in tokenizer(" ".join(values)).input_ids) == (size < 400)
+
+
+def test_a_template_that_the_texts_have_changes_nothing():
+    template = "Title is . Age is ."
+    assert tokenizer_fingerprint(train_wordpiece(TEXTS, 120, template)) == tokenizer_fingerprint(
+        train_wordpiece(TEXTS, 120)
+    )
+
+
+def bert_folder(folder, words, vocab_size=None):
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    config = {"model_type": "bert"} | ({} if vocab_size is None else {"vocab_size": vocab_size})
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", ".", "is"]
+
+
+def test_ids_may_have_gaps_that_embeddings_have_too(tmp_path):
+    """A line that is there twice: one token fewer than ids."""
+    folder = bert_folder(tmp_path, [*VOCABULARY[:6], *VOCABULARY[5:]], vocab_size=10)
+    tokenizer = load_tokenizer(folder)
+    assert (len(tokenizer), vocabulary_size(tokenizer)) == (9, 10)
+    check_ids(tokenizer, folder)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    saved = load_tokenizer(str(tmp_path / "saved"))
+    assert vocabulary_size(saved) == 10
+    check_ids(saved, str(tmp_path / "saved"))  # no config beside it
+
+
+def test_ids_beyond_the_embeddings_are_refused(tmp_path):
+    folder = bert_folder(tmp_path, VOCABULARY, vocab_size=9)
+    tokenizer = load_tokenizer(folder)
+    check_ids(tokenizer, folder)
+    tokenizer.add_tokens(["extra"])
+    with pytest.raises(InputError, match=r"ids up to 9 \('extra'\), but the model has embeddings for 9 tokens"):
+        check_ids(tokenizer, folder)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"config\.json is no model's config"):
+        check_ids(tokenizer, folder)
+
+
+def test_special_tokens_with_the_id_of_another_are_refused(tmp_path):
+    """An added token gets the number of tokens as its id, which is the last one's where a line was there twice."""
+    words = [word for word in VOCABULARY if word != "[MASK]"]
+    folder = bert_folder(tmp_path, [*words[:5], *words[4:]], vocab_size=20)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.mask_token_id == tokenizer.get_vocab()["is"]
+    with pytest.raises(InputError, match=r"has the id 8 twice, for '\[MASK\]' and 'is'; number"):
+        check_ids(tokenizer, folder)
+
+
+def test_ids_with_impossible_gaps_are_refused(tmp_path):
+    vocabulary = {token: n for n, token in enumerate(VOCABULARY[:-1])} | {"is": 2**31 - 8}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "cls", "sep", "mask")}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
+    with pytest.raises(InputError, match=r"has 9 tokens, but ids up to 2,147,483,640; number"):
+        check_ids(tokenizer, str(tmp_path))

@@ -26,7 +26,7 @@ def make_schema() -> Schema:
         linked=(),
         user=None,
         item=None,
-        text=TextSchema("trained", "", 10, 0, 1, 2, 3, L, L),
+        text=TextSchema("trained", "", 10, 0, 1, 2, 3, L, L, L),
         splits={"train": Split(1, 0)},
         vocabulary_hash="",
         data_hash="",
