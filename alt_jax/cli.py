@@ -348,11 +348,12 @@ def _predict(arguments: list[str]) -> None:
     options = _parse(PredictOptions, arguments, "alt-jax predict")
     from alt_jax import preflight
 
-    preflight.predict(options.model, options.rows, options.output, options.data)
+    keep = [column for column in options.keep.split(",") if column]
+    preflight.predict(options.model, options.rows, options.output, options.data, keep, options.history)
     from alt_jax.scorer import predict
 
     print(f"predict · {options.model} · {options.rows} → {options.output}")
-    rows = predict(options.model, options.rows, options.output, options.data)
+    rows = predict(options.model, options.rows, options.output, options.data, keep=keep, history=options.history)
     print(f"scored {rows:,} rows to {options.output}")
 
 

@@ -114,7 +114,7 @@ class EvaluateOptions:
 class PredictOptions:
     """Scores raw rows with a finetuning run or an export.
 
-    CSV or Parquet with the columns that the model was trained on, the label aside.
+    A table with the columns that the model reads, the label aside.
 
     In that of a `sequence`: item ids, newest first, its separator between them.
 
@@ -126,6 +126,11 @@ class PredictOptions:
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Parquet, or CSV by its name, with a column `score`."""
     data: Where = ()
+    keep: str = ""
+    """Columns of the rows that stand before the scores, e.g. user_id,item_id."""
+    history: str = ""
+    """A table like the one that the model was trained on (`dataset`: that very one): every row's history is made of the
+    earlier rows of its user there."""
 
 
 @dataclass(frozen=True)

@@ -73,16 +73,21 @@ def evaluate(folders: Sequence[Path], data: Sequence[str]) -> None:
         _finetuned(folder, data)
 
 
-def predict(model: Path, rows: Path, output: Path, data: Sequence[str]) -> None:
-    """A model, and rows that have its columns.
+def predict(
+    model: Path, rows: Path, output: Path, data: Sequence[str], keep: Sequence[str] = (), history: str = ""
+) -> None:
+    """A model, and rows that have the columns that it reads and those that are kept.
 
     Raises:
       InputError: The model is none, there is no table, it lacks a column, or the output cannot be.
     """
     table_files.check_output(rows, output)
     scorable(model, data)
-    csv = run_files.read_config(model).data.csv
-    headers.check_columns(rows, Schema.load(model / SCHEMA).columns, csv)
+    schema = Schema.load(model / SCHEMA)
+    made = {field.column for field in schema.fields if field.kind == "sequence" and history}
+    wanted = {**schema.columns_of(run_files.read_origin(model).strategy), **dict.fromkeys(keep, "")}
+    wanted = {column: clause for column, clause in wanted.items() if column not in made}
+    headers.check_columns(rows, wanted, run_files.read_config(model).data.csv)
 
 
 def export(folder: Path, out: Path, data: Sequence[str]) -> None:

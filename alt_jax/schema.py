@@ -193,6 +193,11 @@ class Schema:
                 )
         return columns
 
+    def columns_of(self, strategy: str | None) -> dict[str, str]:
+        """Those of the `columns` that a model of a strategy reads: `ctr` no texts."""
+        unread = {field.column for field in self.fields if field.kind == "text"} if strategy == "ctr" else set()
+        return {column: clause for column, clause in self.columns.items() if column not in unread}
+
     def index(self, name: str) -> int:
         """Position of the field called `name`.
 

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from scipy.special import expit
 
 from alt_jax import console, sharding_rules
-from alt_jax.config import CSVConfig
+from alt_jax.config import Config
+from alt_jax.data import histories
 from alt_jax.data.dataset import Encoder
 from alt_jax.data.frames import as_table
 from alt_jax.data.online import OnlineEncoder
@@ -50,6 +51,7 @@ class Scorer:
     Attributes:
       task: Model and strategy.
       encoder: What raw rows are encoded with.
+      columns: Those that the model reads, each with a clause (`Schema.columns_of`).
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Scorer:
           InputError: The devices do not divide a table that the config splits over them.
         """
         self.task, self.encoder = task, encoder
+        self.columns = encoder.schema.columns_of(task.strategy)
         self._mesh, rules = make_mesh(devices), sharding_rules.rules(task.model.config)
         check_rules(self._mesh, rules)
         self._params = place(self._mesh, params, rules)
@@ -77,9 +80,9 @@ class Scorer:
         self.lengths = tuple(sorted(lengths)) if self._reads else (0,)
 
     @property
-    def csv(self) -> CSVConfig:
-        """How CSV files are read: like those that the model was trained on."""
-        return self.task.model.config.data.csv
+    def config(self) -> Config:
+        """What the model was trained with; CSV files are read like those that it was trained on."""
+        return self.task.model.config
 
     @classmethod
     def load(
@@ -107,17 +110,25 @@ class Scorer:
 
         Args:
           rows: A `pyarrow.Table`, a data frame of pandas or of whatever else has Arrow's C stream (Polars, DuckDB), a
-            dict of columns, or a list of dicts. Has the schema's columns; others are ignored. A missing value is None.
+            dict of columns, or a list of dicts. Has the `columns`; others are ignored. A missing value is None.
           origin: Name of the rows, for messages.
 
         Raises:
           InputError: A column is missing or cannot be read as its field's kind.
         """
-        raw = as_table(rows, self.encoder.columns, origin)
+        raw = self._completed(as_table(rows, self.columns, origin))
         if raw.num_rows > _MANY * self.sizes[-1]:
             values, pieces = self.encoder.encode(raw, origin, prompts=self._reads)
             return Probabilities(self.task, self._mesh, pieces)(self._params, values)
         return self.score_spelled(self._online.spell(raw, origin), origin)
+
+    def _completed(self, rows: pa.Table) -> pa.Table:
+        """The rows with nothing in the columns that the model does not read."""
+        for column in self.encoder.columns.keys() - self.columns.keys():
+            if column in rows.column_names:
+                rows = rows.drop_columns(column)
+            rows = rows.append_column(column, pa.nulls(rows.num_rows))
+        return rows
 
     def score_spelled(self, columns: Sequence[Spelled], origin: str = "the table") -> Float[np.ndarray, " N"]:
         """The same for columns that are spelled already, one for each of the schema's fields, in its order."""
@@ -182,15 +193,25 @@ class Scorer:
         return logits
 
 
-def predict(folder: Path, rows: Path, output: Path, data: Sequence[str] = ()) -> int:
-    """Scores a CSV or Parquet file of raw rows.
+def predict(
+    folder: Path,
+    rows: Path,
+    output: Path,
+    data: Sequence[str] = (),
+    *,
+    keep: Sequence[str] = (),
+    history: str = "",
+) -> int:
+    """Scores a table of raw rows.
 
     Args:
       folder: A finetuning run or an export.
-      rows: Has the columns of the schema; the label is not needed. That of a sequence holds item ids, newest first,
-        with the field's separator between them, or a list of them.
+      rows: Has the columns that the model reads; the label is not needed. That of a sequence holds item ids, newest
+        first, with the field's separator between them, or a list of them.
       output: Parquet (or CSV, by its name) with a column `score`, one line per row, in order.
       data: Where the run's dataset is, if not where it was.
+      keep: Columns of the rows that stand before the scores.
+      history: A log to make the sequences from, instead of columns (`alt_jax.data.histories.load`); empty: none.
 
     Returns:
       Number of rows.
@@ -202,10 +223,23 @@ def predict(folder: Path, rows: Path, output: Path, data: Sequence[str] = ()) ->
     with file_for(output) as partial:
         model = Scorer.load(folder, data=data)
         notices: list[str] = []
-        raw = table.read(rows, model.encoder.columns, encoded=True, csv=model.csv, notices=notices)
+        schema, config = model.encoder.schema, model.config.data
+        wanted = model.columns | dict.fromkeys(keep, "")
+        if history:
+            made = {field.column for field in schema.fields if field.kind == "sequence"}
+            wanted = {column: clause for column, clause in wanted.items() if column not in made}
+            wanted |= dict.fromkeys(histories.columns(config, schema), "")
+        raw = table.read(rows, wanted, encoded=True, csv=config.csv, notices=notices)
         for notice in notices:
             console.log(f"note: {notice}")
-        scores = pa.table({"score": pa.array(model.score(raw, str(rows)))})
+        kept = {column: _decoded(raw[column]) for column in keep}
+        if history:
+            raw = histories.fill(raw, histories.load(history, config), config, schema, str(rows))
+        scores = pa.table(kept | {"score": pa.array(model.score(raw, str(rows)))})
         with writing(output):
             (pq.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv)(scores, partial)
     return raw.num_rows
+
+
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column

@@ -224,3 +224,35 @@ def test_importing_the_package_imports_no_jax():
 
     with pytest.raises(AttributeError, match="no attribute 'Score'"):
         alt_jax.Score  # noqa: B018
+
+
+def test_what_a_model_does_not_read_may_be_left_out(config, rows, tmp_path, monkeypatch):
+    scorer = random_scorer(config, "ctr")
+    expected = scorer.score(rows)
+    less = rows.drop_columns("json")
+    np.testing.assert_array_equal(scorer.score(less), expected)
+    np.testing.assert_array_equal(scorer.score(less.append_column("json", pa.array([{}] * len(rows)))), expected)
+    with pytest.raises(InputError, match="has no column 'json'"):
+        random_scorer(config, "plm").score(less)
+    monkeypatch.setattr(Scorer, "load", lambda folder, data: scorer)
+    pq.write_table(less, tmp_path / "rows.parquet")
+    predict(tmp_path, tmp_path / "rows.parquet", tmp_path / "scores.parquet", keep=["item", "_user"])
+    found = pq.read_table(tmp_path / "scores.parquet")
+    assert found.column_names == ["item", "_user", "score"]
+    assert found["item"].to_pylist() == rows["item"].to_pylist()
+    np.testing.assert_array_equal(found["score"], expected)
+
+
+def test_histories_come_from_a_log(config, rows, tmp_path, monkeypatch):
+    """The scores of rows with the column that the log gives them."""
+    scorer = random_scorer(config, "ctr")
+    monkeypatch.setattr(Scorer, "load", lambda folder, data: scorer)
+    new = rows.drop_columns("liked").append_column("time", pa.array([1000] * len(rows)))
+    pq.write_table(new, tmp_path / "rows.parquet")
+    predict(tmp_path, tmp_path / "rows.parquet", tmp_path / "scores.parquet", history="dataset")
+    log = pq.read_table(config.data.raw).to_pylist()
+    clicked = sorted((row["time"], n) for n, row in enumerate(log) if row["label"])
+    past = {user: [log[n]["item"] for _, n in reversed(clicked) if log[n]["_user"] == user] for user in range(8)}
+    liked = [past.get(user, [])[:3] for user in rows["_user"].to_pylist()]
+    expected = scorer.score(new.append_column("liked", pa.array(liked, pa.list_(pa.string()))))
+    np.testing.assert_array_equal(pq.read_table(tmp_path / "scores.parquet")["score"], expected)

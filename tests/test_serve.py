@@ -108,7 +108,7 @@ def server(config: Config) -> Iterator[Server]:
 @pytest.mark.parametrize("strategy", ["ctr", "plm", "joint"])
 def test_scores_are_those_of_predict(config, tmp_path, monkeypatch, strategy):
     scorer = random_scorer(config, strategy)
-    monkeypatch.setattr(Scorer, "load", lambda folder: scorer)
+    monkeypatch.setattr(Scorer, "load", lambda folder, data: scorer)
     raw = pq.read_table(config.data.raw).slice(0, 17).drop_columns(["label", "time"])
     raw = raw.append_column("liked", pa.array([["", "i1", "i2|i3|i4|i5", "i1|new"][n % 4] for n in range(17)]))
     for name, values in (("json", [f"new {n}" for n in range(17)]), ("query", [None, *range(16)])):

@@ -61,20 +61,10 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
     """
     every = np.asarray(raw.table[raw.label], np.float64)  # as many as there are, whatever a file says of itself
     labels = every[: len(every) - raw.unlabelled]
-    clicks = np.isin(labels, (0.0, 1.0))
-    binary = bool(clicks.all())
-    _check(protocol, raw, labels, binary)
+    _check(protocol, raw, labels)
     _check_sequences(protocol, raw)
-    threshold = positive_above
-    if threshold is None:
-        threshold = 0.5 if binary else raw.positive_above
-    if threshold is None:
-        row = int((~clicks).argmax())
-        raise InputError(
-            f"The label {labels[row]:g} in data row {row + 1} of {raw.origin} is neither 0 nor 1; correct it, or set "
-            "data.positive_above: labels above it are positive."
-        )
-    positive = labels > threshold
+    above = threshold(raw, labels, positive_above)
+    positive = labels > above
     rows, known, dropped = _filter(protocol, raw, labels)
     split = _divide(protocol, raw, rows)
     for name, part in split.items():
@@ -84,7 +74,7 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
             )
     if len(set(positive[split["train"]].tolist())) < 2:
         raise InputError(
-            f"All training labels of {raw.origin} are on one side of {threshold:g}; set data.positive_above so that "
+            f"All training labels of {raw.origin} are on one side of {above:g}; set data.positive_above so that "
             f"both classes occur (labels run from {labels.min():g} to {labels.max():g})."
         )
     label = np.full(len(every), UNLABELLED, np.uint8)
@@ -95,7 +85,24 @@ def apply(protocol: Protocol, raw: RawData, positive_above: float | None = None)
             held_out = "newer than training" if protocol.needs_time else "of what is held out"
             dropped[f"without a label, {held_out}"] = raw.unlabelled - len(more)
         split["train"] = np.concatenate([split["train"], more])
-    return Split(split, label, threshold, dropped, np.pad(known, (0, raw.unlabelled)))
+    return Split(split, label, above, dropped, np.pad(known, (0, raw.unlabelled)))
+
+
+def threshold(raw: RawData, labels: Float[np.ndarray, " N"], positive_above: float | None) -> float:
+    """What labels are positive above: as told, else ½ where all are 0 or 1, else as the data's scale has it.
+
+    Raises:
+      InputError: Nobody knows; names the first label that is neither 0 nor 1.
+    """
+    clicks = np.isin(labels, (0.0, 1.0))
+    found = positive_above if positive_above is not None else 0.5 if clicks.all() else raw.positive_above
+    if found is None:
+        row = int((~clicks).argmax())
+        raise InputError(
+            f"The label {labels[row]:g} in data row {row + 1} of {raw.origin} is neither 0 nor 1; correct it, or set "
+            "data.positive_above: labels above it are positive."
+        )
+    return found
 
 
 def _unlabelled(
@@ -139,10 +146,10 @@ def mix(rows: Int[np.ndarray, " N"], seed: int) -> UInt64[np.ndarray, " N"]:
     return z
 
 
-def _check(protocol: Protocol, raw: RawData, labels: Float[np.ndarray, " N"], binary: bool) -> None:
+def _check(protocol: Protocol, raw: RawData, labels: Float[np.ndarray, " N"]) -> None:
     """A preset about something that the data has not would be a protocol in name only."""
     plain = "time" if protocol.order == "time" else "random"
-    if binary and protocol.drop_labels:
+    if protocol.drop_labels and np.isin(labels, (0.0, 1.0)).all():
         raise InputError(
             f"Protocol {protocol.name!r} drops ratings, but the labels of {raw.origin} are only 0 and 1; use {plain!r}."
         )

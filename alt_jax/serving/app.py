@@ -68,7 +68,7 @@ class Service:
         self._compiled = self._stopping = False
         self.failed: BaseException | None = None
         self._scorer, self._limits, self._on_failure = scorer, limits, failed
-        self._model = RowModel(scorer.encoder.schema)
+        self._model = RowModel(scorer.encoder.schema, scorer.columns)
         self._schema = self._model.json_schema()
         self._metrics = _Metrics(lambda: self._batcher.rows)
         self._batcher = Batcher(

@@ -7,7 +7,7 @@ predict` spells it in a column of a table, so that both give the same score.
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -39,11 +39,21 @@ class RowModel:
         that pydantic does not take.
     """
 
-    def __init__(self, schema: Schema) -> None:
-        """Makes the model."""
+    def __init__(self, schema: Schema, read: Collection[str] | None = None) -> None:
+        """Makes the model.
+
+        Args:
+          schema: Of the dataset.
+          read: Columns that the scoring model reads; the others may be left out. None: all.
+        """
         self._fields = schema.fields
         config = ConfigDict(extra="forbid")
-        annotations: dict[str, Any] = {f"f{n}": _annotation(field) for n, field in enumerate(schema.fields)}
+        annotations: dict[str, Any] = {
+            f"f{n}": _annotation(field)
+            if read is None or field.column in read
+            else (_annotation(field), [""])  # of what may be missing, its default
+            for n, field in enumerate(schema.fields)
+        }
         self.row: type[BaseModel] = create_model("Row", __config__=config, **annotations)
         self._request: type[BaseModel] = create_model("Request", __config__=config, rows=list[self.row])  # type: ignore[name-defined]
 

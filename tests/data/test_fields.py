@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from slow_rows import fresh
 
 from alt_jax import bridge, scorer
-from alt_jax.config import Config, CSVConfig, CTRConfig, DataConfig, FieldConfig, TextConfig
+from alt_jax.config import Config, CTRConfig, DataConfig, FieldConfig, TextConfig
 from alt_jax.data import fields
 from alt_jax.data.batches import Batch, batch_at
 from alt_jax.data.dataset import Dataset, Encoder
@@ -216,7 +216,9 @@ def test_what_a_missing_history_should_hold_is_said(prepared, tmp_path, monkeypa
         encoder.encode(raw)
     pq.write_table(raw, tmp_path / "rows.parquet")
     pyarrow.csv.write_csv(raw, tmp_path / "rows.csv")
-    monkeypatch.setattr(scorer.Scorer, "load", lambda folder: SimpleNamespace(encoder=encoder, csv=CSVConfig()))
+    monkeypatch.setattr(
+        scorer.Scorer, "load", lambda folder, data: SimpleNamespace(encoder=encoder, columns=encoder.columns, config=Config())
+    )
     for path in (tmp_path / "rows.parquet", tmp_path / "rows.csv"):
         with pytest.raises(InputError, match=re.escape(f"{path} {said}")):
             scorer.predict(tmp_path, path, tmp_path / "scores.csv")
