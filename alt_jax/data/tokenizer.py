@@ -22,7 +22,8 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROLES = ("cls", "sep", "pad", "mask")
 _NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 _ALPHABET = 1000
-MOST_IDS = 1 << 20  # whatever the size of a tokenizer's files; more only if these hold as many tokens
+MOST_IDS = 1 << 20  # with gaps of any size; above it, at most _GAPS ids a token
+_GAPS = 4
 _UNKNOWN = "a \U0010ffff"
 _ALPHANUMERIC = re.compile(r"([a-z0-9]+)(\.?)")  # with the full stop that closes a prompt's value
 
@@ -54,6 +55,7 @@ def load_tokenizer(name_or_folder: str) -> "transformers.PreTrainedTokenizerFast
     try:
         tokenizer = library.AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
         if isinstance(tokenizer, library.PreTrainedTokenizerFast):
+            _check_gaps(tokenizer)
             tokenizer.backend_tokenizer.encode(_UNKNOWN)  # which one that lacks its own unknown token cannot
             _check_unknown(tokenizer.backend_tokenizer)
     except Exception as error:  # tokenizers raises bare Exceptions, the hub half a dozen kinds: all mean the same here
@@ -74,15 +76,14 @@ def load_tokenizer(name_or_folder: str) -> "transformers.PreTrainedTokenizerFast
 
 def vocabulary_size(tokenizer: "transformers.PreTrainedTokenizerFast") -> int:
     """The largest id + 1, hence the embeddings that are needed: ids may have gaps, so there may be fewer tokens."""
-    return max(tokenizer.get_vocab().values()) + 1
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def check_ids(tokenizer: "transformers.PreTrainedTokenizerFast", name_or_folder: str) -> None:
     """Compares a tokenizer with the `config.json` of its model, if there is one.
 
     Raises:
-      InputError: An id has no embedding, a special token has that of another token, or ids have gaps of an impossible
-        size.
+      InputError: An id has no embedding, or a special token has that of another token.
     """
     vocabulary, size = tokenizer.get_vocab(), vocabulary_size(tokenizer)
     own = {getattr(tokenizer, f"{role}_token_id"): getattr(tokenizer, f"{role}_token") for role in _ROLES}
@@ -92,10 +93,6 @@ def check_ids(tokenizer: "transformers.PreTrainedTokenizerFast", name_or_folder:
                 f"Tokenizer {name_or_folder!r} has the id {number} twice, for {own[number]!r} and {token!r}; number "
                 "its tokens anew."
             )
-    if size > max(MOST_IDS, len(tokenizer.backend_tokenizer.to_str())):
-        raise InputError(
-            f"Tokenizer {name_or_folder!r} has {len(tokenizer):,} tokens, but ids up to {size - 1:,}; number them anew."
-        )
     options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = _library().utils.cached_file(name_or_folder, "config.json", **options)
     if path is None:
@@ -110,6 +107,13 @@ def check_ids(tokenizer: "transformers.PreTrainedTokenizerFast", name_or_folder:
             f"The tokenizer of {name_or_folder} has ids up to {size - 1} ({token!r}), but the model has embeddings for "
             f"{rows} tokens; use the tokenizer that it was trained with."
         )
+
+
+def _check_gaps(tokenizer: "transformers.PreTrainedTokenizerFast") -> None:
+    """Raises ValueError if ids have gaps that no table has: to write the tokenizer takes time for each of them."""
+    tokens, size = len(tokenizer.get_vocab()), vocabulary_size(tokenizer)
+    if size > max(MOST_IDS, _GAPS * tokens):
+        raise ValueError(f"it has {tokens:,} tokens, but ids up to {size - 1:,}")
 
 
 def _check_unknown(backend: Tokenizer) -> None:

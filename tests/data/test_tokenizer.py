@@ -183,9 +183,13 @@ def test_special_tokens_with_the_id_of_another_are_refused(tmp_path):
 
 
 def test_ids_with_impossible_gaps_are_refused(tmp_path):
-    vocabulary = {token: n for n, token in enumerate(VOCABULARY[:-1])} | {"is": 2**31 - 8}
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "cls", "sep", "mask")}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
-    with pytest.raises(InputError, match=r"has 9 tokens, but ids up to 2,147,483,640; number"):
-        check_ids(tokenizer, str(tmp_path))
+    """At once: the library would go through all of them to write the tokenizer."""
+    train_wordpiece(TEXTS, 60).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    state["model"]["vocab"]["zzz"] = 2**31 - 8
+    path.write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"No tokenizer can be loaded .*: it has \d+ tokens, but ids up to 2,147,483,640"
+    ):
+        load_tokenizer(str(tmp_path))
