@@ -22,7 +22,7 @@ from alt_jax.data.sources.raw import as_text
 from alt_jax.data.spelling import text_of
 from alt_jax.errors import InputError
 from alt_jax.evaluate import Probabilities
-from alt_jax.scorer import Scorer
+from alt_jax.scorer import Scorer, predict
 from alt_jax.sharding import make_mesh, replicate
 
 

@@ -217,7 +217,9 @@ def test_what_a_missing_history_should_hold_is_said(prepared, tmp_path, monkeypa
     pq.write_table(raw, tmp_path / "rows.parquet")
     pyarrow.csv.write_csv(raw, tmp_path / "rows.csv")
     monkeypatch.setattr(
-        scorer.Scorer, "load", lambda folder, data: SimpleNamespace(encoder=encoder, columns=encoder.columns, config=Config())
+        scorer.Scorer,
+        "load",
+        lambda folder, data: SimpleNamespace(encoder=encoder, columns=encoder.columns, config=Config()),
     )
     for path in (tmp_path / "rows.parquet", tmp_path / "rows.csv"):
         with pytest.raises(InputError, match=re.escape(f"{path} {said}")):
