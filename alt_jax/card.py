@@ -48,6 +48,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spelling import spell  # the file beside this one, which alt-jax reads rows with, too
@@ -63,7 +64,8 @@ def encode(table):
     for f, field in enumerate(fields):
         slots = field["slots"] if field["kind"] in ("multi", "sequence") else None
         options = {name: field[name] for name in ("separator", "type", "hash_buckets")}
-        found = spell(table[field["column"]], slots=slots, **options)
+        column = table[field["column"]] if field["column"] in table.column_names else pa.nulls(len(table))
+        found = spell(column, slots=slots, **options)
         ids = [value_id.get((f, value), len(value_id) + f) for value in found.strings]
         blocks.append(np.array([*ids, -1], np.int32)[found.codes])
     return np.concatenate(blocks, axis=1)

@@ -78,6 +78,7 @@ class FieldConfig:
         bound; 0 for none (`category`, `multi`). See `alt_jax.data.spelling.bucketed`.
       type: What its values are: `string`, `number`, `boolean` or `time`, which decides how they are spelled
         (`alt_jax.data.spelling`); empty: what all of the column's values turn out to be (`category`, `multi`, `text`).
+      in_prompt: Whether the prompt spells it. An opaque id tells a language model nothing, and costs tokens.
     """
 
     column: str
@@ -93,6 +94,7 @@ class FieldConfig:
     max_ids: Annotated[int, Constrained(ge=0)] = 0
     hash_buckets: Annotated[int, Constrained(ge=0)] = 0
     type: Literal["", "string", "number", "boolean", "time"] = ""
+    in_prompt: bool = True
 
     def __post_init__(self) -> None:
         """Refuses what the field's kind does not read, and two bounds at once."""
@@ -158,7 +160,8 @@ class DataConfig:
       positive_above: Labels above this are positive; replaces the data's own threshold when given. An own table whose
         labels are not only 0 and 1 needs it.
       timestamp: Column that time-ordered protocols sort by (`table`).
-      user, item: Columns for GAUC, for items unseen in training and for cold-start protocols (`table`).
+      user, item: Columns for GAUC, for items unseen in training, for histories and for cold-start protocols (`table`);
+        they need not be among the fields.
       linked: Groups of columns that give one another away, such as an id and its title, for `mask.unit group`. Empty: a
         known source's own, which hold identical fields only; an own table's has none.
       min_count: A value seen fewer times in training shares the field's out-of-vocabulary id.

@@ -86,7 +86,7 @@ def _hidden_tokens(task: Pretrain) -> float:
     config, maskable = task.model.config, task.maskable.sum(axis=1).mean()
     if config.mlm.unit == "token":
         return float(config.mask.rate * maskable)
-    units = masking.mask_units(task.model.schema, config.mask)
+    units = masking.side_units(task.model.schema, config.mask, "prompt")
     return float(maskable * masking.num_masked_units(units, config.mask.rate) / len(units))
 
 
@@ -95,7 +95,7 @@ def _scores(task: Pretrain, rows: int) -> float:
     config, schema = task.model.config, task.model.schema
     if config.mtm.method == "rfd":
         return 0.0
-    units = masking.mask_units(schema, config.mask, tabular=True)
+    units = masking.mask_units(schema, config.mask, "table")
     chance = masking.num_masked_units(units, config.mask.rate) / len(units)
     fields = [schema.fields[f] for unit in units for f in unit]
     scored = sum(field.size if config.mtm.method == "softmax" else field.slots * config.mtm.noise for field in fields)

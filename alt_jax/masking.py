@@ -1,7 +1,7 @@
 """Which fields of a row are hidden, and which token positions that hides."""
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,27 @@ from alt_jax.errors import InputError
 from alt_jax.schema import Schema
 
 
-def mask_units(schema: Schema, config: MaskConfig, *, tabular: bool = False) -> tuple[tuple[int, ...], ...]:
+def mask_units(
+    schema: Schema, config: MaskConfig, of: Literal["row", "table", "prompt"] = "row"
+) -> tuple[tuple[int, ...], ...]:
     """What is masked as one: every field by itself, or linked fields together.
 
     Args:
       schema: Fields and links.
       config: Chooses the unit.
-      tabular: Leave out the fields that the table does not have (kind `text`), which MTM cannot recover.
+      of: Which fields: all inputs, those that the table has (all but kind `text`), or those that the prompt spells.
     """
     units = schema.groups if config.unit == "group" else tuple((i,) for i in range(len(schema.fields)))
-    if not tabular:
-        return units
-    ids = [tuple(i for i in unit if schema.fields[i].kind != "text") for unit in units]
-    return tuple(unit for unit in ids if unit)
+    there = [
+        {"row": field.is_input, "table": field.kind != "text", "prompt": field.in_prompt}[of] for field in schema.fields
+    ]
+    found = (tuple(i for i in unit if there[i]) for unit in units)
+    return tuple(unit for unit in found if unit)
+
+
+def side_units(schema: Schema, config: MaskConfig, side: Literal["table", "prompt"]) -> tuple[tuple[int, ...], ...]:
+    """The units that a side's masks are drawn from: its own where they are independent, and else the whole row's."""
+    return mask_units(schema, config, side if config.pairing == "independent" else "row")
 
 
 def num_masked_units(units: tuple[tuple[int, ...], ...], rate: float) -> int:
@@ -59,8 +67,8 @@ def check_masks(schema: Schema, config: MaskConfig) -> None:
 def choose_masks(keys: tuple[jax.Array, jax.Array], batch: int, schema: Schema, config: MaskConfig) -> Masks:
     """Draws the fields that MLM hides in the prompt and those that MTM hides in the table.
 
-    A row of `same` or `complementary` masks may draw fields of kind `text` alone for the table, which it does not have:
-    MTM then recovers nothing of it.
+    A row of `same` or `complementary` masks may draw fields that a side has not, texts for the table or what is not in
+    the prompt: nothing is then recovered of it there.
 
     Args:
       keys: One for each side; paired masks need the first only.
@@ -68,21 +76,22 @@ def choose_masks(keys: tuple[jax.Array, jax.Array], batch: int, schema: Schema, 
       schema: Fields and links.
       config: Rate, units and pairing.
     """
-    units, fields = mask_units(schema, config), len(schema.fields)
+    fields = len(schema.fields)
     text_key, table_key = keys
     if config.pairing == "independent":
-        tabular = mask_units(schema, config, tabular=True)
-        text = choose_fields(text_key, batch, units, config.rate, fields)
-        if not tabular:
-            return Masks(text, jnp.zeros_like(text))
-        return Masks(text, choose_fields(table_key, batch, tabular, config.rate, fields))
+        prompt, table = (mask_units(schema, config, side) for side in ("prompt", "table"))
+        none = jnp.zeros((batch, fields), bool)
+        text = choose_fields(text_key, batch, prompt, config.rate, fields) if prompt else none
+        return Masks(text, choose_fields(table_key, batch, table, config.rate, fields) if table else none)
+    units = mask_units(schema, config)
     n = num_masked_units(units, config.rate)
-    has_ids = np.array([field.kind != "text" for field in schema.fields])
+    spelled = np.array([field.in_prompt for field in schema.fields])[None, :]
+    has_ids = np.array([field.kind != "text" for field in schema.fields])[None, :]
     if config.pairing == "same":
         chosen = _spread(_draw(text_key, batch, len(units), n), units, fields)
-        return Masks(chosen, chosen & has_ids[None, :])
+        return Masks(chosen & spelled, chosen & has_ids)
     drawn = _draw(text_key, batch, len(units), 2 * n)
-    return Masks(_spread(drawn[:, :n], units, fields), _spread(drawn[:, n:], units, fields) & has_ids[None, :])
+    return Masks(_spread(drawn[:, :n], units, fields) & spelled, _spread(drawn[:, n:], units, fields) & has_ids)
 
 
 def choose_fields(

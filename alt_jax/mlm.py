@@ -79,7 +79,7 @@ def capacity(maskable: Int[np.ndarray, "N F"], rows: int, config: Config, schema
     """
     if config.mlm.unit == "token":
         return masking.single_token_capacity(maskable, rows, config.mask.rate)
-    return masking.token_capacity(maskable, rows, masking.mask_units(schema, config.mask), config.mask.rate)
+    return masking.token_capacity(maskable, rows, masking.side_units(schema, config.mask, "prompt"), config.mask.rate)
 
 
 def unigram_scores(counts: Int[np.ndarray, "F V"]) -> Float[np.ndarray, "F V"]:
@@ -105,7 +105,7 @@ def masks(hidden: Hidden, capacity: int, config: Config, schema: Schema) -> Want
     """
     slots = hidden.tokens.shape[1]
     if config.mlm.unit != "token":
-        units = masking.mask_units(schema, config.mask)
+        units = masking.side_units(schema, config.mask, "prompt")
         longest = [sum(schema.fields[f].max_tokens * schema.fields[f].slots for f in unit) for unit in units]
         longest.sort(reverse=True)
         slots = min(slots, sum(longest[: masking.num_masked_units(units, config.mask.rate)]))

@@ -93,7 +93,7 @@ def loss(
         return _detection(output, ids, numbers, shown, _replaced(counts, config, schema), schema)
     vectors, table, bias = output
     common = jnp.asarray(unigram_scores(counts, config.mtm, schema))
-    units = masking.mask_units(schema, config.mask, tabular=config.mask.pairing == "independent")
+    units = masking.side_units(schema, config.mask, "table")
     capacity = masking.row_capacity(ids.shape[0], units, config.mask.rate)
     score = {"softmax": _softmax, "sampled": _sampled, "nce": _contrast}[config.mtm.method]
     logged = "accuracy" if config.mtm.method == "softmax" else "beats_noise"
@@ -245,7 +245,7 @@ def _replaced(counts: np.ndarray, config: Config, schema: Schema) -> Float[np.nd
 
     Of a list, and of a number, two rows are taken to differ.
     """
-    units = masking.mask_units(schema, config.mask, tabular=config.mask.pairing == "independent")
+    units = masking.side_units(schema, config.mask, "table")
     hidden = masking.num_masked_units(units, config.mask.rate) / len(units)
     differ = np.ones(len(schema.fields))
     for f, field in enumerate(schema.fields):

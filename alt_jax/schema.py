@@ -59,6 +59,8 @@ class Field:
       past, outcome: Which rows a `sequence` was made of, likewise.
       hash_buckets: Values, those of a `sequence`'s item included, are numbers of buckets, so many; 0: as they are.
       type: What its values are, which decides how they are spelled (`alt_jax.data.spelling`).
+      in_prompt: Whether the prompt spells it. A field of kind `text` that is not in the prompt is no input at all: it
+        tells users or items apart.
     """
 
     name: str
@@ -76,6 +78,12 @@ class Field:
     outcome: Literal["positive", "negative", "any"] = "positive"
     hash_buckets: int = 0
     type: Literal["string", "number", "boolean", "time"] = "string"
+    in_prompt: bool = True
+
+    @property
+    def is_input(self) -> bool:
+        """Whether any tower reads it."""
+        return self.in_prompt or self.kind != "text"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -184,7 +192,7 @@ class Schema:
     def columns(self) -> dict[str, str]:
         """Columns that raw rows must have; for histories, which no raw table has, a clause that says what they hold."""
         did = {"positive": "clicked", "negative": "did not click", "any": "saw"}
-        columns = {field.column: "" for field in self.fields}
+        columns = {field.column: "" for field in self.fields if field.is_input}
         for f in self.fields:
             if f.kind == "sequence":
                 columns[f.column] = (
@@ -194,8 +202,12 @@ class Schema:
         return columns
 
     def columns_of(self, strategy: str | None) -> dict[str, str]:
-        """Those of the `columns` that a model of a strategy reads: `ctr` no texts."""
-        unread = {field.column for field in self.fields if field.kind == "text"} if strategy == "ctr" else set()
+        """Those of the `columns` that a model of a strategy reads: `ctr` no texts, `plm` what is in the prompt."""
+        unread = {
+            field.column
+            for field in self.fields
+            if (strategy == "ctr" and field.kind == "text") or (strategy == "plm" and not field.in_prompt)
+        }
         return {column: clause for column, clause in self.columns.items() if column not in unread}
 
     def index(self, name: str) -> int:
@@ -271,7 +283,20 @@ class Schema:
         """What a checkpoint must share with a dataset: fields, vocabulary and tokenizer (not rows or lengths)."""
         parts = [
             [
-                (f.name, f.offset, f.size, f.kind, f.slots, f.of, f.spelled, f.past, f.outcome, f.hash_buckets, f.type)
+                (
+                    f.name,
+                    f.offset,
+                    f.size,
+                    f.kind,
+                    f.slots,
+                    f.of,
+                    f.spelled,
+                    f.past,
+                    f.outcome,
+                    f.hash_buckets,
+                    f.type,
+                    f.in_prompt,
+                )
                 for f in self.fields
             ],
             [dataclasses.asdict(f.numeric) for f in self.fields if f.numeric is not None],

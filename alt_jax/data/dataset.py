@@ -315,7 +315,7 @@ class Encoder:
         rows: list[Callable[[int], str]] = []
         base, fresh = 0, sum(len(strings) for strings in self.values)
         for field, strings in zip(self.schema.fields, self.values, strict=True):
-            distinct, codes, _ = fields.spell(table[field.column], field, origin)
+            distinct, codes, _ = fields.spell(column_of(table, field), field, origin)
             used = np.zeros(len(distinct) + 1, bool)  # the last entry serves code -1, here and in `ids`
             used[codes] = True
             found = pc.index_in(pa.array(distinct, pa.string()), value_set=pa.array(strings, pa.string()))
@@ -358,7 +358,10 @@ class Encoder:
         number: Any = np.concatenate([self.pieces.number, numbers])
         if not prompts:
             return self.pieces._replace(feature=feature, number=number)
-        extra = tokenize_pieces(self.tokenizer, schema.names, new, features, text.max_length, schema.widths)
+        spelled = [field.in_prompt for field in schema.fields]
+        extra = tokenize_pieces(
+            self.tokenizer, schema.names, new, features, text.max_length, schema.widths, spelled=spelled
+        )
         known, template = len(self.pieces.feature), 2 + len(schema.fields)
 
         def joined(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -400,6 +403,13 @@ class Encoder:
         elif field.kind == "text":
             feature[:] = PAD_ID
         return feature.astype(np.int32), number
+
+
+def column_of(table: pa.Table, field: Field) -> pa.ChunkedArray:
+    """A field's column; nothing, where no tower reads it and rows need not have it."""
+    if field.column in table.column_names:
+        return table[field.column]
+    return pa.chunked_array([pa.nulls(table.num_rows)])
 
 
 def row_of(codes: Int[np.ndarray, "N S"], chosen: Int[np.ndarray, " V"], origin: str, i: int) -> str:

@@ -25,7 +25,20 @@ def own_fields(config: DataConfig, *, in_memory: bool = False) -> tuple[FieldCon
         raise InputError("Source 'table' needs data.fields: the columns to use, in prompt order.")
     fields = tuple(dataclasses.replace(f, name=f.name or f.column) for f in config.fields)
     check_fields(config, fields)
-    return fields
+    return (*fields, *_told_apart(config, fields))
+
+
+def _told_apart(config: DataConfig, fields: Sequence[FieldConfig]) -> list[FieldConfig]:
+    """Fields for the user and the item where those are no inputs: they stand in no prompt and in no table of ids."""
+    columns, names = ({getattr(field, name) for field in fields} for name in ("column", "name"))
+    found = []
+    for what in ("user", "item"):
+        column = getattr(config, what)
+        if column is not None and column not in columns:
+            name = column if column not in names else f"{column} ({what})"
+            found.append(FieldConfig(column, name, kind="text", in_prompt=False))
+            columns.add(column)
+    return found
 
 
 def own_columns(config: DataConfig, *, labelled: bool = True, special: bool = True) -> list[str]:
@@ -37,6 +50,7 @@ def own_columns(config: DataConfig, *, labelled: bool = True, special: bool = Tr
       special: Whether those that say something of a row are meant as well, or the fields' alone.
     """
     columns = [f.column for f in config.fields if f.kind != "sequence"]  # a sequence is made, not read
+    columns += [column for column in (config.user, config.item) if column]
     if special:
         columns += [column for column in (config.timestamp, *((config.label, config.split) * labelled)) if column]
     return list(dict.fromkeys(columns))
@@ -63,11 +77,11 @@ def check_fields(config: DataConfig, fields: Sequence[FieldConfig]) -> None:
         raise InputError("data.valid and data.test belong together; name both files, or neither.")
     if config.split and config.valid:
         raise InputError("data.split and data.valid both say how rows are divided; leave one of them out.")
-    for what, column in (("user", config.user), ("item", config.item)):
-        if column is not None and column not in columns:
-            raise InputError(
-                f"data.{what} names column {column!r}, which is not among data.fields: {columns}; name one of these."
-            )
+    if not any(field.in_prompt for field in fields):
+        raise InputError("No field is in the prompt; leave in_prompt of one of data.fields as it is.")
+    for field in fields:
+        if field.kind == "text" and not field.in_prompt:
+            raise InputError(f"Field {field.column!r} is of kind 'text' and not in the prompt, so nothing reads it.")
     check_linked(config.linked, columns)
 
 

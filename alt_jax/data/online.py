@@ -9,7 +9,7 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from alt_jax.data import fields
-from alt_jax.data.dataset import Encoder, row_of
+from alt_jax.data.dataset import Encoder, column_of, row_of
 from alt_jax.data.prompt import FewPieces, Pieces
 from alt_jax.data.spelling import Spelled
 from alt_jax.data.table_files import require_columns
@@ -31,7 +31,9 @@ class OnlineEncoder:
         for strings in encoder.values:
             self._ids.append(dict(zip(strings, range(base, base + len(strings)), strict=True)))
             base += len(strings)
-        self._pieces = FewPieces(encoder.tokenizer, encoder.pieces, schema.widths)
+        self._pieces = FewPieces(
+            encoder.tokenizer, encoder.pieces, schema.widths, [field.in_prompt for field in schema.fields]
+        )
 
     def spell(self, table: pa.Table, origin: str) -> list[Spelled]:
         """The columns of raw rows.
@@ -40,7 +42,7 @@ class OnlineEncoder:
           InputError: One is missing or cannot be spelled as text.
         """
         require_columns(table.column_names, self._encoder.columns, origin)
-        return [fields.spell(table[field.column], field, origin) for field in self.schema.fields]
+        return [fields.spell(column_of(table, field), field, origin) for field in self.schema.fields]
 
     def encode(
         self, columns: Sequence[Spelled], origin: str = "the table", *, prompts: bool = True

@@ -73,6 +73,7 @@ def prepare(
     names = tuple(f.name for f in raw.fields)
     name_of = {f.column: f.name for f in raw.fields}
     buckets = {f.column: f.hash_buckets for f in raw.fields}
+    spelled = [f.in_prompt for f in raw.fields]
     clock.append(time.perf_counter())
 
     with (
@@ -88,17 +89,21 @@ def prepare(
             tokenizer = load_tokenizer(config.text.model)
             check_ids(tokenizer, config.text.model)
         else:
-            template = sentence(names, [["", ""] if found.slots > 1 else "" for found in fields])
-            tokenizer = train_wordpiece(_training_texts(names, fields), config.text.vocab_size, template)
+            shown = [(name, found) for name, found, one in zip(names, fields, spelled, strict=True) if one]
+            template = sentence(
+                [name for name, _ in shown], [["", ""] if found.slots > 1 else "" for _, found in shown]
+            )
+            tokenizer = train_wordpiece(_training_texts(shown), config.text.vocab_size, template)
         tokenizer.save_pretrained(str(folder / TOKENIZER))
         strings = [found.spelled for found in fields]
         widths = tuple(found.slots for found in fields)
         numbers = np.concatenate([found.number for found in fields])
-        pieces = tokenize_pieces(tokenizer, names, strings, vocabulary.feature, config.text.max_length, widths, numbers)
+        most, features = config.text.max_length, vocabulary.feature
+        pieces = tokenize_pieces(tokenizer, names, strings, features, most, widths, numbers, spelled)
         np.savez(folder / PIECES, **pieces._asdict())
         template = np.asarray(pieces.length)[len(vocabulary.value) : len(vocabulary.value) + 2 + len(names)].sum()
         longest = np.maximum(*longest_values(pieces, vocabulary.field, len(names)))
-        longest = np.clip(longest, 2, config.text.max_length - template)
+        longest = np.where(spelled, np.clip(longest, 2, most - template), 0)
         clock.append(time.perf_counter())
 
         parts = work.write(fields, pieces)
@@ -109,8 +114,8 @@ def prepare(
             source=raw.source,
             protocol=protocol.name,
             fields=tuple(
-                _field(declared, found, most, buckets[declared.of or declared.column])
-                for declared, found, most in zip(raw.fields, fields, longest.tolist(), strict=True)
+                _field(declared, found, tokens, buckets[declared.of or declared.column])
+                for declared, found, tokens in zip(raw.fields, fields, longest.tolist(), strict=True)
             ),
             linked=tuple(tuple(name_of[column] for column in group) for group in raw.linked),
             user=None if raw.user is None else name_of[raw.user],
@@ -151,13 +156,13 @@ def _vocabulary(found: list[Values]) -> Vocabulary:
     )
 
 
-def _training_texts(names: tuple[str, ...], fields: list[Values]) -> Iterator[str]:
+def _training_texts(fields: list[tuple[str, Values]]) -> Iterator[str]:
     """Texts to train a WordPiece vocabulary on: every distinct training value, more often if it is frequent.
 
     Writing out every training row would make frequent values dominate and cost minutes; each value once would treat a
     genre like a typing error. A value that n rows have comes ⌈log2(1 + n)⌉ times.
     """
-    for name, found in zip(names, fields, strict=True):
+    for name, found in fields:
         for string, count in zip(found.spelled, found.counts.tolist(), strict=True):
             text = sentence([name], [string])
             for _ in range(math.ceil(math.log2(1 + count))):
@@ -181,6 +186,7 @@ def _field(declared: FieldConfig, found: Values, most: int, buckets: int) -> Fie
         outcome=declared.outcome,
         hash_buckets=buckets,
         type=found.type,
+        in_prompt=declared.in_prompt,
     )
 
 

@@ -124,6 +124,7 @@ def tokenize_pieces(
     max_length: int,
     widths: Sequence[int] | None = None,
     numbers: Float[np.ndarray, " V"] | None = None,
+    spelled: Sequence[bool] | None = None,
 ) -> Pieces:
     """Tokenises every value, prefix and special token once.
 
@@ -135,6 +136,7 @@ def tokenize_pieces(
       max_length: Most tokens of a prompt, special tokens included.
       widths: Slots of each field; None: one each.
       numbers: Number of every value id, where its field is numeric; None: there are none.
+      spelled: Whether each field is in the prompt; the pieces of one that is not are empty. None: all are.
 
     Returns:
       The pieces as NumPy arrays, with a limit.
@@ -147,26 +149,32 @@ def tokenize_pieces(
     if len(values) != len(names) or len(features) != count:
         raise ValueError(f"{len(names)} names, {len(values)} fields and {len(features)} features of {count} values")
     slots = np.ones(len(names), np.int64) if widths is None else np.asarray(widths)
-    prefixes = [f"{' ' if i else ''}{name} is" for i, name in enumerate(names)]
+    shown = [True] * len(names) if spelled is None else list(spelled)
+    own = [i for i, one in enumerate(shown) if one]
+    prefixes = {i: f"{' ' if i != own[0] else ''}{names[i]} is" for i in own}
     backend = _plain_text_backend(tokenizer)
-    _check_composition(tokenizer, backend, names, prefixes, values, slots)
+    _check_composition(
+        tokenizer, backend, [names[i] for i in own], list(prefixes.values()), [values[i] for i in own], slots[own]
+    )
     backend.post_processor = None  # It would add special tokens, and trim the spaces out of the tokens' offsets.
 
-    prefix_tokens = [backend.encode(prefix).ids for prefix in prefixes]
-    least = 2 + sum(len(tokens) for tokens in prefix_tokens) + 2 * len(names)
+    prefix_tokens = [backend.encode(prefixes[i]).ids if i in prefixes else [] for i in range(len(names))]
+    least = 2 + sum(len(tokens) for tokens in prefix_tokens) + 2 * len(own)
     if least > max_length:
         raise InputError(
-            f"A prompt of {len(names)} fields needs at least {least} tokens, but text.max_length is {max_length}; "
+            f"A prompt of {len(own)} fields needs at least {least} tokens, but text.max_length is {max_length}; "
             "raise it, or leave fields out."
         )
     pieces = [np.asarray(piece) for piece in ([tokenizer.cls_token_id], [tokenizer.sep_token_id], *prefix_tokens)]
     template = _Encoded(
         np.concatenate(pieces), np.array([len(piece) for piece in pieces]), np.zeros(len(pieces), np.int64)
     )
-    parts = [_encode_values(backend, list(chain.from_iterable(values)), ".", max_length), template]
+    counts = [len(strings) for strings in values]
+    last = [strings if one else None for strings, one in zip(values, shown, strict=True)]
+    parts = [_encode_fields(backend, last, counts, ".", max_length), template]
     if slots.max(initial=1) > 1:  # a value that is never followed by another has an empty piece for that
-        several = [strings if width > 1 else None for strings, width in zip(values, slots, strict=True)]
-        parts.append(_encode_inner(backend, several, [len(strings) for strings in values], max_length))
+        several = [strings if width > 1 else None for strings, width in zip(last, slots, strict=True)]
+        parts.append(_encode_fields(backend, several, counts, ",", max_length))
     number = np.zeros(len(features), np.float32) if numbers is None else numbers
     limit = np.array([max_length, *_closing(backend)], np.int32)
     return _joined(parts, features, number, limit)
@@ -207,6 +215,7 @@ class FewPieces:
         tokenizer: "transformers.PreTrainedTokenizerFast",
         pieces: Pieces,
         widths: Sequence[int],
+        spelled: Sequence[bool],
     ) -> None:
         """Prepares the tokenizer.
 
@@ -214,8 +223,10 @@ class FewPieces:
           tokenizer: That of `pieces`, which `tokenize_pieces` has accepted.
           pieces: Of all known values, as NumPy arrays, with their limit.
           widths: Slots of each field.
+          spelled: Whether each field is in the prompt.
         """
         self._pieces, self._widths, self._most = pieces, np.asarray(widths), int(pieces.limit[0])
+        self._spelled = np.asarray(spelled, bool)
         self._backend = _plain_text_backend(tokenizer)
         self._backend.post_processor = None
 
@@ -237,17 +248,20 @@ class FewPieces:
           number: Standardised numbers of all V, where their field is numeric.
         """
         template = len(self._pieces.feature) + np.arange(2 + len(self._widths))
-        followed = self._widths[field] > 1  # others have an empty piece for that
-        parts = [self._taken(known), self._new(new, "."), self._taken(template)]
+        shown = self._spelled[field]  # others have an empty piece
+        parts = [self._taken(known), self._new(new, shown, "."), self._taken(template)]
         if self._widths.max() > 1:
-            comma = self._new([string for string, one in zip(new, followed, strict=True) if one], ",")
-            length, maskable = np.zeros((2, len(new)), np.int64)
-            length[followed], maskable[followed] = comma.length, comma.maskable
-            parts += [self._taken(template[-1] + 1 + known), _Encoded(comma.tokens, length, maskable)]
+            followed = self._new(new, shown & (self._widths[field] > 1), ",")
+            parts += [self._taken(template[-1] + 1 + known), followed]
         return _joined(parts, feature, number, np.asarray(self._pieces.limit))
 
-    def _new(self, strings: Sequence[str], mark: str) -> "_Encoded":
-        return _encode_values(self._backend, strings, mark, self._most)
+    def _new(self, strings: Sequence[str], chosen: Bool[np.ndarray, " N"], mark: str) -> "_Encoded":
+        """Pieces of strings; empty ones of those that are not chosen."""
+        own = [string for string, one in zip(strings, chosen, strict=True) if one]
+        found = _encode_values(self._backend, own, mark, self._most)
+        length, maskable = np.zeros((2, len(strings)), np.int64)
+        length[chosen], maskable[chosen] = found.length, found.maskable
+        return _Encoded(found.tokens, length, maskable)
 
     def _taken(self, ids: Int[np.ndarray, " K"]) -> "_Encoded":
         start, length = (np.asarray(array)[ids].astype(np.int64) for array in (self._pieces.start, self._pieces.length))
@@ -409,7 +423,7 @@ def _slots(
     if max(widths) > 1:
         ends = np.cumsum(widths)
         place = np.arange(len(field)) - (ends - widths)[field]  # of each slot in its field
-        here = (values >= 0) & spelled
+        here = (length > 0) & spelled
         held = xp.stack([here[:, end - width : end].sum(axis=1) for end, width in zip(ends, widths, strict=True)], 1)
         held = xp.where(too_long, _share(xp, held, room // 2), held)
         form, length, maskable = found(xp.where(place[None, :] < held[:, field], values, np.int32(-1)))
@@ -522,15 +536,15 @@ def _encode_values(backend: Tokenizer, strings: Sequence[str], mark: str, most: 
     return _Encoded(np.concatenate(tokens), np.asarray(length, np.int64), np.asarray(maskable, np.int64))
 
 
-def _encode_inner(
-    backend: Tokenizer, values: Sequence[Sequence[str] | None], counts: Sequence[int], most: int
+def _encode_fields(
+    backend: Tokenizer, values: Sequence[Sequence[str] | None], counts: Sequence[int], mark: str, most: int
 ) -> _Encoded:
-    """The values of fields with several slots as pieces that end in a comma; None gives as many empty pieces."""
+    """The value pieces of fields; None gives as many empty pieces."""
     empty = np.zeros(0, np.int64)
     parts = [
         _Encoded(empty, np.zeros(count, np.int64), np.zeros(count, np.int64))
         if strings is None
-        else _encode_values(backend, strings, ",", most)
+        else _encode_values(backend, strings, mark, most)
         for strings, count in zip(values, counts, strict=True)
     ]
     return _Encoded(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
