@@ -215,7 +215,7 @@ class FewPieces:
         tokenizer: "transformers.PreTrainedTokenizerFast",
         pieces: Pieces,
         widths: Sequence[int],
-        spelled: Sequence[bool],
+        spelled: Sequence[bool] | None = None,
     ) -> None:
         """Prepares the tokenizer.
 
@@ -223,10 +223,10 @@ class FewPieces:
           tokenizer: That of `pieces`, which `tokenize_pieces` has accepted.
           pieces: Of all known values, as NumPy arrays, with their limit.
           widths: Slots of each field.
-          spelled: Whether each field is in the prompt.
+          spelled: Whether each field is in the prompt; None: all are.
         """
         self._pieces, self._widths, self._most = pieces, np.asarray(widths), int(pieces.limit[0])
-        self._spelled = np.asarray(spelled, bool)
+        self._spelled = np.ones(len(widths), bool) if spelled is None else np.asarray(spelled)
         self._backend = _plain_text_backend(tokenizer)
         self._backend.post_processor = None
 
