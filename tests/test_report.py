@@ -528,8 +528,8 @@ def test_a_metric_that_is_undefined_is_said_to_be(runs: Runs):
 
 
 def moved(source: Path, to: Path, **values: object) -> Path:
-    """A copy of a run folder with other values of `data`."""
-    shutil.copytree(source, to, ignore=shutil.ignore_patterns("checkpoints"))
+    """A copy of a run folder with other values of `data`, which remembers no place of its dataset."""
+    shutil.copytree(source, to, ignore=shutil.ignore_patterns("checkpoints", "data.json"))
     config = json.loads((to / "config.json").read_text())
     config["data"] |= values
     (to / "config.json").write_text(json.dumps(config))

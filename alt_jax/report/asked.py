@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alt_jax import stages
+from alt_jax import run_files, stages
 from alt_jax.data.dataset import Dataset
 from alt_jax.errors import InputError
 from alt_jax.report import alignment, card, clicks, sources
@@ -71,16 +71,17 @@ def ask(folders: Sequence[Path], places: Sequence[str] = ()) -> Asked:
 def _ask(found: Asked, logged: Logged, places: Sequence[str]) -> None:
     """What the model of a run says about held-out rows, or why it cannot be asked."""
     run, name = logged.run, logged.name
-    key = f"{run.config.data.dir} {run.schema.data_hash} {run.schema.fingerprint}"
-    if key not in found.data:
-        try:
-            found.data[key] = Data(run.schema, stages.open_dataset(run, places))
-        except InputError as error:
-            found.data[key] = Data(run.schema, None, str(error))
-    data = found.data[key]
-    if data.dataset is None:
-        found.missing[name] = data.why
+    try:
+        place = run_files.find_dataset(run.folder, places)
+        if place not in found.data:
+            found.data[place] = Data(run.schema, Dataset.load(place))
+        data = found.data[place]
+    except InputError as error:
+        found.missing[name] = str(error)
+        gone = f"{run.config.data.dir} {run.schema.data_hash} {run.schema.fingerprint}"
+        found.data.setdefault(gone, Data(run.schema, None, str(error)))
         return
+    assert data.dataset is not None, "it was opened"
     try:
         if run.origin.stage == "pretrain":
             found.aligned[name] = alignment.look(run, data.dataset)
