@@ -27,6 +27,7 @@ else:
 
 def without_alt_jax(code: str, folder: Path) -> None:
     """Runs code in a folder; fails with what it said if it fails."""
-    command = [sys.executable, "-I", "-c", f"{_BLOCK}\n{code}"]
+    here = f"sys.path.insert(0, {str(folder)!r})"  # as for a script that lies there
+    command = [sys.executable, "-I", "-c", f"{_BLOCK}\n{here}\n{code}"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -126,9 +126,12 @@ def test_parameters_are_the_same_on_any_number_of_devices(updated, count):
 
 
 @pytest.mark.parametrize(("count", "share"), [pytest.param(2, 0.7, marks=pytest.mark.slow), (8, 0.35)])
-def test_work_is_split_not_repeated(updated, count, share):
+def test_work_is_split_not_repeated(updated, tiny_dataset, count, share):
     _, _, alone = updated(1)
-    assert alone < 0.95 * updated(PADDED)[2]
+    lengths, most = tiny_dataset.prompt_tokens(), text_length(tiny_dataset.schema.text.length)
+    padding = 1 - lengths.max() / most  # what a room for the longest prompts leaves out of the text tower
+    assert padding > 0.02
+    assert alone < (1 - 0.4 * padding) * updated(PADDED)[2]
     assert updated(count)[2] < share * alone
 
 

@@ -184,7 +184,7 @@ def both(runs: Runs, exported: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 FILES = {
     *("params.safetensors", "score.stablehlo", "ctr.onnx", "vocabulary.parquet", "schema.json", "pieces.npz"),
-    *("tokenizer", "config.json", "encoder.json", "run.json", "result.json"),
+    *("tokenizer", "spelling.py", "config.json", "encoder.json", "run.json", "result.json"),
 }
 
 

@@ -100,7 +100,7 @@ def _parse(path: Path, wanted: Collection[str], form: Form) -> pa.Table:
     try:
         with pa.input_stream(str(path), compression=compression(path)) as stream:
             return pa.csv.read_csv(stream, **options)
-    except (pa.ArrowInvalid, OSError, UnicodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise malformed_csv(path, error, form.encoding) from None
 
 

@@ -337,7 +337,9 @@ def row_groups(parts: Sequence[Part], columns: Collection[str], origin: str) -> 
                 first += rows
     types = []
     for column, found in kinds.items():
-        lists = {pa.types.is_nested(kind): path for kind, path in found.items()}
+        lists: dict[bool, Path] = {}
+        for kind, path in found.items():
+            lists.setdefault(pa.types.is_nested(kind), path)
         if len(lists) > 1:
             raise InputError(
                 f"Column {column!r} holds lists in {lists[True]} and single values in {lists[False]}; write both alike."
