@@ -74,7 +74,7 @@ def by_share(path: Path) -> dict[str, dict[float, list[float]]]:
         match = _ARM.fullmatch(arm)
         assert match, f"{path} has an arm {arm!r}, which is none of a study `labels`"
         model = match["model"] if strategy == "ctr" else f"{strategy}: {match['model']}"
-        found.setdefault(model, {})[float(match["share"])] = [scores.auc for scores in runs.values()]
+        found.setdefault(model, {})[float(match["share"])] = [scores.test_auc for scores in runs.values()]
     return found
 
 
@@ -105,7 +105,7 @@ def draw(paths: Sequence[Path], to: Path) -> None:
         axis.set_title(path.stem.removesuffix("_labels").replace("_", " "))
         axis.set_xlabel("share of the labels")
         axis.grid(alpha=0.3)
-    axis.legend()
+    figure.axes[0].legend()
     figure.axes[0].set_ylabel("test AUC, mean ± std over runs")
     figure.savefig(to, dpi=120)
 
