@@ -29,6 +29,7 @@ import markdown
 import pytest
 
 from alt_jax import cli, cluster, preflight, programs
+from alt_jax.schema import Schema
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -336,6 +337,26 @@ def test_a_tiny_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert 0 < float(capsys.readouterr().out.split("[")[-1].split("]")[0]) < 1
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert {path.name for path in tmp_path.glob("exported/ctr/*")} > {"params.safetensors", "score.stablehlo"}
+
+
+def test_a_config_with_every_kind_of_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`data.md`'s, over a log that has all that it names."""
+    (tmp_path / "every_kind.py").write_text(titles(ROOT / "docs" / "data.md")["every_kind.py"], encoding="utf-8")
+    names = ("user_id", "device", "price", "genres", "item_id", "title", "campaign", "session", "time", "clicked")
+    rows = [
+        (f"u{n % 9}", "phone", n % 7 / 2, "war|noir", f"i{n % 5}", f"Film {n % 5}", n % 3, f"s{n}", n, n * n % 3 % 2)
+        for n in range(200)
+    ]
+    text = "\n".join(",".join(map(str, row)) for row in [names, *rows])
+    (tmp_path / "clicks.csv").write_text(text + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["prepare", "every_kind.py"]) == 0, capsys.readouterr().err
+    schema = Schema.load(tmp_path / "data" / "clicks" / "schema.json")
+    assert {field.kind for field in schema.fields} == {"category", "numeric", "multi", "sequence", "text"}
+    assert cli.run(["inspect", "data/clicks", "--rows", "1"]) == 0
+    assert "device is phone. price is" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.fixture(scope="module")
