@@ -142,7 +142,7 @@ def test_pandas(config, rows):
     assert isinstance(frame, pandas.DataFrame)
     scorer = random_scorer(config, "ctr")
     np.testing.assert_array_equal(scorer.score(frame.sample(frac=1, random_state=0).sort_index()), scorer.score(rows))
-    frame["item"] = [1, "one"] * 25
+    frame["item"] = [1, {"a": 1}] * 25
     with pytest.raises(InputError, match="columns of one kind each"):
         scorer.score(frame)
 
@@ -256,3 +256,20 @@ def test_histories_come_from_a_log(config, rows, tmp_path, monkeypatch):
     liked = [past.get(user, [])[:3] for user in rows["_user"].to_pylist()]
     expected = scorer.score(new.append_column("liked", pa.array(liked, pa.list_(pa.string()))))
     np.testing.assert_array_equal(pq.read_table(tmp_path / "scores.parquet")["score"], expected)
+
+
+def test_columns_of_several_kinds_are_read_value_by_value(config, rows):
+    pandas = pytest.importorskip("pandas")
+    scorer = random_scorer(config, "ctr")
+    mixed = [1, "i2", 3.0, None, True] * (len(rows) // 5 + 1)
+    plain = rows.set_column(
+        rows.column_names.index("item"), "item", pa.array(["1", "i2", "3", "", "true"] * 99)[: len(rows)]
+    )
+    expected = scorer.score(plain)
+    values = rows.to_pydict() | {"item": mixed[: len(rows)]}
+    dicts = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    for several in (values, pandas.DataFrame(values), dicts):
+        np.testing.assert_array_equal(scorer.score(several), expected)
+    frame = pandas.concat([rows.to_pandas(), rows.to_pandas()[["item"]]], axis=1)
+    with pytest.raises(InputError, match="has more than one column 'item'"):
+        scorer.score(frame)

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from alt_jax.data.spelling import text_of
+from alt_jax.data.table_files import require_columns
 from alt_jax.errors import InputError
 
 _SCALARS = str | bool | int | float | None
@@ -32,7 +33,9 @@ def as_table(rows: Any, columns: Mapping[str, str], origin: str) -> pa.Table:
         if isinstance(rows, Mapping):
             return pa.table({name: _column(rows[name]) for name in columns if name in rows})
         if type(rows).__module__.split(".")[0] == "pandas":
-            return pa.Table.from_pandas(rows[[name for name in columns if name in rows]], preserve_index=False)
+            present = [name for name in rows.columns if name in columns]
+            require_columns(present, present, origin)
+            return pa.table({name: _column(rows[name]) for name in present})
         if hasattr(rows, "__arrow_c_stream__"):
             return pa.table(rows)
     except (pa.ArrowException, OverflowError) as error:
@@ -49,7 +52,7 @@ def as_table(rows: Any, columns: Mapping[str, str], origin: str) -> pa.Table:
 def _column(values: Any) -> pa.Array:
     """One column; where its values are of several kinds, each as text."""
     try:
-        return pa.array(values)
+        return pa.array(values, from_pandas=True)
     except pa.ArrowException:
         if not all(isinstance(value, _SCALARS) for value in values):
             raise
