@@ -69,7 +69,8 @@ def fill(rows: pa.Table, log: RawData, config: DataConfig, schema: Schema, origi
             field.column, kind="sequence", of=field.of, slots=field.slots, past="all", outcome=field.outcome
         )
         strings = items.strings
-        found = values.histories(declared, user, time, item, np.pad(label, (0, more)), known, known, len(strings))
+        missing = np.array([not string for string in strings])
+        found = values.histories(declared, user, time, item, np.pad(label, (0, more)), known, known, missing)
         rows = _with(rows, field, found[-more:] if more else found[:0], strings)
     return rows
 

@@ -205,7 +205,8 @@ def of_sequence(
     strings, spelled = [*item.strings, ""], [*titles, ""]
     feature = np.append(item.feature, np.int32(PAD_ID))
     # Every known item, in a history or not, so that `predict` can spell any history of known items
-    known = (feature > item.offset) | (counts > 0)
+    missing = np.array([*(not string for string in item.strings), False])  # of whom no history knows
+    known = ((feature > item.offset) | (counts > 0)) & ~missing
     order = _order(strings, counts, known, np.maximum(known, kept))
     place = np.full(len(strings), -1, np.int32)
     place[order] = np.arange(len(order))
@@ -244,7 +245,7 @@ def histories(
     positive: Bool[np.ndarray, " N"],
     known: Bool[np.ndarray, " N"],
     train: Bool[np.ndarray, " N"],
-    items: int,
+    missing: Bool[np.ndarray, " V"],
 ) -> Int[np.ndarray, "N S"]:
     """What a sequence holds in every row: which of the item's values; -1 behind the last.
 
@@ -256,12 +257,14 @@ def histories(
       positive: Labels.
       known: `alt_jax.data.protocols.Split.known`.
       train: Rows of the training part.
-      items: How many values the item has; an empty history holds this number, which stands for the empty string.
+      missing: Which of the item's values is that of a missing one, which no history holds. An empty history holds how
+        many values there are, a number that stands for the empty string.
     """
     outcome = {"positive": positive, "negative": ~positive, "any": known}[field.outcome]
-    eligible = outcome & known & (train if field.past == "train" else True) & (user >= 0)
+    there = (user >= 0) & (item >= 0) & ~np.append(missing, True)[item]
+    eligible = outcome & known & (train if field.past == "train" else True) & there
     found = fields.history(user, time, item, eligible, field.slots)
-    found[found[:, 0] < 0, 0] = items
+    found[found[:, 0] < 0, 0] = len(missing)
     return found
 
 

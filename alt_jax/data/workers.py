@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int, UInt8
 
@@ -256,8 +257,9 @@ def histories(element: Any, job: Job) -> Iterator[Any]:
     known, train = column["label"] != UNLABELLED, job.train(column["destination"])
     found = []
     for _, field in job.sequences:
-        item, items = column[f"item {field.of}"], len(_strings(job.shared, job.number(field.of)))
-        found.append(values.histories(field, user, column["time"], item, column["label"] == 1, known, train, items))
+        item = column[f"item {field.of}"]
+        missing = np.asarray(pc.equal(_strings(job.shared, job.number(field.of)), ""))
+        found.append(values.histories(field, user, column["time"], item, column["label"] == 1, known, train, missing))
     codes = np.concatenate(found, axis=1)
     for shard, chosen, position in job.by_shard(column["destination"]):
         yield shard, (position, codes[chosen])

@@ -105,3 +105,12 @@ def test_rows_without_a_user_are_negatives_of_each_other(tmp_path: Path):
     same = apart[:, None] == apart[None]
     expected = (user[:, None] == user[None]) & (user != "")[:, None] | np.eye(64, dtype=bool)
     np.testing.assert_array_equal(same, expected)
+
+
+def test_no_history_holds_a_missing_item(tmp_path: Path):
+    dataset = prepared(tmp_path, (HISTORY,), protocol="time", timestamp="at")
+    histories = [history for split in ("train", "valid", "test") for history in strings(dataset, split, "before")]
+    assert all(history == [""] or "" not in history for history in histories)
+    vocabulary = dataset.vocabulary()
+    own = [value for f, value in zip(vocabulary.field, vocabulary.value, strict=True) if f == 2]
+    assert len(own) == len(set(own))  # the empty history is the one empty string
