@@ -45,7 +45,7 @@ def report(
     for field, found in zip(schema.fields, fields, strict=True):
         seen = int((found.counts > 0).sum())
         rare = f", {seen - found.known:,} rare" if seen > found.known else ""
-        kind = "" if field.kind == "category" else f"  ({_kind(field)})"
+        kind = f"  ({said})" if (said := _kind(field)) else ""
         unseen = f"{len(found.counts) - seen:,} in valid/test only{rare}{kind}"
         console.log(f"  {field.name:<20}{found.known:>9,} in training, {unseen}")
         if found.cut:
@@ -72,11 +72,15 @@ def cut_line(schema: Schema) -> str:
 
 
 def _kind(field: Field) -> str:
-    """What a field is, where it is not a category."""
+    """What a field is, where it is not a category in the prompt."""
+    if not field.is_input:
+        return "no input: it groups rows"
     details = {
+        "category": "",
         "numeric": f"{field.size - 1} bins",
         "multi": f"up to {field.slots} values",
         "sequence": f"up to {field.slots} items",
         "text": "no feature ids",
     }
-    return f"{field.kind}, {details[field.kind]}"
+    said = [*([field.kind] if field.kind != "category" else []), details[field.kind]]
+    return ", ".join(part for part in (*said, "" if field.in_prompt else "not in the prompt") if part)
