@@ -15,8 +15,8 @@ that starts from random weights. `--text.model FOLDER` takes a real one.
 
 What to expect: `prepare` takes about 10 seconds for a third of the ratings, and says how many were kept without their
 book. The recipe is that of `configs/movielens_100k.py`, and what is not set here is fitted to the number of labels
-(`alt_jax/recipe.py`). With 5 % of the labels the pretraining is worth 0.055 test AUC (0.736 and 0.791, one seed), with
-all of them nothing yet seen: docs/results.md, whose appendix has what came out under an older recipe.
+(`alt_jax/recipe.py`). With 5 % of the labels the pretraining is worth 0.057 test AUC (0.736 and 0.793, three seeds),
+with all of them nothing yet seen: docs/results.md, whose appendix has what came out under an older recipe.
 """
 
 from typing import Any
