@@ -87,7 +87,10 @@ def predict(
     made = {field.column for field in schema.fields if field.kind == "sequence" and history}
     wanted = {**schema.columns_of(run_files.read_origin(model).strategy), **dict.fromkeys(keep, "")}
     wanted = {column: clause for column, clause in wanted.items() if column not in made}
-    headers.check_columns(rows, wanted, run_files.read_config(model).data.csv)
+    config = run_files.read_config(model).data
+    headers.check_columns(rows, wanted, config.csv)
+    if history not in ("", "dataset") and config.source == "table":
+        headers.check_columns(Path(history), declared.own_columns(config), config.csv)
 
 
 def export(folder: Path, out: Path, data: Sequence[str]) -> None:

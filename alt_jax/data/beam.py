@@ -208,7 +208,7 @@ class Beam(Engine):
         if timed:
             columns |= {column: None for column in (raw.user, *(f.spelled for f in raw.fields)) if column}
         if isinstance(raw.table, Columns) and raw.table.parts:
-            groups, schema = row_groups(raw.table.parts, list(columns), raw.origin)
+            groups, schema = row_groups(raw.table.parts, list(columns))
             chunks = [Chunk(number, group.first, group) for number, group in enumerate(groups)]
             sizes = [group.rows for group in groups]
             if storage.is_url(self._job.shared):

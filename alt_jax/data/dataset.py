@@ -398,7 +398,8 @@ class Encoder:
         """
         feature, number = np.full(len(strings), field.offset, np.int32), np.zeros(len(strings), np.float32)
         if field.numeric is not None:
-            numbers, number = fields.standardised_numbers(field.numeric, strings, field.column, origin)
+            numbers = fields.parse_numbers(strings, field.column, origin)
+            number = fields.scaled(field.numeric, numbers, strings, field.column, origin)
             feature = field.offset + fields.bin_of(field.numeric, numbers)
         elif field.kind == "text":
             feature[:] = PAD_ID

@@ -84,25 +84,28 @@ def _refused(string: str, column: str, origin: str) -> InputError:
     )
 
 
-def standardised_numbers(
-    numeric: Numeric, strings: list[str], column: str, origin: str | Callable[[int], str]
-) -> tuple[Float[np.ndarray, " V"], Float[np.ndarray, " V"]]:
-    """The strings as numbers, and standardised as models take them; see `parse_numbers` and `standardised`.
+def scaled(
+    numeric: Numeric,
+    numbers: Float[np.ndarray, " V"],
+    strings: list[str],
+    column: str,
+    origin: str | Callable[[int], str],
+) -> Float[np.ndarray, " V"]:
+    """`standardised` numbers, of the strings and from the place that a message names; see `parse_numbers`.
 
     Raises:
-      InputError: As `parse_numbers`, or one is too far from those of the training part to be told in float32.
+      InputError: One is too far from those of the training part to be told in float32.
     """
-    numbers = parse_numbers(strings, column, origin)
     with np.errstate(over="ignore"):
-        scaled = standardised(numeric, numbers)
-    if not np.isfinite(scaled).all():
-        i = int((~np.isfinite(scaled)).argmax())
+        found = standardised(numeric, numbers)
+    if not np.isfinite(found).all():
+        i = int((~np.isfinite(found)).argmax())
         raise InputError(
             f"Numeric field {column!r} of {origin if isinstance(origin, str) else origin(i)} holds "
             f"{shortened(repr(strings[i]))}, too far from the training part's mean {numeric.mean:g} and standard "
             f"deviation {numeric.std:g} to be told in float32; correct it or leave it empty."
         )
-    return numbers, scaled
+    return found
 
 
 def fit_numeric(numbers: Float[np.ndarray, " V"], counts: Int[np.ndarray, " V"], bins: int) -> Numeric:

@@ -71,7 +71,8 @@ def form_of(path: Path, config: CSVConfig, wanted: Collection[str]) -> Form:
     if config.separator:
         return Form(config.separator, quote, config.encoding)
     likely = SEPARATORS[plain_suffix(path)]
-    forms = [Form(separator, quote, config.encoding) for separator in (likely, *(NAMES.keys() - {likely}))]
+    # In one order: of two that would do, every run takes the same.
+    forms = [Form(separator, quote, config.encoding) for separator in dict.fromkeys((likely, *NAMES))]
     return next((form for form in forms if set(wanted) <= set(csv_columns(path, form))), forms[0])
 
 
@@ -81,9 +82,9 @@ def csv_columns(path: Path, form: Form) -> list[str]:
     Raises:
       InputError: It has none, or is not of that encoding.
     """
-    quoting: dict[str, Any] = {"quotechar": form.quote} if form.quote else {"quoting": csv.QUOTE_NONE}
     import pyarrow as pa
 
+    quoting: dict[str, Any] = {"quotechar": form.quote} if form.quote else {"quoting": csv.QUOTE_NONE}
     try:
         with csv_text(path, form.encoding) as lines:
             return next(row for row in csv.reader(lines, delimiter=form.separator, **quoting) if row)

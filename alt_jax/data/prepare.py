@@ -66,8 +66,10 @@ def prepare(
     protocol = protocols.get(config.data.protocol)
     where, to = config.data.raw or ("memory" if table is not None else "its download"), target.name
     console.log(f"prepare · {config.data.source} · {where} → {to}", stage="prepare", raw=config.data.raw, data=to)
-    columns = dict.fromkeys(own_columns(config.data), "")
-    raw = sources.load(config.data, None if table is None else as_table(table, columns, "the table"))
+    raw = sources.load(
+        config.data,
+        None if table is None else as_table(table, dict.fromkeys(own_columns(config.data), ""), "the table"),
+    )
     split = protocols.apply(protocol, raw, config.data.positive_above)
     raw = aggregates.resolve(protocol, raw, split, named=[field.column for field in config.data.fields])
     names = tuple(f.name for f in raw.fields)

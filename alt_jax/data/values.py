@@ -5,7 +5,7 @@ What is decided here depends on counts alone, so that whoever counts, on one mac
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +39,7 @@ class Tally(NamedTuple):
     kept: Int[np.ndarray, " V"]
     slots: int
     cut: int = 0
-    type: str = ""
+    type: spelling.Type | Literal[""] = ""
 
 
 class Values(NamedTuple):
@@ -154,7 +154,7 @@ def of_column(field: FieldConfig, tally: Tally, offset: int, min_count: int, ori
         numbers = fields.parse_numbers(strings, field.column, origin)
         numeric = fields.fit_numeric(numbers, counts, field.bins)
         feature, size = offset + fields.bin_of(numeric, numbers), 2 + len(numeric.edges)
-        _, number = fields.standardised_numbers(numeric, strings, field.column, origin)
+        number = fields.scaled(numeric, numbers, strings, field.column, origin)
     elif field.kind == "text":
         feature, size = np.full(len(strings), PAD_ID), 0
     else:
@@ -168,9 +168,9 @@ def _typed(field: FieldConfig, tally: Tally) -> tuple[Tally, spelling.Type]:
     """The tally in the spelling of what its values are, and what that is."""
     if field.kind == "numeric":
         return tally, "number"
-    declared: spelling.Type | str = field.type or tally.type
+    declared = field.type or tally.type
     if field.hash_buckets:  # whose strings are numbers of buckets by now
-        return tally, declared or "string"  # type: ignore[return-value]
+        return tally, declared or "string"
     own = np.flatnonzero(tally.kept > 0)
     kind = declared or spelling.type_of([tally.strings[i] for i in own])
     merged = spelling.as_type(Spelled(tally.strings, np.arange(len(tally.strings))[:, None]), kind)
@@ -180,7 +180,7 @@ def _typed(field: FieldConfig, tally: Tally) -> tuple[Tally, spelling.Type]:
             for part in (tally.counts, tally.kept)
         )
         tally = tally._replace(strings=merged.strings, counts=counts, kept=kept)
-    return tally, kind  # type: ignore[return-value]
+    return tally, kind
 
 
 def of_sequence(

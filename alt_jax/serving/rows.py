@@ -183,7 +183,8 @@ def _number(value: Any, field: Field) -> list[str]:
     spelled = _scalar(value)
     assert field.numeric is not None
     try:
-        fields.standardised_numbers(field.numeric, [spelled], field.column, "the row")
+        number = fields.parse_numbers([spelled], field.column, "the row")
+        fields.scaled(field.numeric, number, [spelled], field.column, "the row")
     except InputError:
         if _NUMBER.fullmatch(spelled):
             raise PydanticCustomError("size", "is too large a number") from None

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from alt_jax.config import Config, DataConfig, FieldConfig, TextConfig
 from alt_jax.data import spelling
+from alt_jax.data.beam import engine
 from alt_jax.data.dataset import Dataset, Encoder
 from alt_jax.data.frames import as_table
 from alt_jax.data.online import OnlineEncoder
@@ -267,6 +268,7 @@ def test_a_table_prepares_to_the_same_dataset_from_whatever_holds_it(
     frames = {"arrow": whole, "pandas": whole.to_pandas(), "polars": pl.from_arrow(whole), "dicts": whole.to_pylist()}
     found = {name: prepare(config(tmp_path / name, path)) for name, path in paths.items() if name != "plain.parquet"}
     found |= {name: prepare(config(tmp_path / f"of {name}"), table=frame) for name, frame in frames.items()}
+    found["parts, by Beam"] = prepare(config(tmp_path / "beam", paths["parts"]), engine("", []))
     for name, other in found.items():
         assert (other.schema.data_hash, other.schema.vocabulary_hash, other.schema.fingerprint) == expected, name
     assert {field.column: field.type for field in dataset.schema.fields} == {

@@ -1,6 +1,7 @@
 """Files of tables as people have them: separators, quotes, encodings, compression, parts, folders, and what is none."""
 
 import bz2
+import dataclasses
 import gzip
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alt_jax.config import CSVConfig
+from alt_jax.config import CSVConfig, DataConfig, FieldConfig
 from alt_jax.data import headers, table_files
 from alt_jax.data.sources import table
 from alt_jax.errors import InputError
@@ -16,7 +17,7 @@ from alt_jax.errors import InputError
 ROWS = [{"id": "7", "title": "Heat; or, 5"}, {"id": "8", "title": 'The "Big" One'}]
 
 
-def read(path: Path, csv: CSVConfig = CSVConfig()) -> tuple[list[dict[str, str]], list[str]]:  # noqa: B008
+def read(path: Path, csv: CSVConfig = CSVConfig()) -> tuple[list[dict[str, str]], list[str]]:
     notices: list[str] = []
     headers.check_columns(path, ["id", "title"], csv)
     found = table.read(path, ["id", "title"], encoded=True, csv=csv, notices=notices)
@@ -59,6 +60,17 @@ def test_decimal_commas(tmp_path: Path):
     assert rows == [{"id": "7.25", "title": "a, b"}, {"id": "-1.5", "title": "1,2,3"}]
 
 
+def test_what_no_csv_has_is_refused(tmp_path: Path):
+    """A value that nobody reads would be a silent mistake."""
+    rows = pa.table({"id": ["a", "b"], "label": [0, 1]})
+    pq.write_table(rows, tmp_path / "t.parquet")
+    config = DataConfig(raw=str(tmp_path / "t.parquet"), fields=(FieldConfig("id"),), csv=CSVConfig(decimal=","))
+    with pytest.raises(InputError, match=r"data.csv says how CSV files are read, but .*t\.parquet is none"):
+        table.load(config)
+    with pytest.raises(InputError, match=r"but the rows are in memory; leave it out"):
+        table.load(dataclasses.replace(config, raw=""), rows)
+
+
 def test_a_stray_quote_swallows_no_row(tmp_path: Path):
     """Every line is a row, whatever quotes stand at the beginning of values."""
     lines = [f"{n}\t{chr(34) if n in (20, 60) else ''}film {n}" for n in range(100)]
@@ -96,7 +108,7 @@ def test_parts_in_folders_patterns_and_what_lies_beside_them(tmp_path: Path):
     assert found["dt"] == ["2026-09-01"] * 2 + ["2026-09-02"] * 2 + [""] * 2
     assert set(found["country"]) == {"Côte"}
     files = table_files.find(tmp_path / "log")
-    groups, schema = table.row_groups(files.parts, columns, "log")
+    groups, schema = table.row_groups(files.parts, columns)
     assert [table.read_group(group, schema).to_pydict()["id"] for group in groups] == [[10, 11], [0, 1], [20, 21]]
     some = table.read(tmp_path / "log" / "dt=2026-*" / "*" / "*.parquet", ["id"])
     assert some["id"].to_pylist() == [10, 11, 0, 1]
@@ -128,12 +140,12 @@ def test_parts_of_different_types_keep_every_value(tmp_path: Path):
         )
     expected = [str(big), "", "0.5", "3", str(2**64 - 1), "007", ""]
     assert table.read(tmp_path / "t", ["id"], encoded=True)["id"].to_pylist() == expected
-    groups, schema = table.row_groups(table_files.find(tmp_path / "t").parts, ["id", "tags"], "t")
+    groups, schema = table.row_groups(table_files.find(tmp_path / "t").parts, ["id", "tags"])
     found = [value for group in groups for value in table.read_group(group, schema)["id"].to_pylist()]
     assert found == expected
     pq.write_table(pa.table({"id": [1], "tags": ["1"]}), tmp_path / "t" / "5.parquet")
     parts = table_files.find(tmp_path / "t").parts
-    for reading in (lambda: table.read(tmp_path / "t", ["tags"]), lambda: table.row_groups(parts, ["tags"], "t")):
+    for reading in (lambda: table.read(tmp_path / "t", ["tags"]), lambda: table.row_groups(parts, ["tags"])):
         with pytest.raises(InputError, match=r"'tags' holds lists in .*parquet and single values in .*5.parquet"):
             reading()
 

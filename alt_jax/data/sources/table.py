@@ -100,6 +100,9 @@ def load(config: DataConfig, frame: pa.Table | None = None) -> RawData:
 def _tables(config: DataConfig, frame: pa.Table | None, notices: list[str]) -> list[_Rows]:
     """The rows that a config names, those without a label last."""
     columns = own_columns(config)
+    if config.csv != CSVConfig() and (frame is not None or find(Path(config.raw)).kind != "csv"):
+        what = "the rows are in memory" if frame is not None else f"{config.raw} is none"
+        raise InputError(f"data.csv says how CSV files are read, but {what}; leave it out.")
     if frame is None:
         first = _Rows(config.raw, _open(Path(config.raw), columns, config.csv, notices))
     else:
@@ -212,7 +215,7 @@ def _open(path: Path, columns: Sequence[str], csv: CSVConfig, notices: list[str]
     """Parquet columns are read when asked for; other files, whose columns lie interleaved, are read at once."""
     files = find(path)
     if files.kind != "parquet":
-        return _read_text(files, columns, str(path), csv, notices)
+        return _read_text(files, columns, csv, notices)
     rows = 0
     for part in files.parts:
         with _parquet(part, columns, encoded=False) as file:
@@ -229,7 +232,7 @@ def read(
     columns: Collection[str],
     *,
     encoded: bool = False,
-    csv: CSVConfig = CSVConfig(),  # noqa: B008 - frozen
+    csv: CSVConfig = CSVConfig(),
     notices: list[str] | None = None,
 ) -> pa.Table:
     """Reads columns of a table.
@@ -246,7 +249,7 @@ def read(
     """
     files = find(path)
     if files.kind != "parquet":
-        return _read_text(files, columns, str(path), csv, notices if notices is not None else [])
+        return _read_text(files, columns, csv, notices if notices is not None else [])
     tables = []
     for part in files.parts:
         with _parquet(part, columns, encoded) as file:
@@ -255,7 +258,7 @@ def read(
     return _below(tables, columns)
 
 
-def _read_text(files: Files, columns: Collection[str], origin: str, csv: CSVConfig, notices: list[str]) -> pa.Table:
+def _read_text(files: Files, columns: Collection[str], csv: CSVConfig, notices: list[str]) -> pa.Table:
     tables = []
     for part in files.parts:
         clauses = columns if isinstance(columns, Mapping) else dict.fromkeys(columns, "")
@@ -316,7 +319,7 @@ class RowGroup(NamedTuple):
     rows: int
 
 
-def row_groups(parts: Sequence[Part], columns: Collection[str], origin: str) -> tuple[list[RowGroup], pa.Schema]:
+def row_groups(parts: Sequence[Part], columns: Collection[str]) -> tuple[list[RowGroup], pa.Schema]:
     """The row groups of Parquet files, and the types that the columns have in all of them: text, where they differ.
 
     Raises:
@@ -483,7 +486,7 @@ def times(column: pa.ChunkedArray, name: str, path: str, notices: list[str] | No
     whole = np.asarray(numbers.cast(pa.int64()))
     if numbers.type.unit == "ns":
         cut = int((whole % 1000 != 0).sum())
-        if notices is not None:
+        if cut and notices is not None:
             notices.append(
                 f"{cut:,} times in column {name!r} of {path} have nanoseconds; they are cut to microseconds."
             )
